@@ -1,0 +1,42 @@
+# Everything a user types: `make study`, `make test`. Each sets up its own environment in .venv first.
+PYTHON ?= python3
+STUDY ?= quick
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+# Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: env study test lint lab bench clean
+.DELETE_ON_ERROR:
+
+study: env
+	$(BIN)/python run_all.py $(STUDY)
+
+env: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or newer (Debian: apt install python3 python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 env" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+test: env
+	$(BIN)/pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: env
+	$(BIN)/jupyter lab --ip=localhost --notebook-dir=. notebooks/01_data_exploration.ipynb
+
+bench: env
+	$(BIN)/python -m benchmarks
+
+clean:  # leaves runs/ alone: results are dear
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

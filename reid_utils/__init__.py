@@ -1,0 +1,1 @@
+"""Utilities of the player re-identification study: data, learning, ranking, study, views."""

@@ -1,0 +1,1 @@
+"""Synergy-layout data sets: rendering, download, manifest, decoding, augmentation, batches."""

@@ -1,0 +1,1 @@
+"""Encoders, losses, the training loop and feature extraction."""

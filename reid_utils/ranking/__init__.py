@@ -1,0 +1,1 @@
+"""Distances, re-ranking, fusion, metrics, statistics and the submission file."""

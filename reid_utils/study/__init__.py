@@ -1,0 +1,1 @@
+"""Run a study: plan the graph, execute its notebooks, gather its results."""
