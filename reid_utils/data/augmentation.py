@@ -1,0 +1,119 @@
+"""Augmentations of Table 1: every random number of an image comes from that image's own generator.
+
+An augmentation is named by its parts joined with "+", for example "erasing+sharpen"; "none" is the empty one.
+Parts work on (height, width, 3) uint8 crops, except erasing, which blanks a box of the normalised image.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+PARTS = ("flip", "jitter", "sharpen", "cutout", "erasing")
+
+
+def parse_augmentation(name):
+    """Parts of an augmentation's name, a frozenset; raises ValueError naming an unknown part."""
+    parts = [] if name in ("none", "") else name.split("+")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"augmentation {name!r}: unknown part {part!r}; known: none, {', '.join(PARTS)}")
+    return frozenset(parts)
+
+
+def draw_sharpen(rng):
+    """(alpha, lightness) of a sharpening, or None: p 0.5, alpha 0.2–0.5, lightness 0.5–1.0 (albumentations)."""
+    apply, alpha, lightness = rng.random(), rng.uniform(0.2, 0.5), rng.uniform(0.5, 1.0)
+    return (alpha, lightness) if apply < 0.5 else None
+
+
+def sharpen(image, alpha, lightness):
+    """Blend a uint8 image with its 3×3 sharpened self; alpha is the share of the sharpened one."""
+    kernel = np.full((3, 3), -alpha, np.float32)
+    kernel[1, 1] = (1 - alpha) + alpha * (8 + lightness)
+    return cv2.filter2D(image, -1, kernel)
+
+
+def draw_jitter(rng):
+    """Brightness, contrast, saturation factors, hue shift (turns) and their order, or None: p 0.5, all 0.2."""
+    apply, factors = rng.random(), rng.uniform(0.8, 1.2, 3)
+    hue, order = rng.uniform(-0.2, 0.2), rng.permutation(4)
+    return (*factors, hue, order) if apply < 0.5 else None
+
+
+def jitter(image, brightness, contrast, saturation, hue, order):
+    """Colour jitter of a uint8 image by torchvision's functions, in the given order of the four."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    steps = (
+        lambda x: functional.adjust_brightness(x, brightness),
+        lambda x: functional.adjust_contrast(x, contrast),
+        lambda x: functional.adjust_saturation(x, saturation),
+        lambda x: functional.adjust_hue(x, hue),
+    )
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for k in order:
+        pixels = steps[k](pixels)
+    return pixels.numpy().transpose(1, 2, 0)
+
+
+def draw_cutout(rng, height, width, size=16):
+    """(top, bottom, left, right) of one hole of size × size pixels cut by the border, or None: p 0.5."""
+    apply, row, column = rng.random(), rng.integers(height), rng.integers(width)
+    if apply >= 0.5:
+        return None
+    top, left = max(0, row - size // 2), max(0, column - size // 2)
+    return top, min(height, row + size // 2), left, min(width, column + size // 2)
+
+
+def draw_erasing(rng, height, width):
+    """(top, bottom, left, right) of an erased box, or None: p 0.5, area 0.02–0.33, ratio 0.3–3.3.
+
+    Source: torchvision's RandomErasing, which gives up after ten boxes that do not fit.
+    """
+    if rng.random() >= 0.5:
+        return None
+    for _ in range(10):
+        area = height * width * rng.uniform(0.02, 0.33)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+        box_height, box_width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if box_height < height and box_width < width:
+            top = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            return top, top + box_height, left, left + box_width
+    return None
+
+
+def augment(image, parts, rng, flip=False):
+    """Augment one crop.
+
+    `image` (h, w, 3) uint8 is left as it is; `parts` from `parse_augmentation`; `flip` is decided by the caller, since
+    the images of a pair flip together. Returns the uint8 image and the box to erase after normalisation (or None).
+    """
+    height, width = image.shape[:2]
+    if flip:
+        image = np.ascontiguousarray(image[:, ::-1])
+    if "jitter" in parts and (drawn := draw_jitter(rng)):
+        image = jitter(image, *drawn)
+    if "sharpen" in parts and (drawn := draw_sharpen(rng)):
+        image = sharpen(image, *drawn)
+    if "cutout" in parts and (hole := draw_cutout(rng, height, width)):
+        image = image.copy()
+        image[hole[0] : hole[1], hole[2] : hole[3]] = 0
+    box = draw_erasing(rng, height, width) if "erasing" in parts else None
+    return image, box
+
+
+def normalise(images, mean, std, boxes=()):
+    """(N, h, w, 3) uint8 -> (N, 3, h, w) float32 tensor, (x / 255 − mean) / std; boxes, one an image, become 0."""
+    import torch
+
+    mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+    std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32)
+    pixels = pixels.mul_(1 / (255 * std)).sub_(mean / std)
+    for i, box in enumerate(boxes):
+        if box is not None:
+            pixels[i, :, box[0] : box[1], box[2] : box[3]] = 0
+    return pixels

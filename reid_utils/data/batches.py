@@ -1,0 +1,108 @@
+"""Which images meet in a batch, and the batch itself; everything follows from (seed, epoch, image)."""
+
+import numpy as np
+
+from reid_utils.data.augmentation import augment, normalise, parse_augmentation
+
+# Keeps the generators of the order and of the images apart.
+_ORDER, _IMAGE = 1, 2
+
+
+def unique_player_batches(players, batch_pairs, seed, epoch):
+    """Batches of query images in which no player occurs twice, in a fresh order each epoch.
+
+    `players` (N,) int, one an image. Returns an (n_batches, batch_pairs) int64 array of image indices: as many full
+    batches as the rule allows, no image twice. Raises ValueError with fewer players than `batch_pairs`.
+    Source: the published code's sampler (every training image a query once an epoch, last batch dropped).
+    """
+    rng = np.random.default_rng([_ORDER, seed, epoch])
+    names, inverse = np.unique(players, return_inverse=True)
+    if len(names) < batch_pairs:
+        raise ValueError(f"batch_pairs is {batch_pairs} but there are {len(names)} training players; lower batch_pairs")
+    pools = [rng.permutation(np.flatnonzero(inverse == p)) for p in range(len(names))]
+    left = np.array([len(pool) for pool in pools])
+    n_batches = _most_full_batches(left, batch_pairs)
+    left = _drop_surplus(np.minimum(left, n_batches), n_batches * batch_pairs, rng)
+    batches = np.empty((n_batches, batch_pairs), np.int64)
+    for b in range(n_batches):
+        chosen = _draw_players(left, batch_pairs, must=left == n_batches - b, rng=rng)
+        left[chosen] -= 1
+        batches[b] = [pools[p][left[p]] for p in chosen]
+    return batches
+
+
+def _most_full_batches(counts, batch_pairs):
+    # B batches can be filled exactly when the players, giving at most B images each, have B · batch_pairs images.
+    candidates = np.arange(counts.sum() // batch_pairs + 1)
+    supply = np.minimum(counts[None, :], candidates[:, None]).sum(axis=1)
+    return int(candidates[supply >= candidates * batch_pairs].max())
+
+
+def _drop_surplus(counts, wanted, rng):
+    owners = np.repeat(np.arange(len(counts)), counts)
+    kept = rng.permutation(owners)[:wanted]
+    return np.bincount(kept, minlength=len(counts))
+
+
+def _draw_players(left, size, must, rng):
+    # Weighted by what is left of each player; those that need a place in every remaining batch come first.
+    keys = np.where(left > 0, rng.random(len(left)) ** (1 / np.maximum(left, 1)), -1.0)
+    keys[must & (left > 0)] = 2.0
+    return np.argsort(-keys, kind="stable")[:size]
+
+
+def pk_batches(players, n_players, n_images, seed, epoch):
+    """Batches of `n_players` players with `n_images` images each, for the triplet loss.
+
+    Returns an (n_batches, n_players · n_images) int64 array; a player with too few images repeats some. An epoch visits
+    about as many images as there are. Raises ValueError with fewer players than `n_players`.
+    """
+    rng = np.random.default_rng([_ORDER, seed, epoch])
+    names, inverse = np.unique(players, return_inverse=True)
+    if len(names) < n_players:
+        raise ValueError(f"triplet batches need {n_players} players but there are {len(names)}; lower n_players")
+    members = [np.flatnonzero(inverse == p) for p in range(len(names))]
+    n_batches = max(1, len(players) // (n_players * n_images))
+    batches = np.empty((n_batches, n_players * n_images), np.int64)
+    for b in range(n_batches):
+        drawn = []
+        for p in rng.choice(len(names), n_players, replace=False):
+            drawn.extend(rng.choice(members[p], n_images, replace=len(members[p]) < n_images))
+        batches[b] = drawn
+    return batches
+
+
+class EpochBatches:
+    """The batches of one epoch, as a map-style data set: item b is (images, player labels) of batch b.
+
+    `images` (N, h, w, 3) uint8, `labels` (N,) int64. With `pairs` an item holds the queries, then their partners in
+    the same order; without, the images of `batches` alone. Every draw follows from (seed, epoch, image index), so any
+    number of workers gives the same tensors.
+    """
+
+    def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True):
+        self.images, self.labels, self.batches = images, np.asarray(labels), batches
+        self.seed, self.epoch, self.pairs = seed, epoch, pairs
+        self.parts, self.mean, self.std = parse_augmentation(augmentation), mean, std
+        self.members = {p: np.flatnonzero(self.labels == p) for p in np.unique(self.labels)}
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, b):
+        import torch
+
+        drawn = [self._draw(int(i)) for i in self.batches[b]]
+        sides = range(2 if self.pairs else 1)
+        images = np.stack([item[side][0] for side in sides for item in drawn])
+        boxes = [item[side][1] for side in sides for item in drawn]
+        labels = np.tile(self.labels[self.batches[b]], len(sides))
+        return normalise(images, self.mean, self.std, boxes), torch.from_numpy(labels)
+
+    def _draw(self, index):
+        rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index])
+        others = self.members[self.labels[index]]
+        partner = others[(np.searchsorted(others, index) + 1 + rng.integers(max(1, len(others) - 1))) % len(others)]
+        flip = "flip" in self.parts and rng.random() < 0.5
+        members = (index, partner) if self.pairs else (index,)
+        return [augment(self.images[i], self.parts, rng, flip) for i in members]

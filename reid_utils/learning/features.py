@@ -1,0 +1,54 @@
+"""Extract features and keep them in files that notebooks 03–05 and other people's code can read."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reid_utils.data.augmentation import normalise
+
+
+def extract_features(encoder, images, batch_size=128, flip=False):
+    """Unit-length features of letterboxed images, without augmentation.
+
+    images (N, h, w, 3) uint8 -> (N, d) float32, computed in evaluation mode on the encoder's device; `flip` averages
+    with the mirrored image (off in the paper). The encoder's mode is left as it was.
+    """
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = normalise(images[start : start + batch_size], encoder.mean, encoder.std).to(device)
+            features = encoder(batch)
+            if flip:
+                features = torch.nn.functional.normalize(features + encoder(batch.flip(3)), dim=1)
+            rows.append(features.cpu())
+    encoder.train(was_training)
+    return torch.cat(rows).numpy()
+
+
+def save_features(path, manifest, features, weights_file=None):
+    """Write the features of one split as npz without pickles, atomically.
+
+    `manifest`: the split's rows (roles query and gallery) in the order of `features` (N, d). Keys of the file: query,
+    gallery (float32), {query,gallery}_{players,cameras} (int64), {query,gallery}_images (text), weights_sha256 (text).
+    """
+    arrays = {"weights_sha256": np.array(_file_hash(weights_file) if weights_file else "")}
+    for role in ("query", "gallery"):
+        rows = (manifest["role"] == role).to_numpy()
+        arrays[role] = features[rows].astype(np.float32)
+        arrays[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
+        arrays[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
+        arrays[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
+    path = Path(path)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    part.replace(path)
+
+
+def _file_hash(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,87 @@
+"""Losses on unit-length features: symmetric InfoNCE, the ID loss and batch-hard triplet."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+def info_nce(query, gallery, logit_scale, label_smoothing=0.1):
+    """Symmetric InfoNCE of n pairs: each query must find its partner among the n gallery images, and the reverse.
+
+    query, gallery: (n, d) float32 of unit length, row i of both the same player; logit_scale: scalar tensor, the log of
+    the inverse temperature, not clipped. Returns a scalar. Source: paper, section 3 (CLIP's loss, both sides images).
+    """
+    logits = logit_scale.exp() * query @ gallery.T
+    target = torch.arange(len(query), device=query.device)
+    forth = functional.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    back = functional.cross_entropy(logits.T, target, label_smoothing=label_smoothing)
+    return (forth + back) / 2
+
+
+def id_loss(features, labels, centres, logit_scale, label_smoothing=0.1):
+    """Cross-entropy over the training players, logits being scaled cosines to one learnt centre a player.
+
+    features (n, d) of unit length, labels (n,) int64 in 0…P−1, centres (P, d). Returns a scalar. The paper compares
+    with an ID loss that was not published; this one uses the same features and the same learnable scale as InfoNCE.
+    """
+    logits = logit_scale.exp() * features @ functional.normalize(centres, dim=1).T
+    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def triplet_loss(features, labels, margin=0.3):
+    """Batch-hard triplet: for each image the farthest of its player against the nearest of the others.
+
+    features (n, d) of unit length, labels (n,). Euclidean distance; hinge with `margin`. Returns a scalar.
+    Raises ValueError when a batch lacks positives or negatives.
+    """
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    if not ((same & ~itself).any(dim=1) & (~same).any(dim=1)).all():
+        raise ValueError("triplet loss: every image needs another of its player and one of another player")
+    squared = (2 - 2 * features @ features.T).clamp(min=1e-12)
+    distances = squared.sqrt()
+    farthest = distances.masked_fill(~same | itself, -1).amax(dim=1)
+    nearest = distances.masked_fill(same, math.inf).amin(dim=1)
+    return functional.relu(farthest - nearest + margin).mean()
+
+
+class Objective(nn.Module):
+    """A weighted sum of losses with what they learn: the logit scale, and the players' centres for the ID loss.
+
+    `loss` names the sum: "infonce", "id", "triplet", or e.g. "infonce+id" and "infonce+0.5*triplet".
+    """
+
+    def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3):
+        super().__init__()
+        self.weights = parse_loss(loss)
+        self.label_smoothing, self.margin = label_smoothing, margin
+        if self.weights.keys() & {"infonce", "id"}:
+            self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        if "id" in self.weights:
+            self.centres = nn.Parameter(torch.empty(n_players, dim))
+            nn.init.normal_(self.centres, std=0.02)
+
+    def forward(self, features, labels):
+        """Loss of a batch; with InfoNCE the first half of `features` are queries, the second their partners."""
+        half = len(features) // 2
+        terms = {
+            "infonce": lambda: info_nce(features[:half], features[half:], self.logit_scale, self.label_smoothing),
+            "id": lambda: id_loss(features, labels, self.centres, self.logit_scale, self.label_smoothing),
+            "triplet": lambda: triplet_loss(features, labels, self.margin),
+        }
+        return sum(weight * terms[name]() for name, weight in self.weights.items())
+
+
+def parse_loss(loss):
+    """{"infonce": 1.0, "triplet": 0.5} of "infonce+0.5*triplet"; raises ValueError naming an unknown term."""
+    weights = {}
+    for term in loss.split("+"):
+        factor, _, name = term.rpartition("*")
+        if name not in ("infonce", "id", "triplet"):
+            raise ValueError(f"loss {loss!r}: unknown term {name!r}; known: infonce, id, triplet")
+        weights[name] = float(factor) if factor else 1.0
+    return weights
