@@ -111,7 +111,7 @@ def normalise(images, mean, std, boxes=()):
 
     mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
     std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32)
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(torch.float32)
     pixels = pixels.mul_(1 / (255 * std)).sub_(mean / std)
     for i, box in enumerate(boxes):
         if box is not None:

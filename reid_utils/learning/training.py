@@ -80,9 +80,9 @@ def epoch_batches(images, labels, encoder, recipe, epoch):
 def train(encoder, images, labels, recipe, folder, validate, report=print):
     """Train an encoder, or go on with a run that was cut off; returns the history, one dict an epoch.
 
-    `images` (N, h, w, 3) uint8 and `labels` (N,) int64 in 0…P−1 are the training set; `validate(encoder)` returns a
-    dict with at least "mAP" and "aps" (one AP a query). Row 0 of the history is the encoder before training. `folder` gets
-    `weights.safetensors` (last epoch), `best.safetensors` (best epoch by mAP) and, while training, `checkpoint.pt`.
+    `images` (N, h, w, 3) uint8 and `labels` (N,) int64 in 0…P−1 are the training set; `validate(encoder)` gives a
+    dict with at least "mAP" and "aps" (one AP a query). Row 0 of the history is the encoder before training. `folder`
+    gets `weights.safetensors` (last epoch), `best.safetensors` (best epoch by mAP) and `checkpoint.pt`.
     """
     folder = Path(folder)
     device = next(encoder.parameters()).device
