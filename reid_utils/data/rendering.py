@@ -1,0 +1,180 @@
+"""A rendered data set of basketball-player crops in the Synergy layout, the same from the same seed."""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain, groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+
+from reid_utils.data.crops import render_crop
+from reid_utils.data.rosters import SLOTS, game_of, generator
+
+RENDERER_VERSION = 1
+_FOLDERS = ("reid_training", "reid_test/query", "reid_test/gallery", "reid_challenge/query", "reid_challenge/gallery")
+
+
+class _Job(NamedTuple):
+    """One image to render; `player` counts within the split, `label` and `sequence` are what names show."""
+
+    path: str
+    split: str
+    player: int
+    frame: int
+    label: str
+    sequence: str
+
+
+def _jobs(settings: dict, split: str, players: int, frames: int, first: tuple[int, int]) -> list[_Job]:
+    """The images of one split; `first` numbers its first player and its first sequence (game)."""
+    ids = generator(settings["seed"], "challenge", 6).choice(900_000, players * frames, replace=False) + 100_000
+    jobs = []
+    for index in range(players * frames):
+        player, frame = divmod(index, frames)
+        label, sequence = f"{first[0] + player:03d}", f"{first[1] + game_of(player):03d}"
+        # Random image ids hide the players of the challenge: neither name nor order tells them.
+        name = ids[index] if split == "challenge" else f"{label}_{sequence}_{frame:02d}"
+        role = "" if split == "training" else "/query" if frame == 0 else "/gallery"
+        jobs.append(_Job(f"reid_{split}{role}/{name}.jpeg", split, player, frame, label, sequence))
+    return jobs
+
+
+def _all_jobs(settings: dict) -> list[_Job]:
+    jobs, player, game = [], 1, 0
+    for split in ("training", "test", "challenge"):
+        players = settings[f"{split}_players"]
+        frames = settings["frames" if split == "training" else "test_frames"]
+        jobs += _jobs(settings, split, players, frames, (player, game))
+        player, game = player + players, game + -(-players // len(SLOTS))
+    return jobs
+
+
+def _render_game(jobs: list[_Job], folder: Path, seed: int, height: int) -> list[dict]:
+    """Write the images of one game; returns their rows of `nuisances.csv`."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    rows = []
+    try:
+        for job in jobs:
+            data, nuisances = render_crop(seed, job.split, job.player, job.frame, height)
+            (folder / job.path).write_bytes(data)
+            hidden = {"sequence": "", "team": ""} if job.split == "challenge" else {"sequence": job.sequence}
+            rows.append({"path": job.path} | nuisances | hidden)
+    finally:
+        cv2.setNumThreads(threads)
+    return rows
+
+
+def _end_with_parent() -> None:
+    """Make a worker process end when its parent is killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _render_all(jobs: list[_Job], folder: Path, settings: dict, workers: int) -> list[dict]:
+    games = [list(group) for _, group in groupby(jobs, key=lambda job: (job.split, game_of(job.player)))]
+    render = partial(_render_game, folder=folder, seed=settings["seed"], height=settings["height"])
+    if workers == 1:
+        return list(chain.from_iterable(map(render, games)))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        return list(chain.from_iterable(pool.map(render, games)))
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: row["path"]))
+
+
+def _write_data_set(folder: Path, settings: dict, workers: int) -> None:
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True)
+    jobs = _all_jobs(settings)
+    _write_csv(folder / "nuisances.csv", _render_all(jobs, folder, settings, workers))
+    hidden = [job for job in jobs if job.split == "challenge"]
+    truth = [{"path": job.path, "image_id": Path(job.path).stem, "player": job.label} for job in hidden]
+    _write_csv(folder / "challenge_truth.csv", truth)
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (folder / "rendering.json").write_text(text, encoding="utf-8")
+
+
+def _check(settings: dict, workers: int) -> None:
+    least = {"seed": 0, "frames": 2, "test_frames": 2, "height": 32}
+    for name, value in (settings | {"workers": workers}).items():
+        if type(value) is not int or value < least.get(name, 1):
+            raise ValueError(f"{name} is {value!r}: give a whole number of at least {least.get(name, 1)}")
+    if max(settings["frames"], settings["test_frames"]) > 100:
+        raise ValueError("frames and test_frames go up to 100: a file name has two digits for them")
+
+
+def _already_rendered(out_dir: Path, settings: dict) -> bool:
+    """Whether `out_dir` holds exactly this data set; raises ValueError where it holds something else."""
+    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
+        return False
+    record = out_dir / "rendering.json"
+    if not record.is_file():
+        raise ValueError(f"{out_dir} exists and holds no rendering.json: give another folder or remove it")
+    found = json.loads(record.read_text(encoding="utf-8"))
+    for name in sorted(settings | found):
+        if found.get(name) != settings.get(name):
+            was, wanted = found.get(name), settings.get(name)
+            raise ValueError(
+                f"{out_dir} was rendered with {name} {was}, not {wanted}: give another folder or remove it"
+            )
+    return True
+
+
+def render_dataset(
+    out_dir: str | Path,
+    seed: int = 0,
+    train_players: int = 150,
+    test_players: int = 150,
+    challenge_players: int = 40,
+    frames: int = 20,
+    test_frames: int = 20,
+    height: int = 128,
+    workers: int = 1,
+) -> Path:
+    """Render a data set in the Synergy layout into `out_dir` and return that folder as a Path.
+
+    Every player has `frames` training images, or `test_frames` test or challenge images: frame 00 is the query, the
+    others are the gallery. Twelve people share a sequence (a game): two teams of five, a referee, a coach. Images
+    are about `height` pixels high. Beside them lie `nuisances.csv` (a row an image: path and the values that
+    `crops.render_crop` gives, team and sequence blank for the challenge), `challenge_truth.csv` (path, image_id,
+    player: for scoring alone) and `rendering.json` (the settings in force). An image's bytes depend on the seed, the split, the player,
+    the frame and the height alone, not on `workers` (processes) or the number of other images.
+
+    The folder appears whole or not at all. One that holds the same settings is returned untouched; ValueError
+    where it holds anything else, or where a setting is out of range.
+    """
+    out_dir = Path(out_dir).absolute()
+    settings = {
+        "renderer_version": RENDERER_VERSION, "seed": seed, "training_players": train_players,
+        "test_players": test_players, "challenge_players": challenge_players, "frames": frames,
+        "test_frames": test_frames, "height": height,
+    }  # fmt: skip
+    _check(settings, workers)
+    from filelock import FileLock
+
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial_dir = out_dir.with_name(f".{out_dir.name}.partial")
+    with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
+        if _already_rendered(out_dir, settings):
+            return out_dir
+        # Under the lock, an unfinished folder can only be what a killed run has left.
+        shutil.rmtree(partial_dir, ignore_errors=True)
+        try:
+            _write_data_set(partial_dir, settings, workers)
+            os.replace(partial_dir, out_dir)
+        finally:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+    return out_dir
