@@ -1,23 +1,23 @@
 """Draws a posed person in their clothes onto a canvas, with OpenCV's polygons."""
 
 from dataclasses import dataclass
-from math import cos, hypot, pi, sin
+from math import cos, hypot, sin
 
 import cv2
 import numpy as np
 
-from reid_utils.data.poses import (
-    ANKLE, CHEST, ELBOW, HAND, HEAD, HIP, KNEE, PELVIS, SHOULDER, SIDES, TOE, Pose, half_width,
-)  # fmt: skip
+from reid_utils.data.poses import ANKLE, CHEST, ELBOW, HAND, HEAD, HIP, KNEE, PELVIS, SHOULDER, TOE, Pose, half_width
 from reid_utils.data.rosters import Colour, Look
 
 # Strokes of the digits 0-9 in a unit box (x right, y down), angular as on a jersey.
 _DIGITS = (
     ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0)), ((0.2, 0.15), (0.6, 0), (0.6, 1)),
-    ((0, 0), (1, 0), (1, 0.5), (0, 0.5), (0, 1), (1, 1)), ((0, 0), (1, 0), (1, 0.5), (0.3, 0.5), (1, 0.5), (1, 1), (0, 1)),
+    ((0, 0), (1, 0), (1, 0.5), (0, 0.5), (0, 1), (1, 1)),
+    ((0, 0), (1, 0), (1, 0.5), (0.3, 0.5), (1, 0.5), (1, 1), (0, 1)),
     ((0, 0), (0, 0.55), (1, 0.55), (1, 0), (1, 1)), ((1, 0), (0, 0), (0, 0.5), (1, 0.5), (1, 1), (0, 1)),
     ((1, 0), (0, 0), (0, 1), (1, 1), (1, 0.5), (0, 0.5)), ((0, 0), (1, 0), (0.4, 1)),
-    ((0, 0.5), (0, 0), (1, 0), (1, 1), (0, 1), (0, 0.5), (1, 0.5)), ((1, 0.5), (0, 0.5), (0, 0), (1, 0), (1, 1), (0, 1)),
+    ((0, 0.5), (0, 0), (1, 0), (1, 1), (0, 1), (0, 0.5), (1, 0.5)),
+    ((1, 0.5), (0, 0.5), (0, 0), (1, 0), (1, 1), (0, 1)),
 )  # fmt: skip
 _FINE = 8  # OpenCV's fixed-point coordinates: 3 fractional bits
 
@@ -104,7 +104,7 @@ def _draw_leg(canvas: np.ndarray, body: Placed, look: Look, side: int) -> None:
     else:
         _draw_shorts(canvas, hip, cuff, size, look.bottom)
     if look.number is not None and (-1, 1)[side] * sin(body.pose.yaw) > -0.4:
-        outward = SIDES[side][1] * cos(body.pose.yaw) * 0.052 * size
+        outward = (1, -1)[side] * cos(body.pose.yaw) * 0.052 * size
         stripe = [[hip[0] + outward, hip[1]], [cuff[0] + outward, cuff[1]]]
         _limb(canvas, *stripe, (0.011 * size, 0.011 * size), look.trim)
 
@@ -127,7 +127,7 @@ def _digit_strokes(number: int) -> list[np.ndarray]:
     digits = [int(digit) for digit in str(number)]
     pitch = 1.45
     start = -(pitch * (len(digits) - 1) + 1) / 2
-    return [np.array(_DIGITS[digit]) + (start + pitch * place, -0.5) for place, digit in enumerate(digits)]
+    return [np.add(_DIGITS[digit], (start + pitch * place, -0.5)) for place, digit in enumerate(digits)]
 
 
 def _draw_number(canvas: np.ndarray, body: Placed, look: Look) -> None:

@@ -74,7 +74,7 @@ def _passer(rng: np.random.Generator, player: int) -> tuple[int, float, float, f
         float(rng.uniform(9, 18)),
         float(rng.random()),
         sign,
-        float(rng.uniform(0.1, 0.22)),
+        float(rng.uniform(0.06, 0.17)),
     )
 
 
@@ -99,7 +99,7 @@ def drifts_at(track: Track, frame: int) -> Drifts:
 def passing_offset(passer: tuple[int, float, float, float, float], frame: int) -> float:
     """Lateral distance, in body heights, from a person to the one who passes before or behind."""
     _, period, phase, sign, closest = passer
-    swing = 2.3 * (((frame / period + phase) % 1.0) - 0.5)
+    swing = 1.6 * (((frame / period + phase) % 1.0) - 0.5)
     return sign * swing + (closest if sign * swing > 0 else -closest)
 
 

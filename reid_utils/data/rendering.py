@@ -48,8 +48,8 @@ def _jobs(settings: dict, split: str, players: int, frames: int, first: tuple[in
 
 def _all_jobs(settings: dict) -> list[_Job]:
     jobs, player, game = [], 1, 0
-    for split in ("training", "test", "challenge"):
-        players = settings[f"{split}_players"]
+    for split, setting in (("training", "train"), ("test", "test"), ("challenge", "challenge")):
+        players = settings[f"{setting}_players"]
         frames = settings["frames" if split == "training" else "test_frames"]
         jobs += _jobs(settings, split, players, frames, (player, game))
         player, game = player + players, game + -(-players // len(SLOTS))
@@ -65,8 +65,8 @@ def _render_game(jobs: list[_Job], folder: Path, seed: int, height: int) -> list
         for job in jobs:
             data, nuisances = render_crop(seed, job.split, job.player, job.frame, height)
             (folder / job.path).write_bytes(data)
-            hidden = {"sequence": "", "team": ""} if job.split == "challenge" else {"sequence": job.sequence}
-            rows.append({"path": job.path} | nuisances | hidden)
+            row = {"path": job.path, "sequence": job.sequence} | nuisances
+            rows.append(row | {"sequence": "", "team": ""} if job.split == "challenge" else row)
     finally:
         cv2.setNumThreads(threads)
     return rows
@@ -148,17 +148,17 @@ def render_dataset(
 
     Every player has `frames` training images, or `test_frames` test or challenge images: frame 00 is the query, the
     others are the gallery. Twelve people share a sequence (a game): two teams of five, a referee, a coach. Images
-    are about `height` pixels high. Beside them lie `nuisances.csv` (a row an image: path and the values that
-    `crops.render_crop` gives, team and sequence blank for the challenge), `challenge_truth.csv` (path, image_id,
-    player: for scoring alone) and `rendering.json` (the settings in force). An image's bytes depend on the seed, the split, the player,
-    the frame and the height alone, not on `workers` (processes) or the number of other images.
+    are about `height` pixels high. Beside them lie `nuisances.csv` (a row an image: path, sequence and the values
+    that `crops.render_crop` gives; sequence and team are blank for the challenge), `challenge_truth.csv` (path,
+    image_id, player: for scoring alone) and `rendering.json` (the settings in force). An image's bytes depend on
+    seed, split, player, frame and height alone, not on `workers` (processes) or the number of other images.
 
     The folder appears whole or not at all. One that holds the same settings is returned untouched; ValueError
     where it holds anything else, or where a setting is out of range.
     """
     out_dir = Path(out_dir).absolute()
     settings = {
-        "renderer_version": RENDERER_VERSION, "seed": seed, "training_players": train_players,
+        "renderer_version": RENDERER_VERSION, "seed": seed, "train_players": train_players,
         "test_players": test_players, "challenge_players": challenge_players, "frames": frames,
         "test_frames": test_frames, "height": height,
     }  # fmt: skip
@@ -174,7 +174,7 @@ def render_dataset(
         shutil.rmtree(partial_dir, ignore_errors=True)
         try:
             _write_data_set(partial_dir, settings, workers)
-            os.replace(partial_dir, out_dir)
+            partial_dir.replace(out_dir)
         finally:
             shutil.rmtree(partial_dir, ignore_errors=True)
     return out_dir
