@@ -1,0 +1,234 @@
+"""What a notebook leaves behind: its folders, results.json, tables as csv and md, arrays."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from reid_utils.study.files import read_json, replacing, write_json, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIBRARIES = {  # module: distribution
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "numba": "numba",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "open_clip": "open_clip_torch",
+    "matplotlib": "matplotlib",
+}
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Where a run writes: its own `folder`, the study's `figures` and `tables`; `started` is a time.monotonic value."""
+
+    run_id: str
+    notebook: str
+    folder: Path
+    figures: Path
+    tables: Path
+    started: float
+
+
+def start_run(out, run_id, stem):
+    """Make the folders of a run -> RunFolders.
+
+    out: the study's folder as run_all passes it, or "" in JupyterLab, where runs/lab of the repository is used and
+    the run is called by its notebook, `stem`.
+    """
+    root = Path(out) if out else REPOSITORY / "runs" / "lab"
+    name = run_id or stem
+    folders = root / "results" / name, root / "figures", root / "tables"
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return RunFolders(name, stem, *folders, time.monotonic())
+
+
+def write_results(run, settings, **values):
+    """Write results.json, atomically -> the mapping written.
+
+    settings: the parameters in force; values: numbers, texts, lists and mappings of them (numpy's too; NaN and infinity
+    become null). Seeds, versions, commit, device, data fingerprint (unless given as `data_fingerprint`), seconds since
+    start_run and peak memory in MiB are added. Raises ValueError where a value has a setting's name, TypeError naming
+    what JSON cannot hold.
+    """
+    both = settings.keys() & values.keys()
+    if both:
+        raise ValueError(f"{sorted(both)[0]!r} is a setting and a value; rename the value")
+    fingerprint = values.pop("data_fingerprint", os.environ.get("REID_DATA_FINGERPRINT"))
+    content = {
+        "run": run.run_id,
+        "notebook": run.notebook,
+        "settings": {name: _plain(value, name) for name, value in settings.items()},
+        "seeds": _plain(settings.get("seeds"), "seeds"),
+        "values": {name: _plain(value, name) for name, value in values.items()},
+        "data_fingerprint": fingerprint,
+        "versions": _versions(),
+        "git": _git_state(),
+        "device": _device(),
+        "seconds": round(time.monotonic() - run.started, 2),
+        "peak_memory_mib": _peak_memory(),
+    }
+    write_json(run.folder / "results.json", content)
+    return content
+
+
+def _plain(value, name):
+    """A value as plain JSON holds it."""
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, pandas series, tensors
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{name} is a {type(value).__name__}, which results.json cannot hold; give numbers, text or lists")
+
+
+def _versions():
+    """Versions of Python and of the libraries imported so far."""
+    used = {name: importlib.metadata.version(name) for module, name in LIBRARIES.items() if module in sys.modules}
+    return {"python": platform.python_version(), **used}
+
+
+def _git_state():
+    """Commit of the repository and whether files differ from it; both None outside a git checkout."""
+    command = ["git", "-C", str(REPOSITORY), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return {"commit": None, "dirty": None}
+    lines = done.stdout.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines) if commit else None}
+
+
+def _device():
+    """The accelerator's name where torch is in use and sees one, otherwise the processor type."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return f"cpu: {platform.machine()}"
+
+
+def _peak_memory():
+    """Peak resident memory of this process in MiB (None on Windows, which does not tell)."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
+def load_results(folder):
+    """The content of a run's results.json. Raises FileNotFoundError naming the run to execute first."""
+    path = Path(folder) / "results.json"
+    content = read_json(path)
+    if content is None:
+        raise FileNotFoundError(f"{path} does not exist; execute the run {Path(folder).name} first")
+    return content
+
+
+def gather_results(inputs, notebook=None):
+    """One row a run -> pandas.DataFrame with columns run, notebook, folder, then its settings and values.
+
+    inputs: results folders, kept in order; notebook: keep only the runs of that notebook. Lists and mappings stay whole
+    in their cells. Raises FileNotFoundError for a folder without results.json.
+    """
+    import pandas as pd
+
+    contents = [(str(folder), load_results(folder)) for folder in inputs]
+    rows = [
+        {"run": item["run"], "notebook": item["notebook"], "folder": folder, **item["settings"], **item["values"]}
+        for folder, item in contents
+        if notebook in (None, item["notebook"])
+    ]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["run", "notebook", "folder"])
+
+
+def write_table(run, name, frame, notes=()):
+    """Write a DataFrame as tables/<name>.csv (full precision) and .md (rounded, numbers right-aligned, notes below).
+
+    The index is left out, missing cells are blank. notes: lines of text. No cell may tell times, memory or hosts.
+    """
+    write_text(run.tables / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_text(run.tables / f"{name}.md", markdown_table(frame) + "".join(f"\n{note}\n" for note in notes))
+
+
+def markdown_table(frame):
+    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank."""
+    columns = []
+    for position, name in enumerate(frame.columns):
+        values = list(frame.iloc[:, position])
+        cells = [_cell(value) for value in values]
+        numeric = any(cells) and all(_is_number(cell) for cell in cells if cell)
+        width = max(3, len(str(name)), *map(len, cells))
+        fill = str.rjust if numeric else str.ljust
+        rule = "-" * (width - 1) + ":" if numeric else "-" * width
+        columns.append([fill(str(name), width), rule, *(fill(cell, width) for cell in cells)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in zip(*columns, strict=True))
+
+
+def _cell(value):
+    """A table cell as text: two decimals, or two significant digits below 0.1."""
+    if value is None or str(value) in ("nan", "NaT", "<NA>"):
+        return ""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _is_number(text):
+    try:
+        float(text.rstrip("%"))
+    except ValueError:
+        return False
+    return True
+
+
+def save_arrays(path, **arrays):
+    """Write arrays to an npz file, atomically and without pickles; equal arrays give equal bytes.
+
+    Raises ValueError naming an array of Python objects.
+    """
+    import numpy as np
+
+    path = Path(path)
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise ValueError(f"array {name!r} for {path.name} holds Python objects; convert it to numbers or text")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path):
+    """The arrays of an npz file -> {name: array}; pickles are refused.
+
+    Raises FileNotFoundError, or ValueError naming a damaged file.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None

@@ -1,0 +1,215 @@
+"""The study file: reading, checking and overriding it; a mistake costs one line, not a run."""
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+STUDY_FIELDS = {
+    "study": str,
+    "question": str,
+    "data": str,
+    "rendering": dict,
+    "threads": int,
+    "notebooks": list,
+}
+ENTRY_FIELDS = {
+    "notebook": str,
+    "minutes": (int, float),
+    "parameters": dict,
+    "grid": list,
+    "named_by": list,
+    "each": dict,
+    "sets": dict,
+    "after": (str, list),
+}
+SELECTION_FIELDS = {"notebook": str, "where": dict}
+SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
+GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
+
+
+class StudyError(ValueError):
+    """A mistake in a study file, a notebook's parameters or the command line, told in one line."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file as read: `entries` are the mappings under `notebooks`."""
+
+    name: str
+    question: str
+    data: str
+    rendering: dict
+    threads: int
+    entries: tuple
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 4e-5 is a number, as it is in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text, origin):
+    """The value of a YAML text (str); `origin` names it in errors. Raises StudyError where it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+    except yaml.YAMLError as error:
+        raise StudyError(f"{origin} is not readable YAML: {' '.join(str(error).split())}") from None
+
+
+def unknown(what, name, known):
+    """A StudyError for a name nobody knows, with the closest known one."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    return StudyError(f"{what} {str(name)!r} is unknown; {hint}")
+
+
+def find_study(name, studies):
+    """The path of a study: a yaml file, or a name in the folder `studies`. Raises StudyError naming the closest."""
+    if str(name).endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise StudyError(f"study file {name} does not exist")
+        return Path(name)
+    known = {path.stem: path for path in sorted(Path(studies).glob("*.yaml"))}
+    if name not in known:
+        raise unknown("study", name, known)
+    return known[name]
+
+
+def _check_fields(mapping, fields, where):
+    """Raise StudyError for an unknown key or a value of the wrong type."""
+    if not isinstance(mapping, dict):
+        raise StudyError(f"{where} must be a mapping of names to values, not {mapping!r}")
+    for key, value in mapping.items():
+        if key not in fields:
+            raise unknown(f"{where}: key", key, fields)
+        if not isinstance(value, fields[key]) or isinstance(value, bool):
+            kinds = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise StudyError(f"{where}: {key} must be {names}, not {value!r}")
+
+
+def _check_entry(entry, where):
+    """Raise StudyError unless an entry under `notebooks` is well formed."""
+    _check_fields(entry, ENTRY_FIELDS, where)
+    if "notebook" not in entry:
+        raise StudyError(f"{where} lacks the key 'notebook'")
+    where = f"{where} ({entry['notebook']})"
+    shapes = [key for key in SHAPES if key in entry]
+    if len(shapes) > 1:
+        raise StudyError(f"{where} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
+    if "named_by" in entry and "grid" not in entry:
+        raise StudyError(f"{where} has 'named_by' without 'grid'")
+    for block in entry.get("grid", []):
+        if not isinstance(block, dict) or not block:
+            raise StudyError(f"{where}: a grid block must be a mapping of parameters to values, not {block!r}")
+    selections = {"each": entry["each"]} if "each" in entry else entry.get("sets", {})
+    for name, selection in selections.items():
+        _check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")
+        if "notebook" not in selection:
+            raise StudyError(f"{where}: {name} lacks the key 'notebook'")
+
+
+def read_study(path):
+    """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
+    path = Path(path)
+    content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    _check_fields(content, STUDY_FIELDS, path.name)
+    for key in ("study", "data", "notebooks"):
+        if not content.get(key):
+            raise StudyError(f"{path.name} lacks the key {key!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", content["study"]):
+        raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
+    if content.get("threads", 1) < 1:
+        raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
+    for number, entry in enumerate(content["notebooks"], 1):
+        _check_entry(entry, f"{path.name}: notebook {number}")
+    return Study(
+        content["study"],
+        content.get("question", ""),
+        content["data"],
+        content.get("rendering", {}),
+        content.get("threads", 1),
+        tuple(content["notebooks"]),
+    )
+
+
+def results_name(study, data=None, features=None):
+    """The name of a study's results folder: other data than the study's own, or own features, get one of their own."""
+    if features:
+        return f"{study.name}-features"
+    return f"{study.name}-{Path(data).resolve().name}" if data and data != study.data else study.name
+
+
+def override(study, settings, declared):
+    """A Study with `--set key=value` texts applied.
+
+    A dotted key (rendering.seed) or `threads` sets the study's own field; a bare name sets that parameter in every
+    entry whose notebook declares it. `declared`: notebook -> {parameter: default}. Raises StudyError for unknown names.
+    """
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not key:
+            raise StudyError(f"--set {setting} is not of the form key=value")
+        value = parse_yaml(text, f"--set {setting}")
+        if key == "threads":
+            if type(value) is not int or value < 1:
+                raise StudyError(f"--set {setting}: threads must be a whole number of at least 1")
+            study = replace(study, threads=value)
+        elif "." in key:
+            section, name = key.split(".", 1)
+            if section != "rendering":
+                raise unknown("--set: field", key, [f"rendering.{known}" for known in study.rendering])
+            study = replace(study, rendering={**study.rendering, name: value})
+        else:
+            study = replace(study, entries=_set_parameter(study.entries, key, value, declared))
+    return study
+
+
+def _set_parameter(entries, name, value, declared):
+    """The entries with one parameter set wherever the notebook declares it, in grid blocks too."""
+    if name in GIVEN:
+        raise StudyError(f"--set {name}: this parameter is passed by run_all itself (see --data, --features, --runs)")
+    known = {key for entry in entries for key in declared[entry["notebook"]]}
+    if name not in known - set(GIVEN):
+        raise unknown("--set: parameter", name, known.union(["threads"]) - set(GIVEN))
+    result = []
+    for entry in entries:
+        defaults = declared[entry["notebook"]]
+        if name in defaults:
+            in_grid = [value] if isinstance(defaults[name], list) else value
+            grid = [{**block, name: in_grid} if name in block else block for block in entry.get("grid", [])]
+            # a list for a parameter that is not a list spans a grid, so it belongs in a block only
+            swept = bool(grid) and all(name in block for block in grid)
+            common = {} if swept else {name: value}
+            entry = {**entry, "parameters": {**entry.get("parameters", {}), **common}}
+            entry |= {"grid": grid} if grid else {}
+        result.append(entry)
+    return tuple(result)
+
+
+def check_plain(value, where):
+    """Raise StudyError unless a value is plain JSON: text, finite numbers, booleans, None, lists, mappings."""
+    if isinstance(value, list):
+        for item in value:
+            check_plain(item, where)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise StudyError(f"{where} has the key {key!r}; keys must be text")
+            check_plain(item, where)
+    elif not (value is None or isinstance(value, str | bool | int) or _finite(value)):
+        raise StudyError(f"{where} is {value!r}, which is not plain JSON (text, finite number, true/false, null, list)")
+
+
+def _finite(value):
+    return isinstance(value, float) and abs(value) < float("inf")

@@ -1,0 +1,97 @@
+"""A two-notebook study in a folder of its own, whose notebooks need no data and start no heavy library."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GIVEN = 'data = ""\nout = ""\nrun_id = ""\ninputs = []\n'
+TRAIN = """\
+import json, os, time
+from pathlib import Path
+folder = Path(out) / "results" / run_id
+step = folder / "step.txt"
+for number in range(int(step.read_text()) if step.exists() else 0, steps):
+    time.sleep(pause)
+    step.write_text(str(number + 1))
+    print("step", number + 1)
+print(*sorted(f"{name}={value}" for name, value in os.environ.items() if name.endswith("_NUM_THREADS")))
+(Path(out) / "figures" / f"{run_id}_curve.svg").write_text("<svg/>")
+(folder / "results.json").write_text(json.dumps({"score": len(augmentation)}))
+"""
+TABLE = """\
+import json
+from pathlib import Path
+rows = [f"{Path(folder).name},{json.loads((Path(folder) / 'results.json').read_text())['score']}" for folder in inputs]
+(Path(out) / "tables" / "T1.csv").write_text("\\n".join(rows) + "\\n")
+(Path(out) / "results" / run_id / "results.json").write_text("{}")
+"""
+STUDY = """\
+study: tiny
+data: rendered
+notebooks:
+  - notebook: 02_training
+    minutes: 0.1
+    parameters: {steps: 2}
+    grid:
+      - {augmentation: [none, flip]}
+  - notebook: 06_paper_tables
+    after: all
+"""
+DRIVER = """\
+import sys
+from pathlib import Path
+sys.path.insert(0, {repository!r})
+import run_all
+run_all.ROOT = Path({clone!r})
+run_all.data_folder = lambda args, study: ("/data", "fingerprint")
+run_all.check_images = lambda *a: None
+sys.exit(run_all.main())
+"""
+
+
+def write_notebook(path, parameters, *sources, kernel="python3"):
+    """Write a notebook: a markdown title, a tagged parameters cell (left out where None), code cells."""
+    book = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": kernel, "display_name": "x", "language": "python"}}
+    )
+    book.cells = [nbformat.v4.new_markdown_cell(f"# {Path(path).stem}")]
+    if parameters is not None:
+        book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    book.cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+
+
+def make_clone(folder):
+    """Write the tiny study's notebooks, study file, lock and a driver that stands in for run_all.py -> folder."""
+    folder = Path(folder)
+    own = 'augmentation = "none"\nsteps = 1\npause = 0.0\n'
+    write_notebook(folder / "notebooks" / "02_training.ipynb", GIVEN + own, TRAIN)
+    write_notebook(folder / "notebooks" / "06_paper_tables.ipynb", GIVEN, TABLE)
+    (folder / "studies").mkdir()
+    (folder / "studies" / "tiny.yaml").write_text(STUDY)
+    (folder / "requirements.lock").write_text("numpy==2\n")
+    (folder / "driver.py").write_text(DRIVER.format(repository=str(REPOSITORY), clone=str(folder)))
+    return folder
+
+
+def start(clone, *arguments):
+    """Start the driver with `tiny` and more arguments -> Popen with piped output."""
+    return subprocess.Popen(
+        [sys.executable, str(clone / "driver.py"), "tiny", "--runs", str(clone / "runs"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def call(clone, *arguments):
+    """Run the driver to its end -> (status, stdout, stderr)."""
+    process = start(clone, *arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
