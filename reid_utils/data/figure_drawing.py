@@ -1,6 +1,7 @@
 """Draws a posed person in their clothes onto a canvas, with OpenCV's polygons."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import cos, hypot, sin
 
 import cv2
@@ -37,6 +38,7 @@ def place(pose: Pose, origin: tuple[float, float], scale: float) -> Placed:
     return Placed(pose, pixels.tolist(), scale)
 
 
+@lru_cache(maxsize=4096)
 def _shade(colour: Colour, factor: float) -> Colour:
     return tuple(min(255, int(value * factor)) for value in colour)
 

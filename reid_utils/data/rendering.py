@@ -32,15 +32,19 @@ class _Job(NamedTuple):
     sequence: str
 
 
+def _challenge_ids(seed: int, count: int) -> list[int]:
+    """Random six-digit image ids, none twice: neither a name nor its order tells the player."""
+    return (generator(seed, "challenge", 6).choice(900_000, count, replace=False) + 100_000).tolist()
+
+
 def _jobs(settings: dict, split: str, players: int, frames: int, first: tuple[int, int]) -> list[_Job]:
     """The images of one split; `first` numbers its first player and its first sequence (game)."""
-    ids = generator(settings["seed"], "challenge", 6).choice(900_000, players * frames, replace=False) + 100_000
+    ids = _challenge_ids(settings["seed"], players * frames) if split == "challenge" else []
     jobs = []
     for index in range(players * frames):
         player, frame = divmod(index, frames)
         label, sequence = f"{first[0] + player:03d}", f"{first[1] + game_of(player):03d}"
-        # Random image ids hide the players of the challenge: neither name nor order tells them.
-        name = ids[index] if split == "challenge" else f"{label}_{sequence}_{frame:02d}"
+        name = ids[index] if ids else f"{label}_{sequence}_{frame:02d}"
         role = "" if split == "training" else "/query" if frame == 0 else "/gallery"
         jobs.append(_Job(f"reid_{split}{role}/{name}.jpeg", split, player, frame, label, sequence))
     return jobs
@@ -107,11 +111,18 @@ def _write_data_set(folder: Path, settings: dict, workers: int) -> None:
     (folder / "rendering.json").write_text(text, encoding="utf-8")
 
 
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def _check(settings: dict, workers: int) -> None:
     least = {"seed": 0, "frames": 2, "test_frames": 2, "height": 32}
     for name, value in (settings | {"workers": workers}).items():
         if type(value) is not int or value < least.get(name, 1):
             raise ValueError(f"{name} is {value!r}: give a whole number of at least {least.get(name, 1)}")
+    if settings["challenge_players"] * settings["test_frames"] > 900_000:
+        raise ValueError("challenge_players times test_frames goes up to 900000, the number of six-digit image ids")
     if max(settings["frames"], settings["test_frames"]) > 100:
         raise ValueError("frames and test_frames go up to 100: a file name has two digits for them")
 
@@ -171,10 +182,10 @@ def render_dataset(
         if _already_rendered(out_dir, settings):
             return out_dir
         # Under the lock, an unfinished folder can only be what a killed run has left.
-        shutil.rmtree(partial_dir, ignore_errors=True)
+        _remove(partial_dir)
         try:
             _write_data_set(partial_dir, settings, workers)
             partial_dir.replace(out_dir)
         finally:
-            shutil.rmtree(partial_dir, ignore_errors=True)
+            _remove(partial_dir)
     return out_dir
