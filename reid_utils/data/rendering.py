@@ -162,7 +162,8 @@ def render_dataset(
     are about `height` pixels high. Beside them lie `nuisances.csv` (a row an image: path, sequence and the values
     that `crops.render_crop` gives; sequence and team are blank for the challenge), `challenge_truth.csv` (path,
     image_id, player: for scoring alone) and `rendering.json` (the settings in force). An image's bytes depend on
-    seed, split, player, frame and height alone, not on `workers` (processes) or the number of other images.
+    seed, split, player, frame and height alone, not on `workers` or the number of other images. `workers` above 1
+    starts that many processes: a script (not a notebook) then needs its `if __name__ == "__main__":` guard.
 
     The folder appears whole or not at all. One that holds the same settings is returned untouched; ValueError
     where it holds anything else, or where a setting is out of range.
