@@ -45,6 +45,7 @@ def forest_plot(frame, groups=None, metric="mAP", note=None):
         )
     scores.set(yticks=positions, yticklabels=frame.row, xlabel=f"{metric} (%)", ylim=(last + 0.7, -0.7))
     changes.set(xlabel=f"difference to the baseline ({metric} points)")
+    changes.text(1.02, 1, "corrected p", transform=changes.transAxes, ha="left", va="bottom", fontsize=7)
     changes.axvline(0, color=BLACK, linewidth=0.8)
     for ax in axes[0]:
         ax.tick_params(axis="y", length=0)
@@ -58,7 +59,7 @@ def _forest_positions(headings):
     positions, starts, y = [], {}, -1
     for heading in headings:
         if heading and heading not in starts:
-            y += 1
+            y += 1.4 if starts else 1
             starts[heading] = y
         y += 1
         positions.append(y)
@@ -78,8 +79,7 @@ def _forest_row(scores, changes, y, line, metric):
         ax.plot([100 * low, 100 * high], [y, y], color=style["color"], linestyle="-", linewidth=1)
         ax.plot(100 * value, y, **style)
     if not is_baseline:
-        p = line["p_holm"]
-        text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        text = "< 0.001" if line["p_holm"] < 0.001 else f"{line['p_holm']:.3f}"
         changes.text(1.02, y, text, transform=changes.get_yaxis_transform(), va="center", fontsize=7)
 
 
@@ -103,8 +103,8 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     ax, y, percent = axes[0, 0], np.arange(len(frame)), 100 * frame[value].to_numpy(float)
     margins = np.stack([percent - 100 * frame.low, 100 * frame.high - percent])
     ax.barh(y, percent, xerr=margins, color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2)
-    for height, number in zip(y, percent, strict=True):
-        ax.text(1, height, f"{number:.1f}", va="center", color="white", fontsize=7)
+    for height, number, end in zip(y, percent, np.fmax(percent, 100 * frame.high), strict=True):
+        ax.annotate(f"{number:.1f}", (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7)
     ax.set(yticks=y, yticklabels=frame.row, xlabel=label, ylim=(len(frame) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     return finish(figure, note)

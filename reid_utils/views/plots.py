@@ -4,6 +4,7 @@ Scores come in as fractions and are shown in per cent. `note` is printed small i
 """
 
 import numpy as np
+import pandas as pd
 from matplotlib.patches import Rectangle
 
 from reid_utils.views.style import (
@@ -45,11 +46,14 @@ def set_statistics(manifest, sizes, note=None):
 
 def _split_histogram(ax, table, column, x_label, y_label, colours):
     """Step histograms of one column, one a split, in per cent of the split."""
-    edges = np.histogram_bin_edges(table[column], bins=min(30, int(np.ptp(table[column])) + 2) or 1)
+    is_count = pd.api.types.is_integer_dtype(table[column]) and np.ptp(table[column]) < 60
+    bins = np.arange(table[column].min(), table[column].max() + 2) - 0.5 if is_count else 30
+    edges = np.histogram_bin_edges(table[column], bins)
     for split, part in table.groupby("split", sort=False, observed=True):
         weights = np.full(len(part), 100 / len(part))
         ax.hist(part[column], edges, weights=weights, histtype="step", color=colours[split], label=split)
     ax.set(xlabel=x_label, ylabel=y_label)
+    ax.xaxis.get_major_locator().set_params(integer=is_count)
 
 
 def training_curves(history, note=None):
@@ -77,9 +81,9 @@ def training_curves(history, note=None):
     return finish(figure, note)
 
 
-def _annotated_map(ax, percent, x_labels, y_labels, digits=1):
-    """A heat map (rows from the bottom up) with its values written in the cells where they fit; returns the image."""
-    image = ax.imshow(percent, origin="lower", aspect="auto")
+def _annotated_map(ax, percent, x_labels, y_labels, digits=1, **settings):
+    """A heat map with its values written in the cells where they fit; `settings` go to imshow. Returns the image."""
+    image = ax.imshow(percent, aspect="auto", **settings)
     ax.set(xticks=range(len(x_labels)), yticks=range(len(y_labels)), xticklabels=x_labels, yticklabels=y_labels)
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -106,7 +110,7 @@ def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, val
     if mark is not None and (mark[0] not in x_values or mark[1] not in y_values):
         raise ValueError(f"mark {mark} is off the map; give one of its ({x_label}, {y_label}) pairs")
     figure, axes = new_figure(COLUMN_WIDTH, 0.9 + 0.25 * len(y_values))
-    image = _annotated_map(axes[0, 0], 100 * values, x_values, y_values)
+    image = _annotated_map(axes[0, 0], 100 * values, x_values, y_values, origin="lower")
     axes[0, 0].set(xlabel=x_label, ylabel=y_label)
     if mark is not None:
         x, y = x_values.index(mark[0]) - 0.5, y_values.index(mark[1]) - 0.5
@@ -126,8 +130,7 @@ def error_overlap(matrix, names, note=None):
     if matrix.shape != (len(names), len(names)):
         raise ValueError(f"matrix has shape {matrix.shape} for {len(names)} names; give (models, models)")
     figure, axes = new_figure(COLUMN_WIDTH, 1.3 + 0.3 * len(names))
-    image = _annotated_map(axes[0, 0], 100 * matrix, names, names, digits=0)
-    image.set_clim(0, 100)
+    image = _annotated_map(axes[0, 0], 100 * matrix, names, names, digits=0, vmin=0, vmax=100)
     axes[0, 0].set(xlabel="also failed by", ylabel="queries failed by")
     axes[0, 0].tick_params(axis="x", rotation=30)
     figure.colorbar(image, ax=axes[0, 0], label="share (%)")
@@ -150,7 +153,7 @@ def jaccard_histogram(groups, note=None):
     groups: dict of name → 1-D distances in [0, 1]. Returns a column-width Figure.
     """
     figure, axes = new_figure(COLUMN_WIDTH, 2.2)
-    _overlaid(axes[0, 0], groups, np.linspace(0, 1, 41), "Jaccard distance", "pairs", log=True)
+    _overlaid(axes[0, 0], groups, np.linspace(0, 1, 41), "Jaccard distance", "number of pairs", log=True)
     return finish(figure, note)
 
 
@@ -186,14 +189,14 @@ def embedding_map(maps, dispersion, note=None):
     maps: dict of title → (points (images, 2), players (images,)); dispersion: dict of title → mean pairwise distance
     of the query features, printed above the map. Returns a text-width Figure with an axes a map.
     """
-    figure, axes = new_figure(TEXT_WIDTH, min(TEXT_WIDTH / len(maps), 3.4) + 0.4, 1, len(maps))
+    figure, axes = new_figure(TEXT_WIDTH, min(TEXT_WIDTH / len(maps), 3.4) + 0.8, 1, len(maps))
     names = np.unique(np.concatenate([np.asarray(players) for _, players in maps.values()]))
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         points, players = np.asarray(points), np.asarray(players)
         for k, name in enumerate(names):
             style = {"color": PALETTE[k % 7], "marker": MARKERS[k // 7 % 7], "s": 9, "linewidths": 0}
             ax.scatter(*points[players == name].T, **style, alpha=0.7, rasterized=len(points) > _MANY_POINTS)
-        ax.set_title(f"{title}\nmean distance of queries {dispersion[title]:.2f}")
+        ax.set_title(f"{title}\nmean pairwise distance\nof queries {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", box_aspect=1)
     return finish(figure, note)
 

@@ -26,6 +26,8 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 8,
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
     "figure.dpi": 120,
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -92,7 +94,7 @@ def save_figure(figure, folder, stem):
 
 def _small_png(figure, stem):
     """The figure as PNG bytes within the limit: fewer dots an inch first, then 256 colours as well."""
-    for dpi, quantised in ((300, False), (200, False), (150, False), (150, True), (100, True), (75, True)):
+    for dpi, quantised in ((300, False), (200, False), (200, True), (150, True), (110, True), (75, True)):
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
         if quantised:
