@@ -150,6 +150,8 @@ def test_hidden_players_are_not_counted():
     figure = plots.set_statistics(manifest, np.full((11, 2), 40))
     assert len(figure.axes[0].patches) == 1
     assert len(figure.axes[2].patches) == 2
+    hidden = plots.set_statistics(manifest[2:], np.full((9, 2), 40))
+    assert "players are hidden" in texts(hidden)
 
 
 def test_forest_plot_fills_only_what_differs(rng):

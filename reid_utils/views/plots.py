@@ -46,13 +46,16 @@ def set_statistics(manifest, sizes, note=None):
 
 def _split_histogram(ax, table, column, x_label, y_label, colours):
     """Step histograms of one column, one a split, in per cent of the split."""
+    ax.set(xlabel=x_label, ylabel=y_label)
+    if table.empty:
+        ax.text(0.5, 0.5, "players are hidden", transform=ax.transAxes, ha="center")
+        return
     is_count = pd.api.types.is_integer_dtype(table[column]) and np.ptp(table[column]) < 60
     bins = np.arange(table[column].min(), table[column].max() + 2) - 0.5 if is_count else 30
     edges = np.histogram_bin_edges(table[column], bins)
     for split, part in table.groupby("split", sort=False, observed=True):
         weights = np.full(len(part), 100 / len(part))
         ax.hist(part[column], edges, weights=weights, histtype="step", color=colours[split], label=split)
-    ax.set(xlabel=x_label, ylabel=y_label)
     ax.xaxis.get_major_locator().set_params(integer=is_count)
 
 
