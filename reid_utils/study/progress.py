@@ -91,7 +91,8 @@ class Progress:
     """
 
     def __init__(self, seconds, jobs, stream=None):
-        self.seconds, self.jobs, self.stream = seconds, jobs, stream or sys.stdout
+        self.seconds, self.jobs = seconds, jobs
+        self.stream = sys.stdout if stream is None else stream
         self.live = self.stream.isatty()
         self.running, self.ended_ids, self.drawn, self.drawn_at = {}, set(), 0, 0.0
 

@@ -112,6 +112,9 @@ def _check_entry(entry, where):
     for block in entry.get("grid", []):
         if not isinstance(block, dict) or not block:
             raise StudyError(f"{where}: a grid block must be a mapping of parameters to values, not {block!r}")
+        if [] in block.values():
+            empty = next(name for name, value in block.items() if value == [])
+            raise StudyError(f"{where}: grid: {empty} has no value; an empty list as a value is written [[]]")
     selections = {"each": entry["each"]} if "each" in entry else entry.get("sets", {})
     for name, selection in selections.items():
         _check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")

@@ -1,0 +1,120 @@
+"""What notebooks leave behind: results.json, tables, arrays."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reid_utils.study import results
+from reid_utils.study.results import gather_results, load_arrays, load_results, save_arrays, start_run, write_results
+
+SETTINGS = {"backbone": "test_resnet", "seeds": [0, 1], "learning_rate": 4e-4}
+
+
+def test_a_run_writes_where_run_all_says_and_in_the_lab_without_it(tmp_path, monkeypatch):
+    run = start_run(str(tmp_path / "study"), "02_training__a", "02_training")
+    assert run.folder == tmp_path / "study" / "results" / "02_training__a"
+    assert run.folder.is_dir() and run.figures.is_dir() and run.tables == tmp_path / "study" / "tables"
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    lab = start_run("", "", "02_training")
+    assert lab.folder == tmp_path / "runs" / "lab" / "results" / "02_training" and lab.run_id == "02_training"
+
+
+def test_results_come_back_as_plain_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("REID_DATA_FINGERPRINT", "abc")
+    run = start_run(tmp_path, "02__a", "02")
+    write_results(run, SETTINGS, mAP=np.float32(0.5), ap=np.array([0.25, np.nan]), loss=math.inf, per={"a": (1, True)})
+    content = load_results(run.folder)
+    assert content["values"] == {"mAP": 0.5, "ap": [0.25, None], "loss": None, "per": {"a": [1, True]}}
+    assert content["settings"] == SETTINGS and content["seeds"] == [0, 1]
+    assert content["data_fingerprint"] == "abc" and content["run"] == "02__a"
+    assert content["versions"]["numpy"] == np.__version__ and content["seconds"] >= 0
+    assert content["peak_memory_mib"] > 10 and content["device"]
+    json.loads((run.folder / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_what_json_cannot_hold_is_named_and_nothing_is_written(tmp_path):
+    run = start_run(tmp_path, "02__a", "02")
+    with pytest.raises(TypeError, match=r"per\.model is a object"):
+        write_results(run, SETTINGS, per={"model": object()})
+    with pytest.raises(ValueError, match="'seeds' is a setting and a value"):
+        write_results(run, SETTINGS, seeds=3)
+    assert list(run.folder.iterdir()) == []
+
+
+def test_gathered_runs_are_rows_in_the_order_of_their_folders(tmp_path):
+    folders = []
+    for name, notebook in (("02__b", "02"), ("03__x", "03"), ("02__a", "02")):
+        run = start_run(tmp_path, name, notebook)
+        write_results(run, {"loss": name[-1], "seeds": [0]}, mAP=[0.5, 0.6])
+        folders.append(str(run.folder))
+    frame = gather_results(folders, notebook="02")
+    assert list(frame["run"]) == ["02__b", "02__a"] and list(frame["loss"]) == ["b", "a"]
+    assert frame["mAP"][0] == [0.5, 0.6] and frame["folder"][1] == folders[2]
+    assert len(gather_results(folders)) == 3
+    assert list(gather_results([]).columns) == ["run", "notebook", "folder"]
+    with pytest.raises(FileNotFoundError, match=r"results\.json does not exist; execute the run 02__c first"):
+        gather_results([tmp_path / "results" / "02__c"])
+    (tmp_path / "results" / "02__a" / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is not readable JSON"):
+        load_results(tmp_path / "results" / "02__a")
+
+
+def test_a_table_is_a_csv_and_a_markdown_table_with_its_notes(tmp_path):
+    run = start_run(tmp_path, "06", "06")
+    frame = pd.DataFrame(
+        {"row": [1, 2], "what": ["none", "a|b"], "mAP": [64.126, math.nan], "p": [0.0041, 0.5], "n": ["+1.2", ""]}
+    )
+    results.write_table(run, "T1", frame, ["Row 1: `python run_all.py`", "compare rows 1 and 2"])
+    assert (tmp_path / "tables" / "T1.csv").read_text() == (
+        "row,what,mAP,p,n\n1,none,64.126,0.0041,+1.2\n2,a|b,,0.5,\n"
+    )
+    assert (tmp_path / "tables" / "T1.md").read_text() == (
+        "| row | what |   mAP |      p |    n |\n"
+        "| --: | ---- | ----: | -----: | ---: |\n"
+        "|   1 | none | 64.13 | 0.0041 | +1.2 |\n"
+        "|   2 | a\\|b |       |   0.50 |      |\n"
+        "\nRow 1: `python run_all.py`\n\ncompare rows 1 and 2\n"
+    )
+
+
+def test_arrays_round_trip_with_equal_bytes_and_no_pickles(tmp_path):
+    arrays = {"features": np.arange(6, dtype=np.float32).reshape(2, 3), "ids": np.array(["a", "b"])}
+    for name in ("one.npz", "two.npz"):
+        save_arrays(tmp_path / "new" / name, **arrays)
+    assert (tmp_path / "new" / "one.npz").read_bytes() == (tmp_path / "new" / "two.npz").read_bytes()
+    loaded = load_arrays(tmp_path / "new" / "one.npz")
+    assert loaded["features"].dtype == np.float32 and loaded["ids"].tolist() == ["a", "b"]
+    np.testing.assert_array_equal(loaded["features"], arrays["features"])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.npz", "two.npz"]
+
+
+def test_a_failed_write_leaves_the_former_arrays(tmp_path, monkeypatch):
+    save_arrays(tmp_path / "a.npz", x=np.ones(2))
+    with pytest.raises(ValueError, match=r"array 'x' for a\.npz holds Python objects"):
+        save_arrays(tmp_path / "a.npz", x=np.array([{}], dtype=object))
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_arrays(tmp_path / "a.npz", x=np.zeros(2))
+    assert load_arrays(tmp_path / "a.npz")["x"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_damaged_pickled_and_missing_arrays_are_named(tmp_path):
+    save_arrays(tmp_path / "a.npz", x=np.ones(1000))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:500])
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("cut", "pickled", "text", "empty"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz is damaged or holds pickles"):
+            load_arrays(tmp_path / f"{name}.npz")
+    with pytest.raises(FileNotFoundError):
+        load_arrays(tmp_path / "none.npz")

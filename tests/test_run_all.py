@@ -1,0 +1,168 @@
+"""run_all.py from the outside, on two-notebook studies with real kernels and no data."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_study import GIVEN, REPOSITORY, call, make_clone, start, write_notebook
+
+from reid_utils.study.files import read_json
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A clone whose study has been run once, and what that run said."""
+    clone = make_clone(tmp_path_factory.mktemp("finished"))
+    return clone, call(clone, "--jobs", "2")
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def processes_of(clone):
+    """The ids of the processes that work in a clone: workers by their job file, kernels by their working directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(clone) in (entry / "cmdline").read_text() or str(clone) in str((entry / "cwd").readlink()):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # ended while we looked
+    return found
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_study_leaves_tables_figures_notebooks_and_a_summary(finished):
+    clone, (status, out, err) = finished
+    assert (status, err) == (0, "")
+    root = clone / "runs" / "tiny"
+    assert (root / "tables" / "T1.csv").read_text() == "02_training__none,4\n02_training__flip,4\n"
+    assert (root / "figures" / "02_training__flip_curve.svg").exists()
+    ids = ["02_training__none", "02_training__flip", "06_paper_tables"]
+    assert sorted(path.stem for path in (root / "notebooks").iterdir()) == sorted(ids)
+    for run_id in ids:
+        assert f"done    {run_id} in " in out
+        record = read_json(root / "state" / f"{run_id}.json")
+        assert 0 < record["kernel_seconds"] < record["seconds"]
+    summary = out[out.index("run  ") :]
+    assert [line.split()[:2] for line in summary.splitlines()[1:4]] == [[run_id, "done"] for run_id in ids]
+    assert "OMP_NUM_THREADS=1" in (root / "logs" / "02_training__none.log").read_text()
+
+
+def test_what_is_done_is_not_done_again_and_a_change_says_why(finished):
+    clone, _ = finished
+    before = files_of(clone / "runs" / "tiny" / "results")
+    status, out, _ = call(clone)
+    assert status == 0 and out.startswith("all 3 runs are done; tables in ")
+    status, out, _ = call(clone, "--dry-run", "--set", "steps=3", "--only", "*none")
+    assert status == 0 and "stale" in out and "02_training__none (parameter steps changed)" in out
+    assert "1 of 3 runs to execute" in out
+    assert files_of(clone / "runs" / "tiny" / "results") == before
+
+
+def test_mistakes_end_in_one_line_before_anything_runs(finished, tmp_path):
+    clone, _ = finished
+    for arguments, message in (
+        (["--set", "stps=3"], "did you mean 'steps'"),
+        (["--only", "07*"], "--only 07* matches no run; runs: 02_training__none, "),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--features", str(tmp_path)], "no notebook that declares the parameter 'features'"),
+    ):
+        status, out, err = call(clone, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1) and message in err
+    broken = make_clone(tmp_path / "broken")
+    study = (broken / "studies" / "tiny.yaml").read_text()
+    (broken / "studies" / "tiny.yaml").write_text(study.replace("{steps: 2}", "{stepps: 2}"))
+    status, out, err = call(broken)
+    assert (status, out, err) == (2, "", "run_all: 02_training: parameter 'stepps' is unknown; did you mean 'steps'?\n")
+    assert not (broken / "runs").exists()
+
+
+def test_a_missing_data_folder_ends_in_one_line(tmp_path):
+    pytest.importorskip("reid_utils.data.sources")
+    command = [sys.executable, "run_all.py", "micro", "--data", "no/such/folder", "--runs", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no/such/folder" in done.stderr
+
+
+@linux_only
+def test_a_killed_study_leaves_no_process_and_goes_on_where_it_was(tmp_path):
+    clone = make_clone(tmp_path / "a {b} c")  # braces and spaces are nothing special
+    root = clone / "runs" / "tiny"
+    slow = ["--set", "steps=15", "--set", "pause=0.1", "--set", "augmentation=flip"]
+    process = start(clone, *slow)
+    step = root / "results" / "02_training__flip" / "step.txt"
+    wait_until(step.exists)
+    status, _, err = call(clone, *slow)
+    assert status == 2 and f"in use by process {process.pid} on" in err
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes_of(clone), seconds=15)
+    assert "2 of 2 runs to execute" in call(clone, "--dry-run", *slow)[1]
+    reached = int(step.read_text())
+    assert call(clone, *slow)[0] == 0
+    log = (root / "logs" / "02_training__flip.log").read_text()
+    assert f"step {reached + 1}\n" in log and "step 1\n" not in log  # resumed, not begun anew
+    assert not list((root / "notebooks").glob("*.running.ipynb"))
+    assert (root / "tables" / "T1.csv").read_text() == "02_training__flip,4\n"
+
+
+def test_interrupting_ends_the_workers_and_says_how_to_go_on(tmp_path):
+    clone = make_clone(tmp_path)
+    process = start(clone)
+    wait_until((clone / "runs" / "tiny" / "results" / "02_training__none" / "key").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "run_all: interrupted; the same command goes on where this one stopped\n"
+    if sys.platform == "linux":
+        wait_until(lambda: not processes_of(clone), seconds=15)
+
+
+def test_failed_and_dead_notebooks_are_told_and_the_other_branches_go_on(tmp_path):
+    clone = make_clone(tmp_path)
+    own = 'augmentation = "none"\nsteps = 1\n'
+    fault = "if augmentation == 'flip':\n    raise ValueError('no\\nluck')\nif augmentation == 'dead':\n    os._exit(9)"
+    well = "Path(out, 'results', run_id, 'results.json').write_text('{}')"
+    write_notebook(
+        clone / "notebooks" / "02_training.ipynb", GIVEN + own, "import os\nfrom pathlib import Path", fault, well
+    )
+    study = (clone / "studies" / "tiny.yaml").read_text()
+    (clone / "studies" / "tiny.yaml").write_text(study.replace("[none, flip]", "[flip, dead, none]"))
+    status, out, _ = call(clone)
+    notebooks = clone / "runs" / "tiny" / "notebooks"
+    assert status == 1
+    assert "cell 4 (In [4]): ValueError: no luck; see " + str(notebooks / "02_training__flip.failed.ipynb") in out
+    assert "the kernel died in cell 4 (out of memory, or killed); see " in out
+    assert "done    02_training__none in " in out and "not run 06_paper_tables" in out and "needs 02_training__" in out
+    names = ["02_training__dead.failed.ipynb", "02_training__flip.failed.ipynb", "02_training__none.ipynb"]
+    assert sorted(path.name for path in notebooks.iterdir()) == names
+    assert "failed last time" in call(clone, "--dry-run")[1]
+
+
+def test_force_begins_a_done_run_anew(finished, tmp_path):
+    clone = tmp_path / "copy"  # a moved clone keeps what is done
+    shutil.copytree(finished[0], clone)
+    driver = (clone / "driver.py").read_text().replace(str(finished[0]), str(clone))
+    (clone / "driver.py").write_text(driver)
+    status, out, _ = call(clone, "--force", "--only", "*none")
+    assert status == 0 and "1 of 3 runs to execute" in out
+    assert "step 1\n" in (clone / "runs" / "tiny" / "logs" / "02_training__none.log").read_text()
+    assert call(clone)[1].startswith("all 3 runs are done")
+    (clone / "runs" / "tiny" / "tables" / "T1.csv").unlink()
+    assert "06_paper_tables (tables/T1.csv is gone)" in call(clone, "--dry-run")[1]
