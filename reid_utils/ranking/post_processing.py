@@ -7,6 +7,7 @@ from reid_utils.ranking.metrics import average_precisions, cmc, first_match_rank
 from reid_utils.ranking.reranking import rerank
 
 POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal")
+SCORED_BY = ("query_players", "gallery_players", "query_cameras", "gallery_cameras")
 
 
 def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
@@ -48,4 +49,11 @@ def score_features(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     return score(distances, *(features[key] for key in SCORED_BY))
 
 
-SCORED_BY = ("query_players", "gallery_players", "query_cameras", "gallery_cameras")
+def stack_scores(scores):
+    """Scores of several seeds as arrays.
+
+    `scores`: one mapping {row name: dict from `score`} a seed -> {"name|aps": (S, Q), "name|firsts": (S, Q),
+    "name|mAP": (S,), …rank1, rank5, mINP}, the form in which notebooks 02–04 hand their rows to notebook 06.
+    """
+    keys = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
+    return {f"{name}|{key}": np.stack([seed[name][key] for seed in scores]) for name in scores[0] for key in keys}

@@ -1,0 +1,145 @@
+"""Fusion of the distance matrices of several models over the same queries and gallery.
+
+All take M ≥ 2 matrices (Q, G) and return one; smaller stays nearer. Nothing is changed in place.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from reid_utils.ranking.distances import check_matrix
+from reid_utils.ranking.neighbours import each_block, nearest_columns
+
+_NO_OVERLAP_SHARE = 0.1  # the published scripts' stand-in for a model that shares no agreed item
+
+
+def _checked(matrices: Sequence) -> list[np.ndarray]:
+    if len(matrices) < 2:
+        raise ValueError(f"fusion needs at least two distance matrices, not {len(matrices)}")
+    matrices = [check_matrix(matrix, f"distance matrix {number}") for number, matrix in enumerate(matrices)]
+    for number, matrix in enumerate(matrices):
+        if matrix.shape != matrices[0].shape:
+            raise ValueError(
+                f"distance matrix {number} has shape {matrix.shape}, matrix 0 {matrices[0].shape}; "
+                "all must cover the same queries and gallery"
+            )
+    return matrices
+
+
+def check_same_ids(ids: Sequence[tuple], names: Sequence[str] | None = None) -> None:
+    """Raise ValueError naming the first difference unless all (query_ids, gallery_ids) pairs agree in order.
+
+    `names` says in the message where each pair comes from (file or model names).
+    """
+    names = names or [f"input {number}" for number in range(len(ids))]
+    for name, pair in zip(names[1:], ids[1:], strict=True):
+        for kind, first, other in zip(("query", "gallery"), ids[0], pair, strict=True):
+            if len(first) != len(other):
+                raise ValueError(f"{name} has {len(other)} {kind} images, {names[0]} has {len(first)}")
+            different = np.flatnonzero(np.asarray(first) != np.asarray(other))
+            if different.size:
+                place = different[0]
+                raise ValueError(
+                    f"{name} has {kind} id {other[place]} at position {place}, {names[0]} has {first[place]}; "
+                    "write all with the same images in the same order"
+                )
+
+
+def _weighted_mean(matrices: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Σ weights[q, m] · matrices[m][q], block by block so that temporaries stay small."""
+    out = np.empty(matrices[0].shape, np.result_type(*matrices))
+
+    def fuse(start: int, stop: int) -> None:
+        total = out[start:stop]
+        np.multiply(matrices[0][start:stop], weights[start:stop, :1], out=total, casting="same_kind")
+        for number, matrix in enumerate(matrices[1:], 1):
+            total += (matrix[start:stop] * weights[start:stop, number : number + 1]).astype(out.dtype, copy=False)
+
+    each_block(fuse, len(out), block=16)
+    return out
+
+
+def similarity_fusion(matrices: Sequence) -> np.ndarray:
+    """The mean of the matrices, (Q, G); the first of the paper's two fusions."""
+    matrices = _checked(matrices)
+    return _weighted_mean(matrices, np.full((len(matrices[0]), len(matrices)), 1 / len(matrices)))
+
+
+def dissimilarity_weights(matrices: Sequence, top_k: int = 15) -> np.ndarray:
+    """Weights of `dissimilarity_fusion`, (Q, M) float64, each row of sum 1.
+
+    A gallery image is agreed on where at least ⌊M/2⌋ + 1 models have it among their `top_k` nearest (ties to the
+    lower index). A model's share is its part of all (model, agreed image) pairs, 0.1 where it has none; its weight
+    is the normalised inverse, so that the models that agree least weigh most. Without any agreement all weigh
+    alike. Follows the published dissimilarity script.
+    """
+    matrices = _checked(matrices)
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    nearest = np.stack([nearest_columns(matrix, min(top_k, matrix.shape[1])) for matrix in matrices], axis=1)
+    votes = np.zeros(matrices[0].shape, np.uint16)
+    queries = np.arange(len(votes))
+    for model in range(len(matrices)):
+        votes[queries[:, None], nearest[:, model]] += 1
+    agreed = votes[queries[:, None, None], nearest] >= len(matrices) // 2 + 1
+    overlap = agreed.sum(axis=2).astype(np.float64)
+    total = overlap.sum(axis=1, keepdims=True)
+    shares = np.where(overlap > 0, overlap / np.maximum(total, 1), _NO_OVERLAP_SHARE)
+    inverse = np.where(total > 0, 1 / shares, 1.0)
+    return inverse / inverse.sum(axis=1, keepdims=True)
+
+
+def dissimilarity_fusion(matrices: Sequence, top_k: int = 15) -> np.ndarray:
+    """Mean of the matrices, (Q, G), each query's row weighted by `dissimilarity_weights`."""
+    return _weighted_mean(_checked(matrices), dissimilarity_weights(matrices, top_k))
+
+
+def two_stage_fusion(matrices: Sequence, top_k: int = 15) -> np.ndarray:
+    """The paper's entry: the mean of `similarity_fusion` and `dissimilarity_fusion`, (Q, G)."""
+    matrices = _checked(matrices)
+    return _weighted_mean(matrices, (dissimilarity_weights(matrices, top_k) + 1 / len(matrices)) / 2)
+
+
+def _ranks(matrix: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along each row, ties sharing their mean rank, float64."""
+    from scipy.stats import rankdata
+
+    return np.concatenate(each_block(lambda start, stop: rankdata(matrix[start:stop], axis=1), len(matrix), block=16))
+
+
+def _mean(matrices: list[np.ndarray], transform) -> np.ndarray:
+    return sum(transform(matrix) for matrix in matrices) / len(matrices)
+
+
+def rank_average(matrices: Sequence) -> np.ndarray:
+    """Control: mean rank of each gallery image, (Q, G) float64 from 1."""
+    return _mean(_checked(matrices), _ranks)
+
+
+def reciprocal_rank_fusion(matrices: Sequence, smoothing: float = 60.0) -> np.ndarray:
+    """Control (Cormack et al. 2009): 1 − mean of (smoothing + 1) / (smoothing + rank), (Q, G) float64 in [0, 1)."""
+    if smoothing < 0:
+        raise ValueError(f"smoothing must be at least 0, not {smoothing}")
+    return 1 - _mean(_checked(matrices), lambda matrix: (smoothing + 1) / (smoothing + _ranks(matrix)))
+
+
+def min_max_fusion(matrices: Sequence) -> np.ndarray:
+    """Control: mean of the matrices, each row brought to [0, 1] first (a constant row to 0), (Q, G) float64."""
+
+    def normalised(matrix: np.ndarray) -> np.ndarray:
+        low, high = (np.asarray(f(matrix, axis=1, keepdims=True), np.float64) for f in (np.min, np.max))
+        return (matrix - low) / np.where(high > low, high - low, 1)
+
+    return _mean(_checked(matrices), normalised)
+
+
+def z_score_fusion(matrices: Sequence) -> np.ndarray:
+    """Control: mean of the matrices, each row of mean 0 and deviation 1 first (a constant row 0), (Q, G) float64."""
+
+    def normalised(matrix: np.ndarray) -> np.ndarray:
+        deviation = matrix.std(axis=1, keepdims=True, dtype=np.float64)
+        centred = matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64)
+        return centred / np.where(deviation > 0, deviation, 1)
+
+    return _mean(_checked(matrices), normalised)
