@@ -26,7 +26,7 @@ MAX_FILES = 200_000
 MAX_BYTES = 8 * 2**30
 # JPEG files hardly shrink in a zip; a high ratio over megabytes means a decompression bomb.
 MAX_RATIO = 50
-_CHUNK = 2**18
+_CHUNK = 2**16
 
 
 class _Unfinished(Exception):

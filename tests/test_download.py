@@ -1,0 +1,268 @@
+"""The checked, resumable download, against a server on this machine."""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import stat
+import threading
+import warnings
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from reid_utils.data import download
+
+NAMES = ("reid_training/001_000_00.jpeg", "reid_test/query/2_0_00.jpeg", "reid_test/gallery/2_0_01.jpeg")
+
+
+def make_zip(*extra, top="data_reid/"):
+    """Bytes of a zip in the challenge's form; `extra` are (ZipInfo or name, bytes)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, name in enumerate(NAMES):
+            archive.writestr(zipfile.ZipInfo(top + name), hashlib.sha256(bytes([i])).digest() * 2000)
+        for name, data in extra:
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+# Incompressible, so that the zip is long enough to be cut in the middle.
+NOISE = b"".join(hashlib.sha256(bytes([i, j])).digest() for i in range(256) for j in range(64))
+ZIP = make_zip(("data_reid/noise.bin", NOISE))
+
+
+def md5(data):
+    return hashlib.md5(data).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content`; breaks the first `cuts` answers off after `cut_at` bytes; keeps the ranges asked for."""
+
+    content, etag, cuts, cut_at, status, ranges_allowed = ZIP, '"a"', 0, 2**17, None, True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked = []
+        self.url = f"http://127.0.0.1:{self.server_port}/synergyreid_data.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        wanted = self.headers.get("Range")
+        server.asked.append(wanted)
+        if server.status:
+            self.send_error(server.status)
+            return
+        start = int(re.findall(r"\d+", wanted)[0]) if wanted and server.ranges_allowed else 0
+        if self.headers.get("If-Range") not in (None, server.etag):
+            start = 0
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", server.etag)
+        self.end_headers()
+        if server.cuts:
+            server.cuts -= 1
+            body = body[: server.cut_at]
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(download, "WAITS_S", (0, 0))
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def fetch(server, target, **settings):
+    return download.download_synergy(target, accept_md5=md5(server.content), url=server.url, **settings)
+
+
+def test_downloads_checks_and_extracts_once(server, tmp_path):
+    data = fetch(server, tmp_path)
+    assert data == tmp_path / "data_reid" and names(tmp_path) == ["data_reid", "synergyreid_data.zip"]
+    assert all((data / name).stat().st_size == 64_000 for name in NAMES)
+    assert fetch(server, tmp_path) == data and len(server.asked) == 1
+
+
+def test_a_cut_download_resumes_where_it_broke_off(server, tmp_path):
+    server.cuts = 1
+    fetch(server, tmp_path)
+    assert server.asked == [None, "bytes=131072-"]
+    assert (tmp_path / "synergyreid_data.zip").read_bytes() == ZIP
+
+
+def test_the_next_run_resumes_what_the_last_one_left(server, tmp_path):
+    server.cuts = 3
+    with pytest.raises(ConnectionError, match=r"synergyreid_data\.zip, and run again") as caught:
+        fetch(server, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["synergyreid_data.zip.part", "synergyreid_data.zip.part.json"]
+    fetch(server, tmp_path)
+    assert server.asked[-1] == "bytes=393216-" and names(tmp_path) == ["data_reid", "synergyreid_data.zip"]
+
+
+@pytest.mark.parametrize("change", ["etag", "no ranges", "lost state"])
+def test_starts_anew_where_resuming_would_mix_two_files(server, tmp_path, change):
+    server.cuts = 3
+    with pytest.raises(ConnectionError):
+        fetch(server, tmp_path)
+    if change == "etag":
+        server.content, server.etag = make_zip(("data_reid/noise.bin", NOISE[::-1])), '"b"'
+        assert len(server.content) == len(ZIP)
+    elif change == "no ranges":
+        server.ranges_allowed = False
+    else:
+        (tmp_path / "synergyreid_data.zip.part.json").unlink()
+    fetch(server, tmp_path)
+    assert (tmp_path / "synergyreid_data.zip").read_bytes() == server.content
+
+
+def test_a_changed_size_without_etag_starts_anew(server, tmp_path):
+    server.cuts, server.etag = 3, ""
+    with pytest.raises(ConnectionError):
+        fetch(server, tmp_path)
+    server.content = make_zip(("data_reid/noise.bin", os.urandom(600_000)))
+    fetch(server, tmp_path)
+    assert (tmp_path / "synergyreid_data.zip").read_bytes() == server.content
+
+
+def test_an_unknown_md5_names_the_known_sums_and_the_mend(server, tmp_path):
+    with pytest.raises(ValueError, match=f"--accept-md5 {md5(ZIP)}") as caught:
+        download.download_synergy(tmp_path, url=server.url)
+    assert all(known in str(caught.value) for known in download.KNOWN_MD5.values())
+    assert "data_reid" not in names(tmp_path) and "synergyreid_data.zip" not in names(tmp_path)
+    # The bytes are kept: accepting the sum does not fetch them again.
+    fetch(server, tmp_path)
+    assert len(server.asked) == 1 and "data_reid" in names(tmp_path)
+
+
+def test_a_known_zip_of_the_other_year_is_taken_with_a_warning(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(download.KNOWN_MD5, 2022, md5(ZIP))
+    with pytest.warns(UserWarning, match="is the 2022 challenge zip, not 2023's"):
+        download.download_synergy(tmp_path / "a", url=server.url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        download.download_synergy(tmp_path / "b", year=2022, url=server.url)
+
+
+@pytest.mark.parametrize("settings", [{"year": 2021}, {"accept_md5": "abc"}])
+def test_wrong_settings_fail_before_anything_is_asked(server, tmp_path, settings):
+    with pytest.raises(ValueError, match=r"give 2022 or 2023|32 hexadecimal"):
+        download.download_synergy(tmp_path / "new", url=server.url, **settings)
+    assert not server.asked and not (tmp_path / "new").exists()
+
+
+def test_a_missing_file_is_not_asked_for_again_a_broken_server_is(server, tmp_path):
+    server.status = 404
+    with pytest.raises(ConnectionError, match=r"HTTP status 404.*put it at .*/synergyreid_data\.zip, and"):
+        fetch(server, tmp_path)
+    assert len(server.asked) == 1
+    server.status = 503
+    with pytest.raises(ConnectionError, match="HTTP status 503"):
+        fetch(server, tmp_path)
+    assert len(server.asked) == 4 and names(tmp_path) == []
+
+
+def test_without_network_a_zip_put_there_by_hand_is_used(server, tmp_path, monkeypatch):
+    url = "http://127.0.0.1:9/synergyreid_data.zip"
+    with pytest.raises(ConnectionError, match=f"put it at {tmp_path}/synergyreid_data.zip"):
+        download.download_synergy(tmp_path, url=url)
+    (tmp_path / "synergyreid_data.zip").write_bytes(ZIP)
+    monkeypatch.setitem(download.KNOWN_MD5, 2023, md5(ZIP))
+    assert (download.download_synergy(tmp_path, url=url) / "reid_training").is_dir()
+
+
+def linked(name, target="/etc/passwd"):
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return info, target
+
+
+HOSTILE = {
+    "leads out": make_zip(("data_reid/../../escaped.txt", b"x")),
+    "leads out of": make_zip(("/tmp/escaped.txt", b"x")),
+    "leads out of the": make_zip(("..\\escaped.txt", b"x")),
+    "link or special file": make_zip(linked("data_reid/reid_training/link")),
+    "decompression bomb": make_zip(("data_reid/bomb", bytes(2**26))),
+    "2 reid_training folders": make_zip(("other/reid_training/1_0_0.jpeg", b"x")),
+    "0 reid_training folders": make_zip(top="x").replace(b"reid_training", b"raid_training"),
+    "cannot be extracted": ZIP[:-100],
+    "cannot be extracted ": ZIP[:2000] + bytes(300) + ZIP[2300:],
+}
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_a_hostile_or_damaged_zip_leaves_nothing(tmp_path, message):
+    target = tmp_path / "a" / "b"
+    target.mkdir(parents=True)
+    (target / "synergyreid_data.zip").write_bytes(HOSTILE[message])
+    with pytest.raises(ValueError, match=message) as caught:
+        download.download_synergy(target, accept_md5=md5(HOSTILE[message]))
+    assert str(target / "synergyreid_data.zip") in str(caught.value)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".download.lock"]
+    assert left == ["synergyreid_data.zip"] and names(target) == ["synergyreid_data.zip"]
+
+
+def test_too_many_files_or_bytes_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "synergyreid_data.zip").write_bytes(ZIP)
+    for limit in ("MAX_FILES", "MAX_BYTES"):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="decompression bomb"):
+            patch.setattr(download, limit, 3)
+            download.download_synergy(tmp_path, accept_md5=md5(ZIP))
+
+
+def test_an_interrupted_extraction_is_repeated_whole(tmp_path, monkeypatch):
+    (tmp_path / "synergyreid_data.zip").write_bytes(ZIP)
+    extract = zipfile.ZipFile.extract
+
+    def stop_at_gallery(archive, member, folder):
+        if "gallery" in member.filename:
+            raise KeyboardInterrupt
+        return extract(archive, member, folder)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(zipfile.ZipFile, "extract", stop_at_gallery)
+        download.download_synergy(tmp_path, accept_md5=md5(ZIP))
+    assert names(tmp_path) == ["synergyreid_data.zip"]
+    # What a killed run leaves must not get into the data.
+    (tmp_path / ".data_reid.partial" / "data_reid" / "reid_training").mkdir(parents=True)
+    (tmp_path / ".data_reid.partial" / "data_reid" / "reid_training" / "9_0_0.jpeg").touch()
+    data = download.download_synergy(tmp_path, accept_md5=md5(ZIP))
+    assert names(data / "reid_training") == ["001_000_00.jpeg"]
+
+
+def test_resource_forks_are_left_out_and_a_bare_layout_is_taken(tmp_path):
+    content = make_zip(("__MACOSX/reid_training/._1_0_0.jpeg", b"x"), top="")
+    (tmp_path / "synergyreid_data.zip").write_bytes(content)
+    data = download.download_synergy(tmp_path, accept_md5=md5(content))
+    assert names(data) == ["reid_test", "reid_training"]
+
+
+def test_two_callers_download_once(server, tmp_path):
+    folders = []
+    callers = [threading.Thread(target=lambda: folders.append(fetch(server, tmp_path))) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert folders == [tmp_path / "data_reid"] * 3 and len(server.asked) == 1

@@ -1,0 +1,308 @@
+"""A folder in the Synergy layout: manifest, folds, counts, image checks, fingerprint, challenge truth."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from reid_utils.data import synergy
+
+PKU = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid" / "data_reid"
+JPEG = cv2.imencode(".jpeg", np.random.default_rng(0).integers(0, 255, (24, 12, 3), np.uint8))[1].tobytes()
+
+
+def put(root, *names, data=JPEG):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+def age(root):
+    for file in root.rglob("*.*"):
+        os.utime(file, ns=(10**18, 10**18))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two training players a sequence over ten sequences, two test players, three challenge images."""
+    root = tmp_path / "set"
+    put(root, *(f"reid_training/{p:03d}_{p // 2:03d}_{f:02d}.jpeg" for p in range(20) for f in range(3)))
+    put(root, *(f"reid_test/query/{p}_050_00.jpeg" for p in (101, 102)))
+    put(root, *(f"reid_test/gallery/{p}_050_{f:02d}.jpeg" for p in (102, 101) for f in (2, 1)))
+    put(
+        root, "reid_challenge/query/00007.jpeg", "reid_challenge/gallery/00012.jpeg", "reid_challenge/gallery/00003.jpg"
+    )
+    return root
+
+
+def test_manifest_has_a_sorted_row_for_every_image(data):
+    manifest = synergy.load_manifest(data)
+    assert list(manifest.columns) == synergy.COLUMNS
+    assert manifest["path"].tolist()[-9:] == [
+        "reid_test/query/101_050_00.jpeg", "reid_test/query/102_050_00.jpeg",
+        "reid_test/gallery/101_050_01.jpeg", "reid_test/gallery/101_050_02.jpeg",
+        "reid_test/gallery/102_050_01.jpeg", "reid_test/gallery/102_050_02.jpeg",
+        "reid_challenge/query/00007.jpeg", "reid_challenge/gallery/00003.jpg", "reid_challenge/gallery/00012.jpeg",
+    ]  # fmt: skip
+    row = manifest.iloc[7].to_dict()
+    assert (row["image_id"], row["split"], row["role"]) == ("002_001_01", "train", "train")
+    assert (row["player"], row["sequence"], row["frame"], row["camera"]) == (2, 1, 1, 0)
+    hidden = manifest[manifest["split"] == "challenge"]
+    assert (hidden[["player", "sequence", "frame", "fold"]] == -1).all(axis=None)
+    assert hidden["camera"].tolist() == [0, 1, 1]
+    for column in ("player", "sequence", "frame", "fold", "camera"):
+        assert manifest[column].dtype == np.int64
+
+
+def test_manifest_does_not_depend_on_file_system_order(data, monkeypatch):
+    expected = synergy.load_manifest(data)
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: reversed(list(scandir(path))))
+    pd.testing.assert_frame_equal(synergy.load_manifest(data), expected)
+
+
+def test_a_folder_around_data_reid_is_taken_and_paths_still_open(data, tmp_path):
+    data.rename(tmp_path / "data_reid")
+    manifest = synergy.load_manifest(tmp_path)
+    assert all((tmp_path / path).is_file() for path in manifest["path"])
+    synergy.validate_images(tmp_path, manifest)
+
+
+def test_challenge_is_optional_and_hidden_files_are_passed_over(data):
+    shutil.rmtree(data / "reid_challenge")
+    (data / "reid_training" / ".DS_Store").write_bytes(b"x")
+    manifest = synergy.load_manifest(data)
+    assert set(manifest["split"]) == {"train", "test"} and len(manifest) == 66
+
+
+@pytest.mark.parametrize("folder", ["reid_training", "reid_test", "reid_test/gallery", "reid_challenge/query"])
+def test_a_missing_folder_is_named(data, folder):
+    shutil.rmtree(data / folder)
+    with pytest.raises(FileNotFoundError, match=folder):
+        synergy.load_manifest(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reid_training/7_1.jpeg", r"7_1\.jpeg is not named \{player\}_\{sequence\}_\{frame\}\.jpeg"),
+        ("reid_training/001_000_03.png", r"001_000_03\.png is not named"),
+        ("reid_challenge/query/a1.jpeg", r"a1\.jpeg is not named \{image_id\}\.jpeg"),
+        ("reid_training/1_0_2.jpeg", r"001_000_02\.jpeg and .*1_0_2\.jpeg have the same player, sequence and frame"),
+        ("reid_test/gallery/101_50_0.jpg", "have the same player, sequence and frame"),
+        ("reid_challenge/gallery/12.jpeg", r"00012\.jpeg and .*12\.jpeg have the same image id"),
+        ("reid_test/gallery/005_050_01.jpeg", "player 5 is in both reid_training and reid_test"),
+        ("reid_training/200_000_00.jpeg", "player 200 has a single training image"),
+    ],
+)
+def test_a_wrong_file_is_named(data, name, message):
+    put(data, name)
+    with pytest.raises(ValueError, match=message) as caught:
+        synergy.load_manifest(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder_is_an_error(data):
+    shutil.rmtree(data / "reid_test/query")
+    (data / "reid_test/query").mkdir()
+    with pytest.raises(ValueError, match=r"reid_test/query is empty"):
+        synergy.load_manifest(data)
+
+
+def test_a_query_without_gallery_is_kept_with_a_warning(data):
+    put(data, "reid_test/query/103_050_00.jpeg")
+    with pytest.warns(UserWarning, match="first: player 103"):
+        manifest = synergy.load_manifest(data)
+    assert 103 in set(manifest["player"])
+
+
+def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
+    names = [f"reid_test/{r}/{p}_050_{f:02d}.jpeg" for p in (101, 102) for r, f in [("query", 0), ("gallery", 1)]]
+    rows = [f"{name},{i + 3}" for i, name in enumerate(names)]
+    (data / "cameras.csv").write_text("\n".join(["path,camera", *rows]))
+    with pytest.raises(ValueError, match=r"no camera for reid_test/gallery/101_050_02\.jpeg"):
+        synergy.load_manifest(data)
+    rows += [f"reid_test/gallery/{p}_050_02.jpeg,9" for p in (101, 102)]
+    (data / "cameras.csv").write_text("\n".join(["path,camera", *rows]))
+    manifest = synergy.load_manifest(data)
+    assert manifest.loc[manifest["split"] == "test", "camera"].tolist() == [3, 5, 4, 9, 6, 9]
+    assert manifest.loc[manifest["split"] == "challenge", "camera"].tolist() == [0, 1, 1]
+    (data / "cameras.csv").write_text("\n".join(["path,camera", *rows, "reid_test/query/nobody.jpeg,1"]))
+    with pytest.raises(ValueError, match="nobody"):
+        synergy.load_manifest(data)
+
+
+def test_folds_never_split_a_sequence_and_cover_training(data):
+    manifest = synergy.load_manifest(data)
+    train = manifest[manifest["split"] == "train"]
+    assert (train.groupby("sequence")["fold"].nunique() == 1).all()
+    assert sorted(set(train["fold"])) == list(range(10))
+    before = manifest.copy()
+    assert set(synergy.assign_folds(manifest, 2)["fold"]) == {-1, 0, 1}
+    pd.testing.assert_frame_equal(manifest, before)
+
+
+def test_held_out_fold_has_frame_00_as_query_and_a_matchable_gallery(data):
+    manifest = synergy.load_manifest(data)
+    train, query, gallery = synergy.fold_split(manifest, 4)
+    assert len(train) == 54 and len(query) == 2 and len(gallery) == 4
+    assert not set(train["sequence"]) & set(query["sequence"])
+    assert set(query["frame"]) == {0} and set(gallery["frame"]) == {1, 2}
+    assert set(query["role"]) == {"query"} and set(gallery["role"]) == {"gallery"}
+    # Equal cameras would make every match junk.
+    assert set(query["camera"]).isdisjoint(gallery["camera"])
+    with pytest.raises(ValueError, match="no fold 10: the folds are 0 to 9"):
+        synergy.fold_split(manifest, 10)
+
+
+def test_few_sequences_warn_and_one_fails_only_when_a_fold_is_asked_for(data):
+    manifest = synergy.load_manifest(data)
+    few = manifest[~manifest["sequence"].isin(range(3, 10))]
+    with pytest.warns(UserWarning, match="3 sequences, so 3 folds instead of 10"):
+        assert set(synergy.assign_folds(few)["fold"]) == {-1, 0, 1, 2}
+    for file in (data / "reid_training").iterdir():
+        file.rename(file.with_name(file.name[:4] + "000" + file.name[7:]))
+    with pytest.warns(UserWarning, match="no folds"):
+        one = synergy.load_manifest(data)
+    with pytest.raises(ValueError, match="at least 2 sequences"):
+        synergy.fold_split(one, 0)
+
+
+def test_a_player_on_both_sides_of_a_fold_is_reported(data):
+    put(data, "reid_training/003_007_00.jpeg")
+    with pytest.warns(UserWarning, match="player 3 falls into more than one fold"):
+        synergy.load_manifest(data)
+
+
+def published_manifest(query=618, gallery=9505):
+    sizes = [("train", "train", 8569, 436), ("test", "query", 50, 50), ("test", "gallery", 910, 50),
+             ("challenge", "query", query, 0), ("challenge", "gallery", gallery, 0)]  # fmt: skip
+    parts = [{"split": s, "role": r, "player": i % n if n else -1} for s, r, size, n in sizes for i in range(size)]
+    return pd.DataFrame(parts)
+
+
+def test_counts_are_compared_with_both_published_years():
+    assert synergy.check_counts(published_manifest()).endswith("equal those of Synergy Re-ID with the 2023 challenge")
+    assert "2022" in synergy.check_counts(published_manifest(468, 8703))
+    line = synergy.check_counts(published_manifest().iloc[1:])
+    assert "differ" in line and "training 8568 images of 436 players instead of 8569" in line and ";" not in line
+    table = synergy.counts(published_manifest())
+    assert table["images"].tolist() == [8569, 50, 910, 618, 9505]
+    assert table["identities"].tolist()[:3] == [436, 50, 50] and table["identities"][3:].isna().all()
+
+
+BAD_IMAGES = {
+    "is not a JPEG": cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes(),
+    "truncated": JPEG[:-40],
+    "colour mode L": cv2.imencode(".jpeg", np.zeros((8, 8), np.uint8))[1].tobytes(),
+    "is not a JPEG file": b"",
+    "cannot be decoded": JPEG[:4] + bytes(60),
+}
+
+
+@pytest.mark.parametrize("message", BAD_IMAGES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_bad_image_is_named(data, message, workers):
+    put(data, "reid_training/004_002_01.jpeg", "reid_test/query/101_050_00.jpeg", data=BAD_IMAGES[message])
+    with pytest.raises(ValueError, match=rf"004_002_01\.jpeg.*{message}"):
+        synergy.validate_images(data, synergy.load_manifest(data), workers)
+
+
+def test_an_enormous_image_is_refused_before_it_is_decoded(data):
+    at = JPEG.index(b"\xff\xc0") + 5
+    put(data, "reid_training/000_000_00.jpeg", data=JPEG[:at] + b"\x2f\xff\x2f\xff" + JPEG[at + 4 :])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"000_000_00.*64 Mpixel"):
+            synergy.validate_images(data, synergy.load_manifest(data))
+
+
+def test_fingerprint_follows_content_names_and_cameras_alone(data, tmp_path):
+    def fingerprint(folder=data):
+        return synergy.data_fingerprint(folder, tmp_path / "cache.json")
+
+    first = fingerprint()
+    shutil.copytree(data, tmp_path / "moved" / "data_reid")
+    assert fingerprint(tmp_path / "moved") == first
+    (data / "challenge_truth.csv").write_text("path,image_id,player\n")
+    assert fingerprint() == first
+    (data / "cameras.csv").write_text("path,camera\n")
+    with_cameras = fingerprint()
+    assert with_cameras != first
+    put(data, "reid_training/004_002_01.jpeg", data=JPEG[:-3] + b"a" + JPEG[-2:])
+    changed = fingerprint()
+    assert changed not in (first, with_cameras)
+    (data / "reid_challenge/query/00007.jpeg").rename(data / "reid_challenge/query/00008.jpeg")
+    assert fingerprint() not in (first, with_cameras, changed)
+
+
+def test_fingerprint_reads_unchanged_files_once(data, tmp_path, monkeypatch):
+    age(data)
+    cache = tmp_path / "cache.json"
+    first = synergy.data_fingerprint(data, cache)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("an unchanged file was read again"))
+    assert synergy.data_fingerprint(data, cache) == first
+    monkeypatch.undo()
+    cache.write_text('{"reid_training/000_000_00.jpeg": [1')
+    assert synergy.data_fingerprint(data, cache) == first
+
+
+def test_default_fingerprint_cache_lies_outside_the_data(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    age(data)
+    before = sorted(data.rglob("*"))
+    synergy.data_fingerprint(data)
+    assert sorted(data.rglob("*")) == before
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
+TRUTHS = {
+    "as rendered": (
+        "path,image_id,player\nreid_challenge/gallery/00003.jpg,00003,6\n"
+        "reid_challenge/gallery/00012.jpeg,00012,5\nreid_challenge/query/00007.jpeg,00007,5\n"
+    ),
+    "by ids": "split,id,pid,frame\nquery,7,5,0\ngallery,3,6,1\ngallery,12,5,2\n",
+}
+
+
+@pytest.mark.parametrize("form", TRUTHS)
+@pytest.mark.parametrize("beside", [False, True])
+def test_challenge_truth_reads_both_forms_in_manifest_order(data, form, beside):
+    assert synergy.challenge_truth(data) is None
+    (data.parent if beside else data).joinpath("challenge_truth.csv").write_text(TRUTHS[form])
+    truth = synergy.challenge_truth(data)
+    assert truth.to_dict("list") == {
+        "image_id": ["00007", "00003", "00012"], "player": [5, 6, 5], "role": ["query", "gallery", "gallery"],
+    }  # fmt: skip
+    manifest = synergy.load_manifest(data)
+    assert truth["image_id"].tolist() == manifest.loc[manifest["split"] == "challenge", "image_id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "needs path, player or split, id, pid"),
+        (TRUTHS["by ids"] + "gallery,13,5,1\n", "names an image that is not there: reid_challenge/gallery/13"),
+        (TRUTHS["by ids"][:-15], "has no row for reid_challenge/gallery/12"),
+        (TRUTHS["by ids"] + "query,7,6,0\n", "two rows"),
+        (TRUTHS["by ids"] + "train,8,6,0\n", "row 5"),
+    ],
+)
+def test_wrong_challenge_truth_is_an_error(data, text, message):
+    (data / "challenge_truth.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        synergy.challenge_truth(data)
+
+
+@pytest.mark.skipif(not PKU.is_dir(), reason="the real crops of ../shared are absent")
+def test_real_crops_load_whole(tmp_path):
+    with pytest.warns(UserWarning, match="4 sequences"):
+        manifest = synergy.load_manifest(PKU)
+    assert len(manifest) == 1184 and manifest.loc[manifest["split"] == "train", "player"].nunique() == 44
+    synergy.validate_images(PKU, manifest, workers=2)
+    assert len(synergy.challenge_truth(PKU)) == 240
