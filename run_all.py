@@ -1,39 +1,22 @@
 """Run a study: execute its notebooks over their parameters, skip what is done, rebuild every table and figure."""
 
-import argparse
 import contextlib
-import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
-from reid_utils.study import execution, jobs, keys, notebooks, plan, progress, study_file
+from reid_utils.study import command, execution, jobs, keys, notebooks, plan, progress, study_file
 from reid_utils.study.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent
-
-
-def parse(arguments):
-    parser = argparse.ArgumentParser(prog="run_all.py", description=__doc__)
-    add = parser.add_argument
-    add("study", nargs="?", default="quick", help="a name in studies/, or a yaml file (default: quick)")
-    add("--data", help="rendered, synergy, or a folder in the Synergy layout")
-    add("--features", type=Path, help="folder of your own features or distance CSVs: no training")
-    add("--only", metavar="GLOB", help="only runs whose id matches, and what they need")
-    add("--set", action="append", default=[], metavar="key=value", help="override a parameter")
-    add("--dry-run", action="store_true", help="print the plan and end")
-    add("--force", action="store_true", help="redo runs that are done")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: number of cores)")
-    add("--accept-md5", metavar="SUM", help="accept a downloaded zip with this MD5")
-    add("--runs", default=ROOT / "runs", type=Path, help="where results go (default: runs/)")
-    return parser.parse_args(arguments)
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def read_plan(args):
     """The study with its overrides, its runs, the folder of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
-    stems = [entry["notebook"] for entry in study.entries]
-    declared = {stem: notebooks.declared_parameters(ROOT / "notebooks" / f"{stem}.ipynb") for stem in stems}
+    declared = notebooks.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
     root = args.runs.resolve() / study_file.results_name(study, args.data, args.features)
     return study, plan.expand(study, declared, bool(args.features)), root
@@ -44,50 +27,52 @@ def data_folder(args, study):
     own = keys.folder_fingerprint(args.features) if args.features else ""
     if args.features and not args.data:
         return "", own
-    from reid_utils.data import sources, synergy
+    from reid_utils.data import integrity, sources
 
-    where = sources.planned_data_dir if args.dry_run else sources.prepare_data
-    folder = Path(where(args.data or study.data, args.runs.resolve(), study.rendering, args.accept_md5)).resolve()
-    return folder, synergy.data_fingerprint(folder) + own if folder.is_dir() else None
+    rendering = {"workers": args.jobs, **study.rendering}
+    source = args.data or study.data, args.runs.resolve() / "data", rendering, args.accept_md5
+    folder = sources.planned_data_dir(*source)
+    if not args.dry_run:
+        print(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}", flush=True)
+        folder = sources.prepare_data(*source)
+    return folder, integrity.data_fingerprint(folder) + own if folder.is_dir() else None
 
 
-def check_images(folder, fingerprint, root):
+def check_images(folder, fingerprint, root, workers):
     """Decode every image, once for each state of the data. Raises ValueError naming a damaged file."""
     if folder and read_json(root / "state" / "checked_images.json") != fingerprint:
-        from reid_utils.data.synergy import load_manifest, validate_images
+        from reid_utils.data import integrity, synergy
 
-        validate_images(folder, load_manifest(folder))
+        integrity.validate_images(folder, synergy.load_manifest(folder), workers)
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 
-def run_study(args, study, runs, root):
+def run_study(args, study, runs, root, folder, fingerprint):
     """Find out what is left to do and do it, or print it -> exit status."""
-    folder, fingerprint = data_folder(args, study)
-    key = keys.run_keys(runs, ROOT / "notebooks", ROOT / "requirements.lock", study.threads, fingerprint)
+    key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
     states = jobs.run_states(runs, root, key)
     chosen, fresh = jobs.choose(runs, states, args.only, args.force)
     print(progress.plan_text(runs, states, chosen, args.jobs, root, args.dry_run), flush=True)
     if args.dry_run or not chosen:
         return 0
-    check_images(folder, fingerprint, root)
+    check_images(folder, fingerprint, root, args.jobs)
     write_json(root / "study.json", {**vars(study), "data folder": str(folder), "command": sys.argv[1:]})
-    places = {"root": root, "notebooks": ROOT / "notebooks", "data": folder, "features": args.features}
+    places = {"root": root, "notebooks": NOTEBOOKS, "data": folder, "features": args.features}
     work = [jobs.make_job(run, runs, key, fresh=run.id in fresh, **places) for run in jobs.in_order(chosen, states)]
-    show = progress.Progress({run.id: states[run.id].seconds for run in chosen}, args.jobs)
-    outcomes = execution.execute(work, args.jobs, show)
+    outcomes = execution.execute(work, args.jobs, progress.Progress(chosen, states, args.jobs))
     print(progress.summary_text(runs, states, outcomes), f"tables in {root / 'tables'}", sep="\n")
     return int(any(result.name != "done" for result in outcomes.values()))
 
 
 def main(arguments=None):
-    args = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.formatwarning = lambda message, *_: f"run_all: warning: {message}\n"
     try:
-        if args.jobs < 1:
-            raise study_file.StudyError(f"--jobs must be at least 1, not {args.jobs}")
+        args = command.parse(arguments, __doc__, ROOT / "runs")
         study, runs, root = read_plan(args)
+        data = data_folder(args, study)
         with contextlib.nullcontext() if args.dry_run else execution.hold(root):
-            return run_study(args, study, runs, root)
+            return run_study(args, study, runs, root, *data)
     except (ValueError, OSError) as error:
         print(f"run_all: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

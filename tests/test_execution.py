@@ -305,6 +305,21 @@ def test_a_held_study_tells_who_holds_it(tmp_path):
         pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends orphans on Linux only")
+def test_a_process_ends_with_its_parent_even_inside_a_long_call():
+    child = "import os; from reid_utils.study.lifeline import die_with; die_with(os.getppid()); "
+    child += "print(os.getpid(), flush=True); sum(range(10**12))"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = parent.stdout.readline().strip()
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}/exe").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}/exe").exists()
+
+
 def test_durations_and_summary_are_readable():
     assert [progress.duration(s) for s in (7.6, 65, 7260)] == ["8 s", "1 min 05 s", "2 h 01 min"]
     runs, states = chain(done={"02__a"})
@@ -336,7 +351,9 @@ def test_a_terminal_shows_each_running_run_with_what_is_left(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     screen = Terminal()
-    show = progress.Progress({"a": 60.0, "b": 30.0}, 2, screen)
+    runs = [run_of("a"), run_of("b", minutes=0.5)]
+    states = {run.id: jobs.State("to do", "", 60 * run.minutes) for run in runs}
+    show = progress.Progress(runs, states, 2, screen)
     show.started("a")
     show.started("b")
     clock[0] += 40

@@ -2,13 +2,13 @@
 
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from tiny_study import GIVEN, REPOSITORY, call, make_clone, start, write_notebook
+from PIL import Image
+from tiny_study import GIVEN, call, make_clone, start, write_notebook
 
 from reid_utils.study.files import read_json
 
@@ -93,11 +93,37 @@ def test_mistakes_end_in_one_line_before_anything_runs(finished, tmp_path):
     assert not (broken / "runs").exists()
 
 
-def test_a_missing_data_folder_ends_in_one_line(tmp_path):
-    pytest.importorskip("reid_utils.data.sources")
-    command = [sys.executable, "run_all.py", "micro", "--data", "no/such/folder", "--runs", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no/such/folder" in done.stderr
+def write_images(folder):
+    """A Synergy-layout folder of plain crops."""
+    names = [f"reid_training/{player}_{player}_0{frame}.jpeg" for player in (1, 2) for frame in (0, 1)]
+    for name in [*names, "reid_test/query/3_3_00.jpeg", "reid_test/gallery/3_3_01.jpeg"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 32), (len(name), 80, 160)).save(folder / name)
+    return folder
+
+
+def test_faulty_data_end_in_one_line_before_anything_runs(tmp_path):
+    clone = make_clone(tmp_path / "clone")
+    status, out, err = call(clone, "--data", "no/such/folder")
+    assert (status, out, err.count("\n")) == (2, "", 1) and "no/such/folder" in err
+    assert not (clone / "runs").exists()
+    folder = write_images(tmp_path / "crops")
+    image = folder / "reid_training" / "2_2_01.jpeg"
+    image.write_bytes(image.read_bytes()[:200])
+    status, _, err = call(clone, "--data", str(folder))
+    assert status == 2 and err.splitlines()[-1].startswith(f"run_all: {image} cannot be decoded")
+    assert not (clone / "runs" / "tiny-crops" / "results").exists()
+
+
+def test_other_data_go_to_a_folder_of_their_own_and_a_changed_image_is_noticed(tmp_path):
+    clone, folder = make_clone(tmp_path / "clone"), write_images(tmp_path / "crops")
+    arguments = ["--data", str(folder), "--only", "*none"]
+    assert call(clone, *arguments)[0] == 0
+    notebook = (clone / "runs" / "tiny-crops" / "notebooks" / "02_training__none.ipynb").read_text()
+    assert f'data = \\"{folder}\\"' in notebook
+    assert "the runs asked for are done, 2 others are not" in call(clone, *arguments)[1]
+    Image.new("RGB", (16, 32)).save(folder / "reid_training" / "1_1_00.jpeg")
+    assert "02_training__none (data changed)" in call(clone, *arguments, "--dry-run")[1]
 
 
 @linux_only

@@ -1,4 +1,4 @@
-"""A two-notebook study in a folder of its own, whose notebooks need no data and start no heavy library."""
+"""A two-notebook study in a folder of its own, whose notebooks need no data (unless given) and no heavy library."""
 
 import os
 import subprocess
@@ -47,8 +47,10 @@ from pathlib import Path
 sys.path.insert(0, {repository!r})
 import run_all
 run_all.ROOT = Path({clone!r})
-run_all.data_folder = lambda args, study: ("/data", "fingerprint")
-run_all.check_images = lambda *a: None
+run_all.NOTEBOOKS = run_all.ROOT / "notebooks"
+if "--data" not in sys.argv:
+    run_all.data_folder = lambda args, study: ("/data", "fingerprint")
+    run_all.check_images = lambda *a: None
 sys.exit(run_all.main())
 """
 

@@ -52,6 +52,12 @@ def declared_parameters(path):
     return declared
 
 
+def declared_in(study, folder):
+    """{notebook: declared parameters} of the notebooks that a study names, read in `folder`."""
+    stems = [entry["notebook"] for entry in study.entries]
+    return {stem: declared_parameters(Path(folder) / f"{stem}.ipynb") for stem in stems}
+
+
 def _literals(source, where):
     """The assignments of a parameters cell -> {name: value}."""
     try:

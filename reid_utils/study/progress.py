@@ -87,11 +87,12 @@ def summary_text(runs, states, outcomes):
 class Progress:
     """Shows running runs: live lines on a terminal, otherwise one line at each start and end.
 
-    seconds: {run id: estimated seconds}; jobs: how many run at once; stream: where to write.
+    chosen: the runs to execute; states: their State, for the estimates; jobs: how many run at once; stream: where to
+    write (standard output).
     """
 
-    def __init__(self, seconds, jobs, stream=None):
-        self.seconds, self.jobs = seconds, jobs
+    def __init__(self, chosen, states, jobs, stream=None):
+        self.seconds, self.jobs = {run.id: states[run.id].seconds for run in chosen}, jobs
         self.stream = sys.stdout if stream is None else stream
         self.live = self.stream.isatty()
         self.running, self.ended_ids, self.drawn, self.drawn_at = {}, set(), 0, 0.0

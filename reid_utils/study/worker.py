@@ -4,13 +4,11 @@ The job names the notebook, its parameters and its key. The run's record under s
 killed at any moment counts as not done; its results folder keeps what a resuming run with the same key can use.
 """
 
-import ctypes
 import json
 import logging
-import os
 import shutil
-import signal
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -18,15 +16,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from reid_utils.study.files import read_json, write_json, write_text
+from reid_utils.study.lifeline import IN_KERNEL, die_with
 
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
-PR_SET_PDEATHSIG = 1
+SOCKET_PATH_LIMIT = 80  # characters; a socket's whole path must stay below 104
 
 
 def main(arguments):
     """Execute the job in a JSON file -> exit status: 0 done, 1 failed (the reason is in state/<run>.failed.json)."""
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    _die_with(job["parent"])
+    die_with(job["parent"])
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     root, run_id = Path(job["root"]), job["run"]
     lock = FileLock(root / "locks" / f"{run_id}.lock")
@@ -37,14 +36,6 @@ def main(arguments):
     with lock:
         prepare_folders(root, run_id, job["key"], job["fresh"], job["longer_ids"])
         return _execute(job, root, run_id)
-
-
-def _die_with(parent):
-    """End this process when its parent does (Linux); the kernel follows within a second by its own parent poller."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(f"the process {parent} that started this run is gone")
 
 
 def prepare_folders(root, run_id, key, fresh, longer_ids=()):
@@ -75,21 +66,13 @@ def own_figures(root, run_id, longer_ids):
 def _execute(job, root, run_id):
     """Run the notebook with papermill and record the outcome -> exit status."""
     began = time.time()
-    import papermill  # 2.5 s; it formats paths, hence the doubled braces below
+    import papermill  # 2.5 s
     from nbclient.exceptions import DeadKernelError
 
     saved = root / "notebooks" / f"{run_id}.ipynb"
     failed, unfinished = saved.with_suffix(".failed.ipynb"), saved.with_suffix(".running.ipynb")
     try:
-        papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in (job["notebook"], unfinished)),
-            parameters=job["parameters"],
-            kernel_name="python3",
-            cwd=job["cwd"],
-            progress_bar=False,
-            log_output=True,
-            start_timeout=KERNEL_START_LIMIT,
-        )
+        _run_notebook(job, unfinished)
     except papermill.PapermillExecutionError as error:
         unfinished.replace(failed)
         last = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -102,6 +85,31 @@ def _execute(job, root, run_id):
     failed.unlink(missing_ok=True)
     _record(job, root, run_id, saved, began)
     return 0
+
+
+def _run_notebook(job, saved):
+    """Execute a job's notebook, saving it after every cell.
+
+    The kernel is reached through sockets in a private folder: network ports are chosen before the kernel takes them,
+    so that kernels started at the same moment can choose the same ones.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (job["notebook"], saved)]  # papermill formats
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        private = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        papermill.execute_notebook(
+            *paths,
+            parameters=job["parameters"],
+            kernel_name="python3",
+            cwd=job["cwd"],
+            progress_bar=False,
+            log_output=True,
+            start_timeout=KERNEL_START_LIMIT,
+            extra_arguments=[f"--IPKernelApp.exec_lines={IN_KERNEL}"],
+            config=Config(KernelManager=private if len(folder) < SOCKET_PATH_LIMIT else {}),
+        )
 
 
 def _record(job, root, run_id, saved, began):
