@@ -92,7 +92,7 @@ def _blur_kernel(length: float, angle: float) -> np.ndarray:
 
 def _light(image: np.ndarray, cast: np.ndarray, drifts: Drifts, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Brightness, colour cast and saturation of the moment; also the gain in force."""
-    gain = float(1 + 0.11 * drifts.light + rng.normal(0, 0.03))
+    gain = float(1 + 0.07 * drifts.light + rng.normal(0, 0.03))
     saturation = float(np.clip(rng.normal(0.96, 0.06), 0.75, 1.15))
     grey = np.full((3, 3), 1 / 3) * (1 - saturation) + np.eye(3) * saturation
     colours = grey * (gain * cast * rng.uniform(0.98, 1.02, 3))[:, None]
@@ -114,11 +114,11 @@ def render_crop(seed: int, split: str, player: int, frame: int, height: int) -> 
     rows = max(16, round(height * (1 + 0.14 * drifts.size)))
     scene, occluded, yaw = _scene(seed, split, player, frame, _SUPERSAMPLING * rows, rng)
     columns = max(8, round(scene.shape[1] / _SUPERSAMPLING))
-    resolution = float(np.clip(0.66 + 0.3 * drifts.resolution + rng.normal(0, 0.05), 0.3, 1.0))
+    resolution = float(np.clip(0.8 + 0.2 * drifts.resolution + rng.normal(0, 0.05), 0.3, 1.0))
     seen = (max(4, round(columns * resolution)), max(8, round(rows * resolution)))
     image = cv2.resize(scene, seen, interpolation=cv2.INTER_AREA)
     image, gain = _light(image, cast, drifts, rng)
-    blur = float(max(0.0, 3.2 * drifts.speed + rng.normal(0.6, 0.9)) * height / 128)
+    blur = float(max(0.0, 2.4 * drifts.speed + rng.normal(0.4, 0.7)) * height / 128)
     if blur * resolution >= 1:
         image = cv2.filter2D(image, -1, _blur_kernel(blur * resolution, rng.uniform(0, np.pi)))
     noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1.5, 6.0))

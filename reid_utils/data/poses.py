@@ -67,7 +67,7 @@ HIP, KNEE, ANKLE, TOE, SHOULDER, ELBOW, HAND = ((3 + 2 * pair, 4 + 2 * pair) for
 def _passer(rng: np.random.Generator, player: int) -> tuple[int, float, float, float, float]:
     game, slot = divmod(player, len(SLOTS))
     # Mostly team mates and opponents: the referee and the coach seldom stand in the way.
-    other = (slot + 1 + int(rng.integers(9 if slot < 10 else 11))) % (10 if slot < 10 else len(SLOTS))
+    other = (slot + 1 + int(rng.integers(5 if slot < 6 else 7))) % (6 if slot < 6 else len(SLOTS))
     sign = 1.0 if rng.random() < 0.5 else -1.0
     return (
         game * len(SLOTS) + other,
@@ -99,7 +99,7 @@ def drifts_at(track: Track, frame: int) -> Drifts:
 def passing_offset(passer: tuple[int, float, float, float, float], frame: int) -> float:
     """Lateral distance, in body heights, from a person to the one who passes before or behind."""
     _, period, phase, sign, closest = passer
-    swing = 1.6 * (((frame / period + phase) % 1.0) - 0.5)
+    swing = 2.6 * (((frame / period + phase) % 1.0) - 0.5)
     return sign * swing + (closest if sign * swing > 0 else -closest)
 
 

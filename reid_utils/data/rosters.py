@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 SPLITS = ("training", "test", "challenge")
-# Twelve people a game; the two teams alternate, so that a small set still holds team mates and opponents.
-SLOTS = (*"ABABABABAB", "referee", "coach")
+# Eight people a game; the two teams alternate, so that a small set still holds team mates and opponents.
+SLOTS = (*"ABABAB", "referee", "coach")
 
 Colour = tuple[int, int, int]
 
@@ -34,7 +34,7 @@ _ACCENTS = ((238, 238, 238), (32, 32, 34))
 
 @dataclass(frozen=True)
 class Kit:
-    """What team mates share: jersey, shorts, trim and the look of the numbers, with five numbers."""
+    """What team mates share: jersey, shorts, trim and the look of the numbers, with three numbers."""
 
     jersey: Colour
     shorts: Colour
@@ -94,7 +94,7 @@ def _kit(rng: np.random.Generator, palette: tuple) -> Kit:
     trims = [trim for trim in _TRIMS if np.abs(np.subtract(trim, jersey)).sum() > 180]
     trim = _pick(rng, tuple(trims))
     shorts = jersey if rng.random() < 0.8 else trim
-    numbers = tuple(int(number) for number in rng.choice(56, 5, replace=False))
+    numbers = tuple(int(number) for number in rng.choice(56, 3, replace=False))
     return Kit(jersey, shorts, trim, numbers, float(rng.uniform(0.62, 0.9)))
 
 
@@ -134,12 +134,12 @@ def _player_clothes(rng: np.random.Generator, kit: Kit, slot: int) -> dict:
         "number": kit.numbers[slot // 2],
         "bottom_length": kit.shorts_length + float(rng.uniform(-0.06, 0.06)),
         "shoes": _vary(rng, _pick(rng, _SHOES), 6),
-        "socks": _pick(rng, (*_ACCENTS, kit.trim)),
+        "socks": _pick(rng, (*_ACCENTS, kit.trim, *_SHOES)),
         "sock_height": float(rng.uniform(0.15, 0.75)),
-        "headband": _pick(rng, accents) if rng.random() < 0.25 else None,
-        "undershirt": _pick(rng, accents) if rng.random() < 0.2 else None,
-        "arm_sleeves": _pair(rng, 0.17, accents),
-        "leg_sleeves": _pair(rng, 0.17, accents),
+        "headband": _pick(rng, accents) if rng.random() < 0.4 else None,
+        "undershirt": _pick(rng, accents) if rng.random() < 0.35 else None,
+        "arm_sleeves": _pair(rng, 0.3, accents),
+        "leg_sleeves": _pair(rng, 0.3, accents),
         "wristbands": _pair(rng, 0.2, accents),
     }
 
