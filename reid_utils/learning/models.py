@@ -1,6 +1,8 @@
 """Encoders by name: timm's, and the image towers of open_clip."""
 
 import json
+import statistics
+import time
 import warnings
 from pathlib import Path
 
@@ -145,3 +147,19 @@ def count_gflops(encoder):
         encoder(torch.zeros(1, 3, *encoder.image_size, device=device))
     encoder.train(was_training)
     return counter.get_total_flops() / 1e9
+
+
+def milliseconds_an_image(encoder, batch_size=16, repeats=5):
+    """Milliseconds that an image's forward pass takes on this device: median of `repeats` batches, after a warm-up."""
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    batch = torch.zeros(batch_size, 3, *encoder.image_size, device=device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            encoder(batch).sum().item()
+            times.append(time.perf_counter() - start)
+    encoder.train(was_training)
+    return 1000 * statistics.median(times[1:]) / batch_size

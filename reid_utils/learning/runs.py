@@ -25,8 +25,8 @@ def train_seed(manifest, images, recipe, folder, encoder_settings, data_fingerpr
 
     `manifest` (load_manifest) and `images` (N, h, w, 3) uint8 in its order; `encoder_settings`: keyword arguments of
     `build_encoder`. `folder` receives weights, checkpoint, `test.npz` and `challenge.npz`. A folder left by other
-    settings is emptied first. Returns (history, scores): `scores` maps each post-processing, "untrained" and "best" (the
-    best epoch on test) to a dict as `score` gives it.
+    settings is emptied first. Returns (history, scores): `scores` maps each post-processing, "untrained" and "best"
+    (the best epoch on test) to a dict as `score` gives it.
     """
     folder = Path(folder)
     described = {**asdict(recipe), **encoder_settings, "data": data_fingerprint}

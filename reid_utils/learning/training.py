@@ -132,7 +132,7 @@ def train(encoder, images, labels, recipe, folder, validate, report=print):
 
 def save_checkpoint(folder, recipe, parts, state):
     """Write all that a run needs to go on; the checkpoint before it is kept as `checkpoint.previous.pt`."""
-    history = [{**row, "aps": torch.as_tensor(np.asarray(row["aps"]))} for row in state["history"]]
+    history = [_convert(row, np.ndarray, torch.from_numpy) for row in state["history"]]
     content = {name: part.state_dict() for name, part in parts.items()}
     content |= {
         "recipe": asdict(recipe),
@@ -164,8 +164,12 @@ def load_checkpoint(folder, recipe, parts):
             part.load_state_dict(content[name])
         torch.set_rng_state(content["generator"])
         state = content["state"]
-        history = [{**row, "aps": row["aps"].numpy()} for row in state["history"]]
+        history = [_convert(row, torch.Tensor, torch.Tensor.numpy) for row in state["history"]]
         return {**state, "history": history}
     if paths:
         raise ValueError(f"no checkpoint in {folder} can be read; delete checkpoint*.pt there to start again")
     return None
+
+
+def _convert(row, kind, convert):
+    return {key: convert(value) if isinstance(value, kind) else value for key, value in row.items()}

@@ -1,12 +1,16 @@
-"""The post-processings of Table 3 by the names that its rows carry, and the scores of a distance matrix."""
+"""Post-processings (T3) and fusions (T5) by the names that table rows carry, and the scores of a distance matrix."""
+
+from functools import partial
 
 import numpy as np
 
+from reid_utils.ranking import fusion as fusions
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.metrics import average_precisions, cmc, first_match_ranks, mean_inverse_negative_penalty
 from reid_utils.ranking.reranking import rerank
 
 POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal")
+FUSIONS = ("similarity", "dissimilarity", "two-stage", "rank average", "reciprocal rank", "min-max", "z-score")
 SCORED_BY = ("query_players", "gallery_players", "query_cameras", "gallery_cameras")
 
 
@@ -22,6 +26,25 @@ def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
         return squared_euclidean(query, gallery)
     variant = name.removesuffix(" in place")
     return rerank(query, gallery, variant, k1, k2, jaccard_weight, in_place=name.endswith(" in place"))
+
+
+def fuse(matrices, name, top_k=15):
+    """Fused distances (Q, G) of two or more matrices by a fusion of `FUSIONS`; `top_k` is for the weighted ones.
+
+    Raises ValueError for an unknown name.
+    """
+    functions = {
+        "similarity": fusions.similarity_fusion,
+        "dissimilarity": partial(fusions.dissimilarity_fusion, top_k=top_k),
+        "two-stage": partial(fusions.two_stage_fusion, top_k=top_k),
+        "rank average": fusions.rank_average,
+        "reciprocal rank": fusions.reciprocal_rank_fusion,
+        "min-max": fusions.min_max_fusion,
+        "z-score": fusions.z_score_fusion,
+    }
+    if name not in functions:
+        raise ValueError(f"fusion {name!r} is unknown; known: {', '.join(FUSIONS)}")
+    return functions[name](matrices)
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
