@@ -252,6 +252,15 @@ def test_fingerprint_reads_unchanged_files_once(data, tmp_path, monkeypatch):
     assert synergy.data_fingerprint(data, cache) == first
 
 
+def test_a_file_rewritten_within_a_clock_tick_is_noticed(data, tmp_path):
+    first = synergy.data_fingerprint(data, tmp_path / "cache.json")
+    file = data / "reid_training/004_002_01.jpeg"
+    then = file.stat().st_mtime_ns
+    file.write_bytes(JPEG[:-3] + b"a" + JPEG[-2:])
+    os.utime(file, ns=(then, then))
+    assert synergy.data_fingerprint(data, tmp_path / "cache.json") != first
+
+
 def test_default_fingerprint_cache_lies_outside_the_data(data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     age(data)
