@@ -19,7 +19,7 @@ from reid_utils.ranking.metrics import (
     mean_average_precision,
     mean_inverse_negative_penalty,
 )
-from reid_utils.ranking.reranking import rerank, rerank_distances, rerank_sweep
+from reid_utils.ranking.reranking import rerank, rerank_distances, rerank_one_by_one, rerank_sweep
 from reid_utils.ranking.submission import read_distance_csv, score_distance_csv, write_distance_csv
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "reciprocal_rank_fusion",
     "rerank",
     "rerank_distances",
+    "rerank_one_by_one",
     "rerank_sweep",
     "score_distance_csv",
     "similarity_fusion",

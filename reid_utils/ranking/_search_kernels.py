@@ -17,9 +17,7 @@ def _offer(values, indices, value, index):
     place = values.size - 1
     if value > values[place] or (value == values[place] and index >= indices[place]):
         return
-    while place > 0 and (
-        value < values[place - 1] or (value == values[place - 1] and index < indices[place - 1])
-    ):
+    while place > 0 and (value < values[place - 1] or (value == values[place - 1] and index < indices[place - 1])):
         values[place] = values[place - 1]
         indices[place] = indices[place - 1]
         place -= 1
@@ -135,14 +133,17 @@ def _squared_distance(x, y):
 
 
 @njit(cache=True, nogil=True)
-def fill_from_features(query, gallery, square, scale, indptr, members, values, start, stop):
-    """Compute the values still NaN, from the features; images are counted queries first."""
+def fill_from_features(query, gallery, hidden, square, scale, indptr, members, values, start, stop):
+    """Compute the values still NaN, from the features; the first `hidden` images are infinitely far apart."""
     queries = query.shape[0]
     for i in range(start, stop):
         x = query[i] if i < queries else gallery[i - queries]
         for entry in range(indptr[i], indptr[i + 1]):
             if np.isnan(values[entry]):
                 j = members[entry]
+                if i < hidden and j < hidden:
+                    values[entry] = np.inf
+                    continue
                 y = query[j] if j < queries else gallery[j - queries]
                 values[entry] = _scaled(_squared_distance(x, y), square, scale[i])
 

@@ -4,7 +4,6 @@ All take M ≥ 2 matrices (Q, G) and return one; smaller stays nearer. Nothing i
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 

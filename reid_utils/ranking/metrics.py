@@ -58,6 +58,13 @@ def _checked(distances, query_ids, gallery_ids, query_cams, gallery_cams) -> tup
     return distances, _Labels(*_codes(query_ids, gallery_ids), *_codes(query_cams, gallery_cams))
 
 
+def _report_without_match(without: int, queries: int) -> None:
+    if without == queries:
+        raise ValueError("no query has a match in the gallery; check that ids and cameras belong to the distances")
+    if without:
+        warnings.warn(f"{without} of {queries} queries have no match in the gallery and are skipped", stacklevel=4)
+
+
 def _matches(distances, *labels) -> _Matches:
     """Count what stands before each true match; raises ValueError where no query has one."""
     from reid_utils.ranking._counting import count_before_matches, count_matches
@@ -66,11 +73,7 @@ def _matches(distances, *labels) -> _Matches:
     queries = len(distances)
     sizes = np.empty(queries, np.int64)
     each_block(partial(count_matches, *labels, sizes), queries, block=64)
-    without = int((sizes == 0).sum())
-    if without == queries:
-        raise ValueError("no query has a match in the gallery; check that ids and cameras belong to the distances")
-    if without:
-        warnings.warn(f"{without} of {queries} queries have no match in the gallery and are skipped", stacklevel=3)
+    _report_without_match(int((sizes == 0).sum()), queries)
     indptr = np.concatenate([[0], sizes.cumsum()])
     counts = [np.zeros(indptr[-1], np.int64) for _ in range(3)]
     each_block(partial(count_before_matches, distances, *labels, indptr, *counts), queries, block=16)
@@ -174,8 +177,7 @@ def _single_shot_curve(distances: np.ndarray, labels: _Labels, topk: int, rng) -
         draws = _draw(rng, np.tile(total[order], (_REPEATS, 1)))
         ranks = count_drawn_before(before, order, int(np.flatnonzero(order == player)[0]), draws)
         curve += np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
-    if scored == 0:
-        raise ValueError("no query has a match under another camera; check ids and cameras")
+    _report_without_match(len(distances) - scored, len(distances))
     return curve.cumsum() / scored
 
 

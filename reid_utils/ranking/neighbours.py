@@ -46,11 +46,11 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each_block(function: Callable, rows: int, threads: int | None = None, block: int = 512) -> list:
+def each_block(function: Callable, rows: int, block: int = 512) -> list:
     """Call `function(start, stop)` for consecutive blocks of rows on several threads; results in row order."""
     starts = range(0, rows, block)
     stops = [min(start + block, rows) for start in starts]
-    threads = min(threads or thread_count(), len(stops))
+    threads = min(thread_count(), len(stops))
     if threads <= 1:
         return [function(start, stop) for start, stop in zip(starts, stops, strict=True)]
     with ThreadPoolExecutor(threads) as pool:
@@ -111,9 +111,9 @@ class _TileSearch:
             self.query_gallery[row_start:row_stop, columns] = here
 
 
-def _run(task: Callable, items: Iterable, threads: int) -> None:
+def _run(task: Callable, items: Iterable) -> None:
     """Call `task(item, buffer)` for every item on several threads, each with a tile of its own as buffer."""
-    pending, lock = iter(items), threading.Lock()
+    pending, lock, threads = iter(items), threading.Lock(), thread_count()
 
     def work() -> None:
         buffer = np.empty((TILE, TILE), np.float32)
@@ -129,7 +129,7 @@ def _run(task: Callable, items: Iterable, threads: int) -> None:
             future.result()
 
 
-def search_features(query: np.ndarray, gallery: np.ndarray, k: int, threads: int | None = None) -> Search:
+def search_features(query: np.ndarray, gallery: np.ndarray, k: int) -> Search:
     """Exact k nearest queries and gallery images of every image, by squared Euclidean distance.
 
     `query` (Q, d), `gallery` (G, d): float32, finite. Each pair of tiles is multiplied once and serves both
@@ -139,12 +139,47 @@ def search_features(query: np.ndarray, gallery: np.ndarray, k: int, threads: int
     from threadpoolctl import threadpool_limits
 
     state = _TileSearch(query, gallery, k)
-    count, threads = len(state.tiles), threads or thread_count()
+    count = len(state.tiles)
     with threadpool_limits(1, "blas"):  # BLAS threads beside ours would spin against them
-        _run(state.take, [(tile, tile) for tile in range(count)], threads)  # gives the norms
+        _run(state.take, [(tile, tile) for tile in range(count)])  # gives the norms
         # by distance from the diagonal, so that threads seldom want the same rows at once
-        _run(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)), threads)
+        _run(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)))
     return Search(*state.lists, state.largest.T, state.query_gallery)
+
+
+def _nearest_by_key(distances, k: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k smallest of each row of a tensor by (distance, column), through keys that hold both."""
+    import torch
+
+    columns = torch.arange(offset, offset + distances.shape[1], device=distances.device)
+    keys = (distances.contiguous().view(torch.int32).long() << 32) | columns  # bits of floats >= 0 sort as they do
+    keys = keys.topk(min(k, distances.shape[1]), dim=1, largest=False).values
+    values, indices = (keys >> 32).int().view(torch.float32), (keys & 0xFFFFFFFF).int()
+    return values.cpu().numpy(), indices.cpu().numpy()
+
+
+def search_tensors(query, gallery, k: int, entries: int = 1 << 26) -> Search:
+    """The same for torch tensors on their own device, in chunks of about `entries` distances, without TF32."""
+    import torch
+
+    queries, images = len(query), torch.cat([query, gallery.to(query.device)]).float()
+    norms, parts = (images * images).sum(dim=1), (slice(0, queries), slice(queries, None))
+    found, largest, query_gallery = ([], []), [], []
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for rows in torch.arange(len(images), device=images.device).split(max(1, entries // len(images))):
+            distances = norms[rows, None] + norms - 2 * images[rows] @ images.T
+            distances.clamp_(min=0).abs_()
+            distances[rows - rows[0], rows] = 0
+            for part, columns in enumerate(parts):
+                found[part].append(_nearest_by_key(distances[:, columns], k, columns.start))
+            largest.append(torch.stack([distances[:, columns].amax(dim=1) for columns in parts], dim=1))
+            query_gallery.append(distances[rows < queries, queries:].cpu().numpy())
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    lists = [Lists(*map(np.concatenate, zip(*part, strict=True))) for part in found]
+    return Search(*lists, torch.cat(largest).cpu().numpy(), np.concatenate(query_gallery))
 
 
 def search_blocks(

@@ -35,7 +35,7 @@ def _formatted(distances: np.ndarray, query_ids: np.ndarray, start: int, stop: i
         if np.abs(row).max() < LARGEST:
             values = buffer[: format_row(row, buffer)].tobytes()
         else:
-            values = "".join(",%10.5f" % value for value in row.tolist()).encode()
+            values = "".join(f",{value:10.5f}" for value in row.tolist()).encode()
         lines.append(b"%d%b\n" % (query_id, values))
     return b"".join(lines)
 
@@ -57,7 +57,7 @@ def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(("0" + "".join(f",{gallery_id}" for gallery_id in gallery_ids.tolist()) + "\n").encode())
             file.writelines(blocks)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()
         raise
@@ -84,7 +84,9 @@ def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if min(table.shape) < 2:
         raise ValueError(f"{path} holds {table.shape} values; it needs a row of gallery ids and a row for each query")
     if table[0, 0] != 0:
-        raise ValueError(f"{path}: the first cell is {table[0, 0]:g}, not 0; the first row must be 0 and the gallery ids")
+        raise ValueError(
+            f"{path}: the first cell is {table[0, 0]:g}, not 0; the first row must be 0 and the gallery ids"
+        )
     distances = check_matrix(table[1:, 1:], f"{path}: distances")
     return distances, _id_column(table[1:, 0], path, "query"), _id_column(table[0, 1:], path, "gallery")
 

@@ -1,0 +1,51 @@
+"""Squared Euclidean distances and the checks of features."""
+
+import numpy as np
+import pytest
+import torch
+
+from reid_utils.ranking import rerank, squared_euclidean
+
+
+def test_squared_euclidean_against_the_definition():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(3, 5)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
+    expected = ((query[:, None] - gallery[None]) ** 2).sum(axis=2)
+    found = squared_euclidean(query, gallery)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_distances_are_never_negative():
+    images = np.random.default_rng(1).normal(size=(50, 300)).astype(np.float32) * 100
+    assert (squared_euclidean(images, images) >= 0).all()
+
+
+def test_tensors_and_arrays_agree():
+    images = np.random.default_rng(2).normal(size=(6, 8)).astype(np.float32)
+    found = squared_euclidean(torch.from_numpy(images[:2]), torch.from_numpy(images[2:]).requires_grad_())
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, squared_euclidean(images[:2], images[2:]))
+
+
+@pytest.mark.parametrize("function", [squared_euclidean, rerank])
+def test_bad_features_are_named(function):
+    images = np.ones((4, 3), np.float32)
+    spoilt = images.copy()
+    spoilt[2, 1] = np.nan
+    with pytest.raises(ValueError, match="gallery features row 2 holds NaN"):
+        function(images, spoilt)
+    with pytest.raises(ValueError, match="query features have 3 dimensions, gallery features 2"):
+        function(images, images[:, :2])
+    with pytest.raises(ValueError, match="query features must be a matrix"):
+        function(images[0], images)
+    with pytest.raises(ValueError, match="at least one row"):
+        function(images[:0], images)
+
+
+def test_inputs_are_left_alone():
+    images = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
+    before = images.copy()
+    squared_euclidean(images[:3], images)
+    rerank(images[:3], images, k1=3, k2=2)
+    np.testing.assert_array_equal(images, before)

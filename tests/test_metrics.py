@@ -1,0 +1,143 @@
+"""mAP, CMC and mINP: equal to the published toolkit and scikit-learn, with its junk rule and ties."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from reid_utils.ranking import (
+    average_precisions,
+    cmc,
+    first_match_ranks,
+    mean_average_precision,
+    mean_inverse_negative_penalty,
+)
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+PROTOCOLS = ("allshots", "cuhk03", "market1501")
+# One query, its matches at ranks 1, 3 and 4 of five.
+DISTANCES = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
+QUERY, GALLERY = [7], [7, 1, 7, 7, 2]
+
+
+def random_case(seed=0, ties=False):
+    rng = np.random.default_rng(seed)
+    distances = rng.integers(0, 6, (20, 90)).astype(float) if ties else rng.random((20, 90))
+    labels = [rng.integers(0, size, n) for size, n in ((8, 20), (8, 90), (3, 20), (3, 90))]
+    return distances, labels
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem[:2])
+@pytest.mark.parametrize("kind", ["plain", "rerank", "hard"])
+def test_published_toolkit(path, kind):
+    case = np.load(path, allow_pickle=False)
+    distances = case["dist_qg" if kind == "plain" else kind]
+    if distances.size == 0:
+        pytest.skip("the published code stops with an error on this case")
+    labels = [case[name] for name in ("query_ids", "gallery_ids", "query_cams", "gallery_cams")]
+    assert mean_average_precision(distances, *labels) == pytest.approx(float(case[f"{kind}_mAP"]), abs=1e-12)
+    if any(len(np.unique(row)) < row.size for row in distances):
+        return  # the toolkit's CMC then depends on how the processor's sort leaves ties
+    for protocol in PROTOCOLS:
+        rng = np.random.RandomState(int(case["rng_seed"])) if protocol == "cuhk03" else None
+        found = cmc(distances, *labels, protocol=protocol, rng=rng)
+        np.testing.assert_allclose(found, case[f"{kind}_cmc_{protocol}"], atol=1e-12)
+
+
+def test_by_hand():
+    given = (DISTANCES, QUERY, GALLERY)
+    assert average_precisions(*given) == pytest.approx([(1 + 2 / 3 + 3 / 4) / 3])
+    assert mean_inverse_negative_penalty(*given) == pytest.approx(3 / 4)
+    assert first_match_ranks(*given) == [1]
+    np.testing.assert_allclose(cmc(*given, topk=3), [1 / 3, 1, 1])
+    np.testing.assert_allclose(cmc(*given, protocol="market1501", topk=2), [1, 1])
+    # one image a player: the drawn match has player 1 before it in 2 of 3 draws, player 2 never
+    np.testing.assert_allclose(cmc(*given, protocol="cuhk03", topk=3), [1 / 3, 1, 1])
+
+
+def test_same_player_and_camera_is_junk():
+    cameras = ([0], [0, 0, 1, 1, 0])
+    assert average_precisions(DISTANCES, QUERY, GALLERY, *cameras) == pytest.approx([(1 / 2 + 2 / 3) / 2])
+    assert first_match_ranks(DISTANCES, QUERY, GALLERY, *cameras) == [2]
+    assert mean_inverse_negative_penalty(DISTANCES, QUERY, GALLERY, *cameras) == pytest.approx(2 / 3)
+    # cuhk03 leaves out the whole camera, so nothing stands before the matches
+    assert cmc(DISTANCES, QUERY, GALLERY, *cameras, protocol="cuhk03", topk=1) == [1]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scikit_learn(ties, dtype):
+    distances, labels = random_case(ties=ties)
+    distances = distances.astype(dtype)
+    found = average_precisions(distances, *labels)
+    for i, row in enumerate(distances):
+        kept = (labels[1] != labels[0][i]) | (labels[3] != labels[2][i])
+        expected = average_precision_score(labels[1][kept] == labels[0][i], -row[kept].astype(np.float64))
+        assert found[i] == pytest.approx(expected, abs=1e-12)
+
+
+def test_ties_are_ordered_by_index():
+    distances = np.zeros((1, 4))
+    assert first_match_ranks(distances, [1], [0, 0, 1, 0]) == [3]
+    np.testing.assert_allclose(cmc(distances, [1], [1, 0, 1, 0], topk=2), [0.5, 1])
+    assert average_precisions(distances, [1], [1, 0, 1, 0]) == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rankings_against_a_plain_sort(ties):
+    distances, labels = random_case(seed=1, ties=ties)
+    firsts, penalties, curve = [], [], np.zeros(90)
+    for i, row in enumerate(distances):
+        kept = np.flatnonzero((labels[1] != labels[0][i]) | (labels[3] != labels[2][i]))
+        matches = np.flatnonzero(labels[1][kept][np.argsort(row[kept], kind="stable")] == labels[0][i])
+        firsts.append(matches[0] + 1)
+        penalties.append(len(matches) / (matches[-1] + 1))
+        np.add.at(curve, matches - np.arange(len(matches)), 1 / len(matches) / len(distances))
+    np.testing.assert_array_equal(first_match_ranks(distances, *labels), firsts)
+    assert mean_inverse_negative_penalty(distances, *labels) == pytest.approx(np.mean(penalties))
+    np.testing.assert_allclose(cmc(distances, *labels, topk=90), curve.cumsum(), atol=1e-12)
+
+
+def test_exact_cuhk03_is_the_mean_of_many_draws():
+    distances, labels = random_case(seed=2)
+    exact = cmc(distances, *labels, protocol="cuhk03", topk=12)
+    rng = np.random.default_rng(3)
+    draws = [cmc(distances, *labels, protocol="cuhk03", topk=12, rng=rng) for _ in range(200)]
+    np.testing.assert_allclose(np.mean(draws, axis=0), exact, atol=0.01)
+    assert exact[-1] == pytest.approx(1) and np.ptp([draw[0] for draw in draws]) > 0
+
+
+def test_queries_without_match_are_skipped_and_counted():
+    distances = np.concatenate([DISTANCES, DISTANCES[:, ::-1]])
+    with pytest.warns(UserWarning, match="1 of 2 queries have no match"):
+        found = average_precisions(distances, [7, 99], GALLERY)
+    np.testing.assert_allclose(found, [(1 + 2 / 3 + 3 / 4) / 3, np.nan])
+    for protocol in PROTOCOLS:
+        with pytest.warns(UserWarning, match="1 of 2 queries have no match"):
+            found = cmc(distances, [7, 99], GALLERY, protocol=protocol, topk=4)
+        np.testing.assert_allclose(found, cmc(DISTANCES, QUERY, GALLERY, protocol=protocol, topk=4))
+    for score in (mean_average_precision, cmc):
+        with pytest.raises(ValueError, match="no query has a match"):
+            score(distances, [98, 99], GALLERY)
+    with pytest.raises(ValueError, match="no query has a match"):
+        cmc(distances, [98, 99], GALLERY, protocol="cuhk03")
+
+
+def test_names_may_stand_for_players():
+    names = np.array(["ana", "bo", "ana", "ana", "cy"])
+    given = average_precisions(DISTANCES, ["ana"], names)
+    np.testing.assert_array_equal(given, average_precisions(DISTANCES, QUERY, GALLERY))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"gallery_ids has shape \(4,\), but distances of shape \(1, 5\) need 5"):
+        mean_average_precision(DISTANCES, QUERY, GALLERY[:4])
+    with pytest.raises(ValueError, match="distances row 0 holds NaN"):
+        mean_average_precision(np.where(DISTANCES > 0.4, np.nan, DISTANCES), QUERY, GALLERY)
+    with pytest.raises(ValueError, match="protocol 'market' is unknown"):
+        cmc(DISTANCES, QUERY, GALLERY, protocol="market")
+    with pytest.raises(ValueError, match="rng belongs to 'cuhk03' only"):
+        cmc(DISTANCES, QUERY, GALLERY, rng=np.random.default_rng())
+    with pytest.raises(ValueError, match="topk must be at least 1"):
+        cmc(DISTANCES, QUERY, GALLERY, topk=0)

@@ -1,0 +1,258 @@
+"""Re-ranking: equal to the published codes, to a dense textbook version, and independent of order and threads."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reid_utils.ranking import neighbours, rerank, rerank_distances, rerank_one_by_one, rerank_sweep, squared_euclidean
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+LARGE = Path(__file__).resolve().parents[2] / "shared" / "golden" / "c8_50x910.npz"
+VARIANTS = ("hard", "gaussian", "kreciprocal")
+
+
+def load(path):
+    if not path.exists():
+        pytest.skip(f"{path.name} is kept outside the project and is not here")
+    case = np.load(path, allow_pickle=False)
+    return case, (int(case["k1"]), int(case["k2"]), float(case["lambda_value"]))
+
+
+def players(queries=12, gallery=150, width=16, noise=0.7, seed=0):
+    """Unit features of a dozen players, float32."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(12, width))
+    labels = np.r_[np.arange(queries) % 12, rng.integers(0, 12, gallery)]
+    images = centres[labels] + noise * rng.normal(size=(len(labels), width))
+    images = (images / np.linalg.norm(images, axis=1, keepdims=True)).astype(np.float32)
+    return images[:queries], images[queries:]
+
+
+def dense_reranking(query, gallery, power, k1, k2, weight):
+    """k-reciprocal re-ranking as Zhong et al. 2017 write it, with whole N × N matrices in float64."""
+    images, queries = np.concatenate([query, gallery]).astype(np.float64), len(query)
+    distances = ((images[:, None] - images[None]) ** 2).sum(axis=2) ** power
+    distances /= distances.max(axis=1, keepdims=True)
+    ranks = np.argsort(distances, axis=1, kind="stable")
+
+    def reciprocal(k):
+        near = np.zeros(distances.shape, bool)
+        np.put_along_axis(near, ranks[:, :k], True, axis=1)
+        return near & near.T
+
+    full, half = reciprocal(k1 + 1), reciprocal(round(k1 / 2) + 1)
+    shared = half.astype(int) @ full.T.astype(int)  # shared[c, i] = |R½(c) ∩ R(i)|
+    rows = np.zeros(distances.shape)
+    for i in range(len(images)):
+        members = full[i].copy()
+        for c in np.flatnonzero(full[i]):
+            if 3 * shared[c, i] > 2 * half[c].sum():
+                members |= half[c]
+        rows[i, members] = np.exp(-distances[i, members])
+        rows[i] /= rows[i].sum()
+    rows = np.stack([rows[ranks[i, :k2]].mean(axis=0) for i in range(len(images))])
+    smaller = np.minimum(rows[:queries, None], rows[None, queries:]).sum(axis=2)
+    return weight * (1 - smaller / (2 - smaller)) + (1 - weight) * distances[:queries, queries:]
+
+
+@pytest.mark.filterwarnings("ignore:k1=20 exceeds the gallery")
+@pytest.mark.parametrize("path", [*GOLDEN, LARGE], ids=lambda path: path.stem[:2])
+def test_gaussian_equals_the_published_code(path):
+    case, settings = load(path)
+    found = rerank_distances(case["dist_qg"], case["dist_qq"], case["dist_gg"], "gaussian", *settings)
+    np.testing.assert_allclose(found, case["rerank_stable"], atol=1e-5)
+    found = rerank(case["query"], case["gallery"], "gaussian", *settings)
+    np.testing.assert_allclose(found, case["rerank_float64_stable"], atol=1e-5)
+
+
+@pytest.mark.parametrize("path", [*GOLDEN[:-1], LARGE], ids=lambda path: path.stem[:2])
+def test_hard_equals_the_published_code(path):
+    case, settings = load(path)
+    n, distances = len(case["query"]), case["dist_all"]
+    blocks = (distances[:n, n:], distances[:n, :n], distances[n:, n:])
+    found = rerank_distances(*blocks, "hard", *settings, in_place=True)
+    np.testing.assert_allclose(found, case["hard_stable"], atol=1e-5)
+    found = rerank(case["query"], case["gallery"], "hard", *settings, in_place=True)
+    np.testing.assert_allclose(found, case["hard_stable"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "power"), [("kreciprocal", 1), ("gaussian", 2)])
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (7, 1), (5, 8)])
+def test_textbook_version(variant, power, k1, k2):
+    query, gallery = players()
+    found = rerank(query, gallery, variant, k1, k2, 0.6)
+    np.testing.assert_allclose(found, dense_reranking(query, gallery, power, k1, k2, 0.6), atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_and_their_distances_agree(variant):
+    query, gallery = players()
+    blocks = squared_euclidean(query, gallery), squared_euclidean(query, query), squared_euclidean(gallery, gallery)
+    for matrix in blocks[1:]:
+        np.fill_diagonal(matrix, 0)
+    np.testing.assert_allclose(rerank_distances(*blocks, variant), rerank(query, gallery, variant), atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_order_of_images_does_not_matter(variant):
+    query, gallery = players(queries=30, gallery=400)
+    rng = np.random.default_rng(5)
+    rows, columns = rng.permutation(len(query)), rng.permutation(len(gallery))
+    found = rerank(query[rows], gallery[columns], variant)
+    np.testing.assert_allclose(found, rerank(query, gallery, variant)[rows][:, columns], atol=2e-6)
+
+
+def test_published_expansion_depends_on_order():
+    query, gallery = players()
+    columns = np.random.default_rng(6).permutation(len(gallery))
+    found = rerank(query, gallery[columns], in_place=True)
+    assert np.abs(found - rerank(query, gallery, in_place=True)[:, columns]).max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_number_of_threads_gives_the_same_bits(variant, monkeypatch):
+    query, gallery = players(queries=40, gallery=1100, width=32)
+    found = []
+    for threads in ("1", "2", "5"):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
+        found.append(rerank(query, gallery, variant))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_tile_size_gives_the_same_result(variant, monkeypatch):
+    rng = np.random.default_rng(7)
+    query, gallery = rng.integers(0, 4, (25, 6)).astype(np.float32), rng.integers(0, 4, (300, 6)).astype(np.float32)
+    expected = rerank(query, gallery, variant)
+    for tile in (1, 19, 64, 1000):
+        monkeypatch.setattr(neighbours, "TILE", tile)
+        np.testing.assert_array_equal(rerank(query, gallery, variant), expected)
+
+
+def test_neighbours_are_exact_with_ties_by_index():
+    rng = np.random.default_rng(8)
+    query, gallery = rng.integers(0, 3, (20, 4)).astype(np.float32), rng.integers(0, 3, (600, 4)).astype(np.float32)
+    images = np.concatenate([query, gallery])
+    distances = ((images[:, None] - images[None]) ** 2).sum(axis=2)
+    search = neighbours.search_features(query, gallery, 15)
+    expected = np.argsort(distances[:, 20:], axis=1, kind="stable")[:, :15]
+    np.testing.assert_array_equal(search.nearest_gallery.indices - 20, expected)
+    np.testing.assert_array_equal(search.query_gallery, distances[:20, 20:])
+    np.testing.assert_array_equal(search.largest, np.stack([distances[:, :20].max(1), distances[:, 20:].max(1)], 1))
+    joint = neighbours.joint_lists(search.nearest_queries, search.nearest_gallery, 15)
+    np.testing.assert_array_equal(joint.indices, np.argsort(distances, axis=1, kind="stable")[:, :15])
+
+
+def test_search_on_tensors_finds_the_same():
+    rng = np.random.default_rng(9)
+    query, gallery = rng.integers(0, 3, (20, 4)).astype(np.float32), rng.integers(0, 3, (200, 4)).astype(np.float32)
+    expected = neighbours.search_features(query, gallery, 9)
+    found = neighbours.search_tensors(torch.from_numpy(query), torch.from_numpy(gallery), 9, entries=5000)
+    for part, other in zip(
+        [*found[0], *found[1], *found[2:]], [*expected[0], *expected[1], *expected[2:]], strict=True
+    ):
+        np.testing.assert_array_equal(part, other)
+        assert part.dtype == other.dtype
+
+
+def test_cpu_tensors_give_the_same_as_arrays():
+    query, gallery = players()
+    found = rerank(torch.from_numpy(query), torch.from_numpy(gallery))
+    np.testing.assert_array_equal(found, rerank(query, gallery))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_range_of_jaccard_and_weight_zero(variant):
+    query, gallery = players()
+    jaccard = rerank(query, gallery, variant, jaccard_weight=1)
+    assert jaccard.min() >= 0 and jaccard.max() <= 1 and jaccard.min() < 0.5 and jaccard.max() == 1
+    order = np.argsort(rerank(query, gallery, variant, jaccard_weight=0), axis=1, kind="stable")
+    ordered = np.take_along_axis(squared_euclidean(query, gallery), order, axis=1)
+    assert (np.diff(ordered, axis=1) > -1e-6).all()
+
+
+@pytest.mark.parametrize(("variant", "sizes"), list(product(VARIANTS, [(1, 1), (1, 40), (7, 1), (3, 4)])))
+def test_tiny_sets(variant, sizes):
+    query, gallery = players(*sizes)
+    with pytest.warns(UserWarning, match=r"k1=50 exceeds the gallery; all its \d+ images are used"):
+        found = rerank(query, gallery, variant, k1=50, k2=60)
+    assert found.shape == sizes and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_k1_over_the_gallery_clips_where_the_published_code_stops(in_place):
+    case, (_, k2, weight) = load(GOLDEN[-1])
+    with pytest.warns(UserWarning, match="k1=21 exceeds"):
+        found = rerank(case["query"], case["gallery"], "hard", 21, k2, weight, in_place)
+    assert np.isfinite(found).all() and found.min() >= 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equal_images(variant):
+    query, gallery = players()
+    gallery[7], query[4] = gallery[3], gallery[3]
+    found = rerank(query, gallery, variant, jaccard_weight=0)
+    np.testing.assert_array_equal(found[:, 7], found[:, 3])
+    assert found[4, 7] == 0
+    copies = rerank(query, np.repeat(gallery[:1], 30, axis=0), variant)
+    assert np.isfinite(copies).all() and copies.min() >= 0 and copies.max() <= 1
+
+
+def test_images_with_nothing_in_common_are_at_jaccard_distance_one():
+    query = np.array([[1, 0], [0, 1]], np.float32)
+    gallery = np.repeat(query, 5, axis=0) + np.linspace(0, 0.01, 10, dtype=np.float32)[:, None]
+    found = rerank(query, gallery, "kreciprocal", k1=4, k2=2, jaccard_weight=1)
+    assert (found[0, 5:] == 1).all() and (found[1, :5] == 1).all() and (found[0, :3] < 0.7).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sweep_equals_single_calls(variant):
+    query, gallery = players()
+    found = dict(rerank_sweep(query, gallery, variant, [5, 20], [1, 6], [0, 0.7]))
+    assert list(found) == list(product([5, 20], [1, 6], [0, 0.7]))
+    for setting, distances in found.items():
+        np.testing.assert_allclose(distances, rerank(query, gallery, variant, *setting), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_query_at_a_time(variant):
+    query, gallery = players()
+    found = rerank_one_by_one(query, gallery, variant)
+    for number in (0, 5, 11):
+        expected = rerank(query[number : number + 1], gallery, variant)
+        np.testing.assert_allclose(found[number], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_query_query_distances(variant):
+    query, gallery = players(queries=20, noise=0.3)
+    blocks = squared_euclidean(query, gallery), squared_euclidean(gallery, gallery)
+    np.fill_diagonal(blocks[1], 0)
+    found = rerank(query, gallery, variant, query_query=False)
+    np.testing.assert_allclose(found, rerank_distances(blocks[0], None, blocks[1], variant), atol=2e-6)
+    assert np.abs(found - rerank(query, gallery, variant)).max() > 1e-4
+
+
+def test_bad_settings_are_named():
+    query, gallery = players()
+    for settings, message in [
+        ({"variant": "soft"}, "variant 'soft' is unknown; choose one of hard"),
+        ({"k1": 0}, "k1 must be a whole number of at least 1, not 0"),
+        ({"k2": 2.5}, "k2 must be a whole number"),
+        ({"jaccard_weight": 1.5}, r"jaccard_weight must lie in \[0, 1\], not 1.5"),
+        ({"variant": "gaussian", "in_place": True}, "in_place=True exists for the hard variant only"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            rerank(query, gallery, **settings)
+
+
+def test_bad_matrices_are_named():
+    matrix = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match=r"query-query distances must be of shape \(3, 3\), not \(4, 4\)"):
+        rerank_distances(matrix, np.ones((4, 4)), np.ones((4, 4)))
+    with pytest.raises(ValueError, match="gallery-gallery distances row 1 holds NaN"):
+        rerank_distances(matrix, np.ones((3, 3)), np.where(np.eye(4, k=-1)[:4] * [1, 0, 0, 0] > 0, np.nan, 1.0))
