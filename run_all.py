@@ -14,12 +14,13 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def read_plan(args):
-    """The study with its overrides, its runs, the folder of its results."""
+    """The study with its overrides, its runs, the ids asked for, the folder of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = notebooks.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
     root = args.runs.resolve() / study_file.results_name(study, args.data, args.features)
-    return study, plan.expand(study, declared, bool(args.features)), root
+    runs = plan.expand(study, declared, bool(args.features))
+    return study, runs, jobs.pick(runs, args.only), root
 
 
 def data_folder(args, study):
@@ -47,11 +48,11 @@ def check_images(folder, fingerprint, root, workers):
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 
-def run_study(args, study, runs, root, folder, fingerprint):
+def run_study(args, study, runs, picked, root, folder, fingerprint):
     """Find out what is left to do and do it, or print it -> exit status."""
     key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
     states = jobs.run_states(runs, root, key)
-    chosen, fresh = jobs.choose(runs, states, args.only, args.force)
+    chosen, fresh = jobs.choose(runs, states, picked, args.force)
     print(progress.plan_text(runs, states, chosen, args.jobs, root, args.dry_run), flush=True)
     if args.dry_run or not chosen:
         return 0
@@ -69,10 +70,10 @@ def main(arguments=None):
     warnings.formatwarning = lambda message, *_: f"run_all: warning: {message}\n"
     try:
         args = command.parse(arguments, __doc__, ROOT / "runs")
-        study, runs, root = read_plan(args)
+        study, runs, picked, root = read_plan(args)
         data = data_folder(args, study)
         with contextlib.nullcontext() if args.dry_run else execution.hold(root):
-            return run_study(args, study, runs, root, *data)
+            return run_study(args, study, runs, picked, root, *data)
     except (ValueError, OSError) as error:
         print(f"run_all: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

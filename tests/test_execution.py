@@ -146,18 +146,18 @@ def chain(done=()):
 
 def test_only_brings_what_is_needed_and_not_done():
     runs, states = chain()
-    assert [run.id for run in jobs.choose(runs, states, "03*")[0]] == ["02__a", "03__a"]
+    assert [run.id for run in jobs.choose(runs, states, jobs.pick(runs, "03*"))[0]] == ["02__a", "03__a"]
     runs, states = chain(done={"02__a"})
-    assert [run.id for run in jobs.choose(runs, states, "03*")[0]] == ["03__a"]
-    assert [run.id for run in jobs.choose(runs, states)[0]] == ["02__b", "03__a", "06"]
+    assert [run.id for run in jobs.choose(runs, states, jobs.pick(runs, "03*"))[0]] == ["03__a"]
+    assert [run.id for run in jobs.choose(runs, states, jobs.pick(runs))[0]] == ["02__b", "03__a", "06"]
     with pytest.raises(StudyError, match="--only 3 matches no run; runs: 02__a, 02__b, 03__a, 06"):
-        jobs.choose(runs, states, "3")
+        jobs.pick(runs, "3")
 
 
 def test_force_redoes_the_picked_runs_afresh_and_no_others():
     runs, states = chain(done={"02__a", "02__b", "03__a", "06"})
-    assert jobs.choose(runs, states) == ([], set())
-    chosen, fresh = jobs.choose(runs, states, "03*", force=True)
+    assert jobs.choose(runs, states, jobs.pick(runs)) == ([], set())
+    chosen, fresh = jobs.choose(runs, states, {"03__a"}, force=True)
     assert [run.id for run in chosen] == ["03__a"] and fresh == {"03__a"}
 
 

@@ -39,15 +39,19 @@ def _state(run, root, key):
     return State("done", "", record["seconds"])
 
 
-def choose(runs, states, only=None, force=False):
-    """The runs to execute, in plan order, and the set of ids to be redone from nothing.
-
-    only: pattern (fnmatch) for ids; what the picked runs read comes along where it is not done. force: redo picked
-    runs that are done. Raises StudyError listing the ids where nothing matches.
-    """
+def pick(runs, only=None):
+    """The ids that match the pattern `only` (fnmatch; None: all), a set. Raises StudyError listing all where none does."""
     picked = {run.id for run in runs if only is None or fnmatchcase(run.id, only)}
     if not picked:
         raise StudyError(f"--only {only} matches no run; runs: {', '.join(run.id for run in runs)}")
+    return picked
+
+
+def choose(runs, states, picked, force=False):
+    """The runs to execute, in plan order, and the set of ids to be redone from nothing.
+
+    picked: ids asked for; what they read comes along where it is not done. force: redo picked runs that are done.
+    """
     wanted = {name for name in picked if force or states[name].name != "done"}
     for run in reversed(runs):
         if run.id in wanted:

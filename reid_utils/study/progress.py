@@ -25,7 +25,7 @@ def plan_text(runs, states, chosen, jobs, root, details=True):
         last = f"{len(chosen)} of {len(runs)} runs to execute, about {total} with {jobs} at once; results in {root}"
     else:
         left = sum(states[run.id].name != "done" for run in runs)
-        done = f"the runs asked for are done, {left} others are not" if left else f"all {len(runs)} runs are done"
+        done = f"the runs asked for are done, of the others {left} not" if left else f"all {len(runs)} runs are done"
         last = f"{done}; tables in {root / 'tables'}"
     return "\n".join([*(_run_lines(runs, states) if details else ()), last])
 
