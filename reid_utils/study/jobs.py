@@ -40,7 +40,7 @@ def _state(run, root, key):
 
 
 def pick(runs, only=None):
-    """The ids that match the pattern `only` (fnmatch; None: all), a set. Raises StudyError listing all where none does."""
+    """The ids (set) that match the pattern `only` (fnmatch; None: all). Raises StudyError listing all ids otherwise."""
     picked = {run.id for run in runs if only is None or fnmatchcase(run.id, only)}
     if not picked:
         raise StudyError(f"--only {only} matches no run; runs: {', '.join(run.id for run in runs)}")
