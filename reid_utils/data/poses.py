@@ -148,7 +148,7 @@ def pose_at(look: Look, track: Track, frame: int) -> Pose:
     rate, phase = track.gait
     joints = _skeleton(look, drifts, 2 * pi * rate * frame + phase)
     joints[:, 2] -= joints[list(TOE + ANKLE), 2].min() - 0.03
-    yaw = (track.yaw + 1.7 * drifts.yaw) % (2 * pi)
+    yaw = (track.yaw + 1.2 * drifts.yaw) % (2 * pi)
     across = joints[:, 0] * cos(yaw) + joints[:, 1] * sin(yaw)
     near = joints[:, 1] * cos(yaw) - joints[:, 0] * sin(yaw)
     up = joints[:, 2] * cos(_ELEVATION) - near * sin(_ELEVATION)

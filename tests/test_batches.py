@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+
+from reid_utils.data.augmentation import (
+    PARTS,
+    augment,
+    draw_cutout,
+    draw_erasing,
+    normalise,
+    parse_augmentation,
+    sharpen,
+)
+from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def _players(counts):
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def _epoch(images, labels, augmentation, batches=None, **settings):
+    if batches is None:
+        batches = np.arange(len(images))[None]
+    settings = {"seed": 3, "epoch": 1, "mean": MEAN, "std": STD, **settings}
+    return EpochBatches(images, labels, batches, augmentation=augmentation, **settings)
+
+
+@pytest.mark.parametrize("counts", [[20] * 40, [3, 1, 9, 4, 4, 4, 7, 2], [1] * 5, [50, 2, 2, 2, 2]])
+def test_no_player_twice_in_a_batch_and_no_image_twice_in_an_epoch(counts):
+    players = _players(counts)
+    batches = unique_player_batches(players, 4, seed=0, epoch=1)
+    assert all(len(set(players[batch])) == 4 for batch in batches)
+    assert len(np.unique(batches)) == batches.size
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([20] * 40, 200), ([50, 2, 2, 2, 2], 2), ([5, 5, 5, 5], 5), ([1] * 7, 1)]
+)
+def test_as_many_full_batches_as_the_rule_allows(counts, expected):
+    assert len(unique_player_batches(_players(counts), 4, 0, 1)) == expected
+
+
+def test_order_is_fresh_each_epoch_and_equal_for_equal_seeds():
+    players = _players([20] * 40)
+    first, again, other = (unique_player_batches(players, 32, 0, epoch) for epoch in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    meetings = {tuple(sorted(players[batch])) for batch in first}
+    assert len(meetings) == len(first)
+
+
+def test_more_pairs_than_players_names_the_setting():
+    with pytest.raises(ValueError, match="batch_pairs is 8 but there are 3"):
+        unique_player_batches(_players([4, 4, 4]), 8, 0, 1)
+
+
+def test_pk_batches_hold_as_many_images_of_each_player():
+    players = _players([20, 2, 9, 11, 5])
+    for batch in pk_batches(players, 3, 4, 0, 1):
+        assert sorted(np.unique(players[batch], return_counts=True)[1]) == [4, 4, 4]
+
+
+def test_partners_are_other_images_of_the_same_player_and_all_get_their_turn():
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 4, 3), np.uint8)
+    labels = _players([4, 4, 4])
+    seen = set()
+    for epoch in range(40):
+        batch, _ = _epoch(images, labels, "none", epoch=epoch, mean=(0, 0, 0), std=(1, 1, 1))[0]
+        pixels = (batch[:, 0, 0, 0] * 255).round().int().numpy()
+        query, partner = pixels[:12], pixels[12:]
+        assert np.array_equal(query, np.arange(12)) and (labels[query] == labels[partner]).all()
+        assert (query != partner).all()
+        seen |= set(zip(query.tolist(), partner.tolist(), strict=True))
+    assert len(seen) == 12 * 3
+
+
+def test_flip_is_shared_within_a_pair_and_not_across_pairs():
+    ramp = np.tile(np.arange(6, dtype=np.uint8)[None, None, :, None], (40, 8, 1, 3))
+    batch, _ = _epoch(ramp, _players([2] * 20), "flip")[0]
+    flipped = (batch[:, 0, 0, 0] > batch[:, 0, 0, -1]).numpy()
+    assert np.array_equal(flipped[:40], flipped[40:])
+    assert 5 < flipped[:40].sum() < 35
+
+
+def test_images_of_one_batch_do_not_share_an_erased_box():
+    images = np.full((64, 32, 16, 3), 200, np.uint8)
+    batch, _ = _epoch(images, _players([2] * 32), "erasing")[0]
+    boxes = {tuple(map(int, torch.nonzero(image[0] == 0)[[0, -1]].flatten())) for image in batch if (image == 0).any()}
+    erased = sum(bool((image == 0).any()) for image in batch)
+    assert 40 < erased < 90
+    assert len(boxes) > 0.9 * erased
+
+
+@pytest.mark.parametrize("augmentation", ["none", "jitter", "flip+erasing+sharpen", "cutout"])
+def test_any_number_of_workers_gives_the_same_tensors(augmentation):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (24, 24, 12, 3), dtype=np.uint8), _players([4] * 6)
+    data = _epoch(images, labels, augmentation, batches=unique_player_batches(labels, 4, 0, 1))
+    alone, shared = (
+        [pixels for pixels, _ in torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)]
+        for workers in (0, 2)
+    )
+    assert len(alone) == 6
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_changes_about_half_of_the_images_and_never_its_input(part):
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 255, (64, 32, 3), dtype=np.uint8)
+    kept, changed = image.copy(), 0
+    for k in range(200):
+        draws = np.random.default_rng([1, k])
+        result, box = augment(image, parse_augmentation(part), draws, flip=part == "flip" and k % 2 == 0)
+        changed += box is not None or not np.array_equal(result, image)
+    assert np.array_equal(image, kept)
+    assert 70 < changed < 130
+
+
+def test_unknown_augmentation_names_the_part():
+    with pytest.raises(ValueError, match=r"unknown part 'blur'.*known: none, flip"):
+        parse_augmentation("flip+blur")
+
+
+def test_erased_boxes_keep_torchvisions_bounds():
+    rng = np.random.default_rng(0)
+    boxes = [box for _ in range(2000) if (box := draw_erasing(rng, 100, 60))]
+    areas = np.array([(bottom - top) * (right - left) / 6000 for top, bottom, left, right in boxes])
+    assert 850 < len(boxes) < 1050
+    assert areas.min() > 0.015 and 0.25 < areas.max() < 0.345
+    assert all(0 <= top < bottom <= 100 and 0 <= left < right <= 60 for top, bottom, left, right in boxes)
+
+
+def test_holes_are_sixteen_pixels_at_most():
+    rng = np.random.default_rng(0)
+    holes = [hole for _ in range(300) if (hole := draw_cutout(rng, 64, 32))]
+    sizes = {(bottom - top, right - left) for top, bottom, left, right in holes}
+    assert max(sizes) == (16, 16) and min(min(size) for size in sizes) < 16
+
+
+def test_sharpening_leaves_the_mean_of_a_flat_area_brightened_by_lightness():
+    flat = np.full((9, 9, 3), 100, np.uint8)
+    # Kernel sum: (1 − alpha) + alpha · lightness.
+    assert np.array_equal(sharpen(flat, 0.4, 1.0), flat)
+    assert np.array_equal(sharpen(flat, 0.4, 0.5), np.full_like(flat, 80))
+
+
+def test_normalisation_by_hand_and_zero_in_the_box():
+    image = np.full((1, 4, 2, 3), 51, np.uint8)
+    pixels = normalise(image, MEAN, STD, [(0, 2, 0, 1)])
+    assert torch.allclose(pixels[0, :, 3, 1], torch.tensor([(0.2 - m) / s for m, s in zip(MEAN, STD, strict=True)]))
+    assert (pixels[0, :, :2, 0] == 0).all() and (pixels[0, :, :2, 1] != 0).all()

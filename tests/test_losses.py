@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from reid_utils.learning.losses import Objective, id_loss, info_nce, parse_loss, triplet_loss
+
+
+def _unit(*shape, seed=0):
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_info_nce_by_hand():
+    # Two pairs, orthogonal to each other, logit scale log 2: each softmax is e²/(e² + 1); smoothing 0.1 over 2 classes.
+    features = torch.eye(2)
+    right, wrong = math.log(math.exp(2) / (math.exp(2) + 1)), math.log(1 / (math.exp(2) + 1))
+    loss = info_nce(features, features, torch.tensor(math.log(2.0)), label_smoothing=0.1)
+    assert loss.item() == pytest.approx(-(0.95 * right + 0.05 * wrong), abs=1e-6)
+
+
+def test_info_nce_is_symmetric_in_the_sides_and_blind_to_the_order_of_pairs():
+    query, gallery, scale = _unit(6, 8), _unit(6, 8, seed=1), torch.tensor(2.0)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    loss = info_nce(query, gallery, scale)
+    assert torch.allclose(loss, info_nce(gallery, query, scale))
+    assert torch.allclose(loss, info_nce(query[order], gallery[order], scale))
+
+
+def test_id_loss_falls_to_the_smoothing_floor_when_features_sit_on_their_centres():
+    centres, labels = torch.eye(5), torch.arange(5)
+    floor = id_loss(centres, labels, centres, torch.tensor(3.0), label_smoothing=0.0)
+    assert floor < 1e-6
+    assert id_loss(centres, labels.roll(1), centres, torch.tensor(3.0), label_smoothing=0.0) > 10
+
+
+def test_triplet_takes_the_hardest_of_each_kind():
+    angles = torch.tensor([0.0, 0.3, 0.5, 1.5])
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.tensor([0, 0, 1, 1])
+    chord = lambda a, b: 2 * math.sin(abs(a - b) / 2)  # noqa: E731
+    pairs = [(0.3, 0.5), (0.3, 0.2), (1.0, 0.2), (1.0, 1.2)]
+    expected = sum(max(0, chord(far, 0) - chord(near, 0) + 0.3) for far, near in pairs) / 4
+    assert triplet_loss(features, labels).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_triplet_refuses_a_batch_without_positives():
+    with pytest.raises(ValueError, match="needs another of its player"):
+        triplet_loss(_unit(3, 4), torch.tensor([0, 1, 2]))
+
+
+def test_weighted_sums_add_up_and_carry_gradients():
+    features, labels = _unit(8, 6).requires_grad_(), torch.arange(4).repeat(2)
+    whole = Objective("infonce+0.5*triplet", 4, 6)
+    parts = info_nce(features[:4], features[4:], whole.logit_scale) + 0.5 * triplet_loss(features, labels)
+    assert torch.allclose(whole(features, labels), parts)
+    whole(features, labels).backward()
+    assert features.grad.abs().sum() > 0 and whole.logit_scale.grad is not None
+
+
+@pytest.mark.parametrize("loss", ["arcface", "infonce+ids", ""])
+def test_unknown_loss_names_the_known_ones(loss):
+    with pytest.raises(ValueError, match="known: infonce, id, triplet"):
+        parse_loss(loss)
