@@ -4,7 +4,6 @@ First row: 0, then the gallery ids. Every further row: a query id, then its dist
 """
 
 import os
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from reid_utils.ranking.distances import check_matrix
 from reid_utils.ranking.metrics import average_precisions, first_match_ranks, mean_inverse_negative_penalty
 from reid_utils.ranking.neighbours import each_block
 
-_BLOCK = 32  # rows formatted at once by a thread
+_BLOCK = 32  # rows that a thread formats at a time
+_AT_ONCE = 512  # rows that stand in memory as text
 
 
 def _whole_ids(ids, name: str) -> np.ndarray:
@@ -25,19 +25,33 @@ def _whole_ids(ids, name: str) -> np.ndarray:
     return ids
 
 
-def _formatted(distances: np.ndarray, query_ids: np.ndarray, start: int, stop: int) -> bytes:
+def _formatted(distances: np.ndarray, query_ids: np.ndarray, start: int, stop: int) -> memoryview:
     """The CSV lines of some rows; values too large for the compiled writer go through Python's formatting."""
-    from reid_utils.ranking._csv_kernels import LARGEST, format_row
+    from reid_utils.ranking._csv_kernels import LARGEST, WIDEST, format_row
 
-    buffer = np.empty(distances.shape[1] * 22, np.uint8)
-    lines = []
-    for query_id, row in zip(query_ids[start:stop], distances[start:stop], strict=True):
-        if np.abs(row).max() < LARGEST:
-            values = buffer[: format_row(row, buffer)].tobytes()
-        else:
-            values = "".join(f",{value:10.5f}" for value in row.tolist()).encode()
-        lines.append(b"%d%b\n" % (query_id, values))
-    return b"".join(lines)
+    if not np.abs(distances[start:stop]).max() < LARGEST:
+        rows = zip(query_ids[start:stop].tolist(), distances[start:stop].tolist(), strict=True)
+        lines = (str(query_id) + "".join(f",{value:10.5f}" for value in row) + "\n" for query_id, row in rows)
+        return memoryview("".join(lines).encode())
+    buffer = np.empty((stop - start) * (distances.shape[1] * WIDEST + 22), np.uint8)
+    place = 0
+    for row in range(start, stop):
+        query_id = np.frombuffer(str(query_ids[row]).encode(), np.uint8)
+        buffer[place : place + query_id.size] = query_id
+        place = format_row(distances[row], buffer, place + query_id.size)
+        buffer[place] = ord("\n")
+        place += 1
+    return memoryview(buffer)[:place]
+
+
+def _write(file, distances: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
+    header = "".join(f",{gallery_id}" for gallery_id in gallery_ids.tolist())
+    file.write(f"0{header}\n".encode())
+    for start in range(0, len(distances), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        lines = partial(_formatted, distances[rows], query_ids[rows])
+        for block in each_block(lines, len(distances[rows]), block=_BLOCK):
+            file.write(block)
 
 
 def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
@@ -51,16 +65,13 @@ def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
         raise ValueError(
             f"distances of shape {distances.shape} do not fit {len(query_ids)} query and {len(gallery_ids)} gallery ids"
         )
-    blocks = each_block(partial(_formatted, distances, query_ids), len(distances), block=_BLOCK)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(("0" + "".join(f",{gallery_id}" for gallery_id in gallery_ids.tolist()) + "\n").encode())
-            file.writelines(blocks)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+        with temporary.open("wb") as file:
+            _write(file, distances, query_ids, gallery_ids)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _id_column(values: np.ndarray, path: Path, name: str) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Speed and memory of the ranking core, side by side with the obvious alternatives."""
