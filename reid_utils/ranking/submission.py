@@ -5,6 +5,7 @@ First row: 0, then the gallery ids. Every further row: a query id, then its dist
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import numpy as np
 
 from reid_utils.ranking.distances import check_matrix
 from reid_utils.ranking.metrics import average_precisions, first_match_ranks, mean_inverse_negative_penalty
-from reid_utils.ranking.neighbours import each_block
+from reid_utils.ranking.neighbours import thread_count
 
-_BLOCK = 32  # rows that a thread formats at a time
+_BLOCK = 16  # rows that a thread formats at a time
 _AT_ONCE = 512  # rows that stand in memory as text
 
 
@@ -47,11 +48,12 @@ def _formatted(distances: np.ndarray, query_ids: np.ndarray, start: int, stop: i
 def _write(file, distances: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
     header = "".join(f",{gallery_id}" for gallery_id in gallery_ids.tolist())
     file.write(f"0{header}\n".encode())
-    for start in range(0, len(distances), _AT_ONCE):
-        rows = slice(start, start + _AT_ONCE)
-        lines = partial(_formatted, distances[rows], query_ids[rows])
-        for block in each_block(lines, len(distances[rows]), block=_BLOCK):
-            file.write(block)
+    with ThreadPoolExecutor(thread_count()) as pool:
+        for group in range(0, len(distances), _AT_ONCE):
+            starts = range(group, min(group + _AT_ONCE, len(distances)), _BLOCK)
+            stops = [min(start + _BLOCK, len(distances)) for start in starts]
+            for lines in pool.map(partial(_formatted, distances, query_ids), starts, stops):
+                file.write(lines)  # while the next blocks are being formatted
 
 
 def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
