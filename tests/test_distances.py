@@ -1,5 +1,8 @@
 """Squared Euclidean distances and the checks of features."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -49,3 +52,9 @@ def test_inputs_are_left_alone():
     squared_euclidean(images[:3], images)
     rerank(images[:3], images, k1=3, k2=2)
     np.testing.assert_array_equal(images, before)
+
+
+def test_import_stays_light():
+    code = "import sys, reid_utils.ranking; print({'torch', 'numba', 'scipy', 'pandas'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

@@ -235,6 +235,8 @@ def test_without_query_query_distances(variant):
     found = rerank(query, gallery, variant, query_query=False)
     np.testing.assert_allclose(found, rerank_distances(blocks[0], None, blocks[1], variant), atol=2e-6)
     assert np.abs(found - rerank(query, gallery, variant)).max() > 1e-4
+    copies = np.repeat(query[:1], 20, axis=0)
+    assert np.isfinite(rerank(copies, gallery, variant, k1=5, k2=3, query_query=False)).all()
 
 
 def test_bad_settings_are_named():

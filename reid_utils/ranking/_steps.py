@@ -104,12 +104,13 @@ def _query_expanded(rows: Rows, in_place: bool) -> Rows:
 
 
 def _row_sums(rows: Rows) -> np.ndarray:
-    return np.bincount(
-        np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr)), rows.data, len(rows.indptr) - 1
-    ).astype(np.float32)
+    count = len(rows.indptr) - 1
+    owners = np.repeat(np.arange(count), np.diff(rows.indptr))
+    return np.bincount(owners, rows.data, count).astype(np.float32)
 
 
 def sparse_rows(problem: Problem, variant: str, k1: int, k2: int) -> Rows:
+    """The variant's rows before query expansion."""
     return (_binary_rows if variant == "hard" else _weighted_rows)(problem, k1, k2)
 
 

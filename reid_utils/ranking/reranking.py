@@ -1,18 +1,20 @@
 """k-reciprocal re-ranking in three variants: from features or from given distances.
 
-Every variant takes the same steps: neighbour lists, reciprocal sets R(p, k1), expanded sets R*(p, k1), sparse
-rows of weights, query expansion over k2 neighbours, Jaccard distance, and the weighted mean with the original
-distance. `jaccard_weight` w means final = w · Jaccard + (1 − w) · original; the literature's λ is 1 − w.
+Every variant takes the steps of Zhong et al. 2017: neighbour lists, reciprocal sets R(p, k1) and expanded sets
+R*(p, k1) (section 3.2), rows of weights (3.3), query expansion over k2 neighbours (3.4), Jaccard distance (3.3), and
+the weighted mean with the original distance (3.5). `_steps` has a function for each. `jaccard_weight` w means
+final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w.
 
 - `gaussian`, the 2022 winning entry's code: distances squared a second time; weights exp(−d).
 - `hard`, the 2023 winning entry's code: binary membership; gallery images ranked among the gallery only.
-- `kreciprocal`, the text of Zhong et al. 2017 (arXiv:1701.08398): as `gaussian`, distances squared once.
+- `kreciprocal`, the text of that paper (arXiv:1701.08398): as `gaussian`, distances squared once.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import product
+from numbers import Integral
 
 import numpy as np
 
@@ -29,7 +31,7 @@ def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterabl
     if in_place and variant != "hard":
         raise ValueError(f"in_place=True exists for the hard variant only, not for {variant}")
     for name, value in [*(("k1", k) for k in k1s), *(("k2", k) for k in k2s)]:
-        if value < 1 or value != int(value):
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
     for weight in weights:
         if not 0 <= weight <= 1:
@@ -64,7 +66,9 @@ def _hide_other_queries(nearest: nb.Lists, queries: int) -> nb.Lists:
     """The nearest queries of every image, with a query's distances to other queries made infinite."""
     values, indices = nearest.values.copy(), nearest.indices.copy()
     own = np.arange(queries, dtype=np.int32)
-    others = np.sort(np.where(indices[:queries] == own[:, None], -1, indices[:queries]), axis=1)
+    others = np.where(indices[:queries] == own[:, None], -1, indices[:queries])
+    others[(others >= 0).all(axis=1), -1] = -1  # pushed out of its own list by copies
+    others.sort(axis=1)
     indices[:queries] = np.where(others < 0, own[:, None], others)
     values[:queries] = np.where(others < 0, np.float32(0), np.float32(np.inf))
     return nb.Lists(values, indices)
