@@ -5,19 +5,29 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def _sorted_matches(distances, kinds, found):
-    """Positions of the true matches (kind 2), written to `found` in order of (distance, position)."""
+def count_matches(query_players, query_cameras, cameras, starts, images, sizes):
+    """Matches of each query; player p's gallery images are images[starts[p]:starts[p + 1]], own cameras left out."""
+    for i in range(query_players.size):
+        sizes[i] = 0
+        for place in range(starts[query_players[i]], starts[query_players[i] + 1]):
+            sizes[i] += cameras[images[place]] != query_cameras[i]
+
+
+@njit(cache=True, nogil=True)
+def _sorted_matches(row, candidates, cameras, camera):
+    """The candidates of other cameras, in order of (distance, index)."""
+    found = np.empty(candidates.size, np.int64)
     count = 0
-    for j in range(distances.size):
-        if kinds[j] != 2:
+    for j in candidates:
+        if cameras[j] == camera:
             continue
         place = count
-        while place > 0 and distances[found[place - 1]] > distances[j]:
+        while place > 0 and row[found[place - 1]] > row[j]:
             found[place] = found[place - 1]
             place -= 1
         found[place] = j
         count += 1
-    return count
+    return found[:count]
 
 
 @njit(cache=True, nogil=True)
@@ -34,90 +44,82 @@ def _matches_below(matches, distances, distance):
 
 
 @njit(cache=True, nogil=True)
-def _kinds(players, query_player, cameras, query_camera, same_camera_out, kinds):
-    """0 for what is left out, 1 for an image of another player, 2 for a match."""
-    for j in range(players.size):
-        match = players[j] == query_player
-        left_out = cameras[j] == query_camera and (match or same_camera_out)
-        kinds[j] = 0 if left_out else (2 if match else 1)
+def _count_row(row, players, player, matches, before, tied, level):
+    """`count_before_matches` for one query with at least one match."""
+    farthest = row[matches[-1]]
+    for j in range(row.size):
+        if row[j] > farthest or players[j] == player:
+            continue
+        place = _matches_below(matches, row, row[j])
+        tied[place] += 1
+        while place < matches.size and row[matches[place]] == row[j] and matches[place] < j:
+            place += 1
+        if place < matches.size:
+            before[place] += 1
+    for m in range(1, matches.size):
+        before[m] += before[m - 1]
+        tied[m] += tied[m - 1]
+    for m in range(matches.size - 1, -1, -1):
+        tie = m + 1 < matches.size and row[matches[m]] == row[matches[m + 1]]
+        level[m] = level[m + 1] if tie else m + 1
 
 
 @njit(cache=True, nogil=True)
-def count_matches(query_players, gallery_players, query_cameras, gallery_cameras, sizes, start, stop):
-    """Matches of each query; a match of the query's own camera is left out."""
-    for i in range(start, stop):
-        sizes[i] = 0
-        for j in range(gallery_players.size):
-            sizes[i] += gallery_players[j] == query_players[i] and gallery_cameras[j] != query_cameras[i]
-
-
-@njit(cache=True, nogil=True)
-def count_before_matches(
-    distances, query_players, gallery_players, query_cameras, gallery_cameras, indptr, before, tied, level, start, stop
-):
+def count_before_matches(distances, labels, starts, images, indptr, before, tied, level, start, stop):
     """For each match, in rank order: other players' images before it, those no farther, and matches no farther.
 
     `before` goes by (distance, index), `tied` and `level` by distance alone; all three come as zeros, and row i's
-    matches fill indptr[i]:indptr[i + 1].
+    matches fill indptr[i]:indptr[i + 1]. `labels`: players and cameras of the queries, then of the gallery.
     """
-    width = distances.shape[1]
-    kinds, found = np.empty(width, np.uint8), np.empty(width, np.int64)
+    query_players, players, query_cameras, cameras = labels
     for i in range(start, stop):
-        row = distances[i]
-        _kinds(gallery_players, query_players[i], gallery_cameras, query_cameras[i], False, kinds)
-        count = _sorted_matches(row, kinds, found)
-        if count == 0:
+        if indptr[i] == indptr[i + 1]:
             continue
-        matches = found[:count]
-        first, last = before[indptr[i] : indptr[i + 1]], tied[indptr[i] : indptr[i + 1]]
-        for j in range(width):
-            if kinds[j] != 1 or row[j] > row[matches[-1]]:
-                continue
-            place = _matches_below(matches, row, row[j])
-            last[place] += 1
-            while place < count and row[matches[place]] == row[j] and matches[place] < j:
-                place += 1
-            if place < count:
-                first[place] += 1
-        for m in range(1, count):
-            first[m] += first[m - 1]
-            last[m] += last[m - 1]
-        for m in range(count - 1, -1, -1):
-            tie = m + 1 < count and row[matches[m]] == row[matches[m + 1]]
-            level[indptr[i] + m] = level[indptr[i] + m + 1] if tie else m + 1
+        player, filled = query_players[i], slice(indptr[i], indptr[i + 1])
+        candidates = images[starts[player] : starts[player + 1]]
+        matches = _sorted_matches(distances[i], candidates, cameras, query_cameras[i])
+        _count_row(distances[i], players, player, matches, before[filled], tied[filled], level[filled])
 
 
 @njit(cache=True, nogil=True)
-def count_by_player(row, players, player, cameras, camera, counted):
+def count_by_player(row, players, player, cameras, camera, starts, images):
     """For one query: how many images of each player stand before each of the query's matches.
 
-    `players` number the gallery images' players from 0 to `counted` - 1; images of the query's own camera are
-    left out. Returns (total, nearest, before): images a player, its nearest one's index (-1: none), and
-    before[p, m] by (distance, index) for the query's m-th match.
+    Images of the query's own camera are left out. Returns (total, before): images a player, and before[p, m] by
+    (distance, index) for the query's m-th match.
     """
-    kinds, found = np.empty(row.size, np.uint8), np.empty(row.size, np.int64)
-    _kinds(players, player, cameras, camera, True, kinds)
-    matches = found[: _sorted_matches(row, kinds, found)]
-    total, nearest = np.zeros(counted, np.int64), np.full(counted, -1, np.int64)
-    before = np.zeros((counted, matches.size), np.int32)
+    matches = _sorted_matches(row, images[starts[player] : starts[player + 1]], cameras, camera)
+    total = np.zeros(starts.size - 1, np.int64)
+    before = np.zeros((starts.size - 1, matches.size), np.int32)
+    if matches.size == 0:
+        return total, before
     for j in range(row.size):
-        if kinds[j] == 0:
+        if cameras[j] == camera:
             continue
-        owner = players[j]
-        total[owner] += 1
-        if nearest[owner] < 0 or row[j] < row[nearest[owner]]:
-            nearest[owner] = j
-        if matches.size == 0 or row[j] > row[matches[-1]]:
+        total[players[j]] += 1
+        if row[j] > row[matches[-1]]:
             continue
         place = _matches_below(matches, row, row[j])
         while place < matches.size and row[matches[place]] == row[j] and matches[place] <= j:
             place += 1
         if place < matches.size:
-            before[owner, place] += 1
-    for owner in range(counted):
+            before[players[j], place] += 1
+    for owner in range(total.size):
         for place in range(1, matches.size):
             before[owner, place] += before[owner, place - 1]
-    return total, nearest, before
+    return total, before
+
+
+@njit(cache=True, nogil=True)
+def order_of_appearance(row, players, cameras, camera, counted):
+    """Players in the order in which their nearest images of other cameras come, by (distance, index)."""
+    nearest = np.full(counted, -1, np.int64)
+    for j in range(row.size):
+        owner = players[j]
+        if cameras[j] != camera and (nearest[owner] < 0 or row[j] < row[nearest[owner]]):
+            nearest[owner] = j
+    images = np.sort(nearest[nearest >= 0])
+    return players[images[np.argsort(row[images], kind="mergesort")]]
 
 
 @njit(cache=True, nogil=True)

@@ -14,8 +14,9 @@ def _on_host(array) -> np.ndarray:
 
 def _first_bad_row(matrix: np.ndarray) -> int | None:
     """Index of the first row with a value that is not finite; None where all are finite."""
-    if np.isfinite(matrix.sum(dtype=np.float64)):
-        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(matrix.sum()):  # one fast pass; an overflow is only looked at more closely
+            return None
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     return int(bad[0]) if bad.size else None
 

@@ -58,6 +58,13 @@ def _checked(distances, query_ids, gallery_ids, query_cams, gallery_cams) -> tup
     return distances, _Labels(*_codes(query_ids, gallery_ids), *_codes(query_cams, gallery_cams))
 
 
+def _by_player(labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, images): player p's gallery images are images[starts[p]:starts[p + 1]]."""
+    counted = max(labels.query_players.max(), labels.gallery_players.max()) + 1
+    starts = np.concatenate([[0], np.bincount(labels.gallery_players, minlength=counted).cumsum()])
+    return starts, np.argsort(labels.gallery_players, kind="stable")
+
+
 def _report_without_match(without: int, queries: int) -> None:
     if without == queries:
         raise ValueError("no query has a match in the gallery; check that ids and cameras belong to the distances")
@@ -71,12 +78,12 @@ def _matches(distances, *labels) -> _Matches:
 
     distances, labels = _checked(distances, *labels)
     queries = len(distances)
-    sizes = np.empty(queries, np.int64)
-    each_block(partial(count_matches, *labels, sizes), queries, block=64)
+    sizes, by_player = np.empty(queries, np.int64), _by_player(labels)
+    count_matches(labels.query_players, labels.query_cameras, labels.gallery_cameras, *by_player, sizes)
     _report_without_match(int((sizes == 0).sum()), queries)
     indptr = np.concatenate([[0], sizes.cumsum()])
     counts = [np.zeros(indptr[-1], np.int64) for _ in range(3)]
-    each_block(partial(count_before_matches, distances, *labels, indptr, *counts), queries, block=16)
+    each_block(partial(count_before_matches, distances, tuple(labels), *by_player, indptr, *counts), queries, block=16)
     return _Matches(indptr, *counts)
 
 
@@ -155,33 +162,42 @@ def _single_shot_curve(distances: np.ndarray, labels: _Labels, topk: int, rng) -
     from reid_utils.ranking._counting import count_by_player, count_drawn_before, expected_curve
 
     query_players, players, query_cameras, cameras = labels
-    counted = int(max(query_players.max(), players.max())) + 1
+    by_player = _by_player(labels)
 
     def counts(start: int, stop: int) -> list:
         return [
-            count_by_player(distances[i], players, query_players[i], cameras, query_cameras[i], counted)
+            count_by_player(distances[i], players, query_players[i], cameras, query_cameras[i], *by_player)
             for i in range(start, stop)
         ]
 
     curve, scored = np.zeros(topk), 0
-    for query, (total, nearest, before) in enumerate(chain(*each_block(counts, len(distances), block=16))):
+    for query, (total, before) in enumerate(chain(*each_block(counts, len(distances), block=16))):
         player = query_players[query]
-        if total[player] == 0:
+        if before.shape[1] == 0:
             continue
         scored += 1
         if rng is None:
             curve += expected_curve(total, before, player, topk)
             continue
-        order = np.flatnonzero(total)
-        order = order[np.lexsort((nearest[order], distances[query, nearest[order]]))]
-        draws = _draw(rng, np.tile(total[order], (_REPEATS, 1)))
+        order = _drawn_players(rng, before, player, distances[query], players, cameras, query_cameras[query])
+        draw = rng.integers if hasattr(rng, "integers") else rng.randint
+        draws = draw(0, np.tile(total[order], (_REPEATS, 1)))
         ranks = count_drawn_before(before, order, int(np.flatnonzero(order == player)[0]), draws)
         curve += np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
     _report_without_match(len(distances) - scored, len(distances))
     return curve.cumsum() / scored
 
 
-def _draw(rng, sizes: np.ndarray) -> np.ndarray:
-    """A random index below each size; both kinds of generator are read in row order."""
-    draw = rng.integers if hasattr(rng, "integers") else rng.randint
-    return draw(0, sizes)
+def _drawn_players(rng, before: np.ndarray, player: int, *ranking) -> np.ndarray:
+    """The players of whom an image is drawn, in the order of the draws.
+
+    A RandomState draws as the toolkit does: for every player, in order of appearance in the ranking. A Generator
+    draws for those only that can matter: the query's own player and those with an image before its last match.
+    """
+    from reid_utils.ranking._counting import order_of_appearance
+
+    if not hasattr(rng, "integers"):
+        return order_of_appearance(*ranking, len(before))
+    matters = before[:, -1] > 0
+    matters[player] = True
+    return np.flatnonzero(matters)
