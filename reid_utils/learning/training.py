@@ -118,7 +118,7 @@ def train(encoder, images, labels, recipe, folder, validate, report=print):
         row = {
             "epoch": epoch,
             "loss": state["loss_sum"] / len(batches),
-            "learning_rate": rate,
+            "learning_rate": optimiser.param_groups[0]["lr"],
             **validate(encoder),
         }
         if row["mAP"] > max((past["mAP"] for past in state["history"][1:]), default=-1.0):

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reid_utils.learning.features import extract_features, save_features
+from reid_utils.learning.models import (
+    build_encoder,
+    count_gflops,
+    count_parameters,
+    load_weights,
+    save_weights,
+    weights_file_name,
+)
+from reid_utils.ranking.inputs import load_features, load_folder
+
+SIZE = (32, 16)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_byobnet", "test_efficientnet", "resnet18"])
+def test_features_have_unit_length_and_the_stated_width(backbone):
+    encoder = build_encoder(backbone, SIZE).eval()
+    features = encoder(torch.rand(3, 3, *SIZE))
+    assert features.shape == (3, encoder.dim) and count_parameters(encoder) > 9e4
+    assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_a_vision_transformer_takes_crops_of_another_size():
+    encoder = build_encoder("test_vit", (96, 64)).eval()
+    assert encoder(torch.rand(2, 3, 96, 64)).shape == (2, encoder.dim)
+
+
+def test_unknown_names_say_what_is_known():
+    with pytest.raises(ValueError, match="timm has no model 'test_resnt'; perhaps one of"):
+        build_encoder("test_resnt")
+    with pytest.raises(ValueError, match="open_clip has no model 'ViT-X'"):
+        build_encoder("ViT-X/laion2b")
+
+
+def test_openai_weights_without_quickgelu_are_refused():
+    with pytest.raises(ValueError, match="write ViT-B-32-quickgelu/openai"):
+        build_encoder("ViT-B-32/openai")
+
+
+def test_local_weights_load_by_the_name_of_the_backbone(tmp_path):
+    torch.manual_seed(1)
+    trunk = build_encoder("test_resnet", SIZE).trunk
+    save_file(trunk.state_dict(), tmp_path / weights_file_name("test_resnet"))
+    loaded = build_encoder("test_resnet", SIZE, pretrained=True, weights_dir=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), loaded.trunk.parameters(), strict=True))
+
+
+def test_local_weights_of_another_backbone_name_the_missing_tensor(tmp_path):
+    save_file(build_encoder("test_byobnet", SIZE).trunk.state_dict(), tmp_path / "test_resnet.safetensors")
+    with pytest.raises(ValueError, match=r"test_resnet\.safetensors does not fit the backbone: tensor '"):
+        build_encoder("test_resnet", SIZE, pretrained=True, weights_dir=tmp_path)
+
+
+def test_without_a_hub_the_error_says_which_file_to_put_where(monkeypatch):
+    import timm
+
+    def no_network(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(
+        FileNotFoundError, match=r"put test_resnet\.safetensors into .* weights_dir, or set pretrained to"
+    ):
+        build_encoder("test_resnet", SIZE, pretrained=True)
+
+
+def test_weights_file_has_equal_bytes_and_refuses_damage(tmp_path):
+    encoder = build_encoder("test_byobnet", SIZE)
+    for name in ("a", "b"):
+        save_weights(tmp_path / f"{name}.safetensors", encoder, {"seed": 0, "epochs": 2})
+    content = (tmp_path / "a.safetensors").read_bytes()
+    assert content == (tmp_path / "b.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"a\.safetensors cannot be loaded"):
+        load_weights(tmp_path / "a.safetensors", encoder)
+    with pytest.raises(ValueError, match="cannot be loaded into this encoder"):
+        load_weights(tmp_path / "b.safetensors", build_encoder("test_resnet", SIZE))
+
+
+def test_gflops_grow_with_the_number_of_pixels():
+    small, large = (count_gflops(build_encoder("test_resnet", size)) for size in (SIZE, (64, 32)))
+    assert small > 0 and large == pytest.approx(4 * small, rel=0.1)
+
+
+def test_features_do_not_depend_on_the_batch_size_and_leave_the_mode_alone():
+    encoder = build_encoder("test_resnet", SIZE).train()
+    images = np.random.default_rng(0).integers(0, 255, (7, *SIZE, 3), dtype=np.uint8)
+    whole, parts = extract_features(encoder, images), extract_features(encoder, images, batch_size=3)
+    assert encoder.training and np.allclose(whole, parts, atol=1e-5)
+    mirrored = extract_features(encoder, images[:, :, ::-1], flip=True)
+    assert np.allclose(extract_features(encoder, images, flip=True), mirrored, atol=1e-5)
+
+
+def test_saved_features_come_back_with_their_ids(tmp_path):
+    import pandas as pd
+
+    manifest = pd.DataFrame(
+        {
+            "role": ["query", "gallery", "gallery"],
+            "player": [4, 4, 5],
+            "camera": [0, 1, 1],
+            "image_id": ["004_001_00", "004_001_01", "005_001_01"],
+        }
+    )
+    features = np.eye(3, dtype=np.float32)
+    save_features(tmp_path / "test.npz", manifest, features)
+    read = load_features(tmp_path / "test.npz")
+    assert np.array_equal(read["query"], features[:1]) and np.array_equal(read["gallery"], features[1:])
+    assert read["gallery_players"].tolist() == [4, 5] and read["gallery_images"].tolist() == [
+        "004_001_01",
+        "005_001_01",
+    ]
+    assert list(load_folder(tmp_path)) == ["test"]
+
+
+def _file(path, **changes):
+    content = {"query": np.eye(2, 3), "gallery": np.ones((3, 3)), "query_players": [1, 2], "gallery_players": [1, 2, 2]}
+    content = {name: value for name, value in {**content, **changes}.items() if value is not None}
+    np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gallery_players": None}, "key 'gallery_players' is missing"),
+        ({"query_players": [1]}, r"query has shape \(2, 3\)"),
+        ({"query": np.full((2, 3), np.nan)}, "query row 0 holds NaN"),
+        ({"gallery": np.ones((3, 4))}, "query has 3 columns, gallery 4"),
+    ],
+)
+def test_bad_feature_files_are_named_with_what_is_wrong(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_features(_file(tmp_path / "mine.npz", **changes))
+
+
+def test_own_features_need_only_four_keys_and_an_empty_folder_is_an_error(tmp_path):
+    read = load_features(_file(tmp_path / "mine.npz"))
+    assert (
+        read["query"].dtype == np.float32 and set(read["query_cameras"]) == {0} and set(read["gallery_cameras"]) == {1}
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no"):
+        load_folder(tmp_path / "empty")

@@ -1,0 +1,185 @@
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from reid_utils.data.images import load_images
+from reid_utils.data.rendering import render_dataset
+from reid_utils.data.synergy import load_manifest
+from reid_utils.learning.features import extract_features
+from reid_utils.learning.models import build_encoder, load_weights
+from reid_utils.learning.runs import train_seed
+from reid_utils.learning.training import Recipe, learning_rate_at, train
+from reid_utils.ranking.post_processing import score, squared_euclidean
+
+SIZE = (48, 24)
+ENCODER = {"backbone": "test_byobnet", "image_size": SIZE}
+TINY = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=4, learning_rate=1e-2, checkpoint_steps=2)
+
+# Trains as the tests do, but stops dead at a given step.
+TRAIN = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np, torch
+from reid_utils.learning import training
+from tests.test_training import SIZE, TINY, encoder, labels_of
+folder, stop = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+taken = 0
+rate = training.learning_rate_at
+def counted(*arguments):
+    global taken
+    taken += 1
+    if taken == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate(*arguments)
+training.learning_rate_at = counted
+images = np.load(folder.parent / "images.npy")
+training.train(encoder(), images, labels_of(images), TINY, folder, lambda e: {"mAP": 0.5, "aps": np.ones(2)}, print)
+"""
+
+
+def encoder(seed=0):
+    torch.manual_seed(seed)
+    return build_encoder(**ENCODER)
+
+
+def labels_of(images):
+    return np.repeat(np.arange(len(images) // 6), 6)
+
+
+def _constant(_):
+    return {"mAP": 0.5, "aps": np.ones(2)}
+
+
+@pytest.fixture(scope="module")
+def eight_players(tmp_path_factory):
+    """Images and manifest of a rendered set with eight training players of six frames."""
+    folder = render_dataset(
+        tmp_path_factory.mktemp("data") / "set", seed=0, train_players=8, test_players=6, challenge_players=2, frames=6
+    )
+    manifest = load_manifest(folder)
+    return manifest, load_images(folder, manifest["path"].tolist(), *SIZE, folder.parent / "cache", "eight")
+
+
+def _bytes(folder):
+    return (folder / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("loss", ["infonce", "id", "triplet"])
+def test_each_loss_can_learn_eight_players_by_heart(eight_players, loss, tmp_path):
+    manifest, images = eight_players
+    training = manifest[manifest["split"] == "train"]
+    images = images[: len(training)]
+    labels = np.unique(training["player"], return_inverse=True)[1]
+    epochs = 40 if loss == "infonce" else 80
+    recipe = Recipe(loss=loss, augmentation="none", epochs=epochs, batch_pairs=8, learning_rate=1e-2)
+    trained = encoder()
+    train(trained, images, labels, recipe, tmp_path, _constant, report=str)
+    features, is_query = extract_features(trained, images), (training["frame"] == 0).to_numpy()
+    distances = squared_euclidean(features[is_query], features[~is_query])
+    assert score(distances, labels[is_query], labels[~is_query])["mAP"] > 0.99
+
+
+def test_equal_seeds_and_any_number_of_workers_give_equal_bytes(eight_players, tmp_path):
+    _, images = eight_players
+    images = images[:48]
+    torch.set_num_threads(1)
+    for name, workers, seed in (("one", 0, 0), ("again", 0, 0), ("workers", 2, 0), ("other", 0, 1)):
+        (tmp_path / name).mkdir()
+        recipe = Recipe(**{**vars(TINY), "workers": workers, "seed": seed})
+        train(encoder(seed), images, labels_of(images), recipe, tmp_path / name, _constant, report=str)
+    tensors = {name: load_weights(tmp_path / name / "weights.safetensors", encoder()) for name in ("one", "workers")}
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "again")
+    assert _bytes(tmp_path / "one") != _bytes(tmp_path / "other")
+    pairs = zip(tensors["one"].parameters(), tensors["workers"].parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(eight_players, tmp_path):
+    images = eight_players[1][:48]
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    for stop in (2, 6, 9, 0):
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / "killed"), str(stop)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == (-signal.SIGKILL if stop else 0), done.stderr
+    torch.set_num_threads(1)
+    train(encoder(), images, labels_of(images), TINY, tmp_path / "whole", _constant, report=str)
+    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "killed")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(eight_players, tmp_path, capsys):
+    images = eight_players[1][:48]
+    train(encoder(), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+    whole = _bytes(tmp_path)
+    newest = tmp_path / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(encoder(1), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+    assert "checkpoint.pt is damaged" in capsys.readouterr().out
+    assert _bytes(tmp_path) == whole
+
+
+def test_a_checkpoint_of_other_settings_or_none_that_can_be_read_is_an_error(eight_players, tmp_path):
+    images = eight_players[1][:48]
+    train(encoder(), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+    other = Recipe(**{**vars(TINY), "learning_rate": 1e-3})
+    with pytest.raises(ValueError, match="belongs to other settings"):
+        train(encoder(), images, labels_of(images), other, tmp_path, _constant, report=str)
+    for path in tmp_path.glob("checkpoint*.pt"):
+        path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="delete checkpoint"):
+        train(encoder(), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+
+
+def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path):
+    manifest, images = eight_players
+    told = []
+    first = train_seed(manifest, images, TINY, tmp_path / "s", ENCODER, "data", told.append)
+    epochs = len(told)
+    again = train_seed(manifest, images, TINY, tmp_path / "s", ENCODER, "data", told.append)
+    assert len(told) == epochs == TINY.epochs
+    assert np.array_equal(first[1]["hard"]["aps"], again[1]["hard"]["aps"])
+    train_seed(manifest, images, Recipe(**{**vars(TINY), "epochs": 1}), tmp_path / "s", ENCODER, "data", told.append)
+    assert len(told) == epochs + 1
+    assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in (tmp_path / "s").iterdir()}
+
+
+def test_learning_rate_warms_up_then_falls_to_the_end_value():
+    recipe = Recipe(learning_rate=4e-5, final_learning_rate=1e-5)
+    rates = [learning_rate_at(step, 100, 10, recipe) for step in range(100)]
+    assert rates[0] == pytest.approx(4e-6) and rates[9] == pytest.approx(4e-5) == rates[10]
+    assert rates[55] == pytest.approx(1e-5 + 3e-5 * 0.25)
+    assert rates[-1] == pytest.approx(1e-5, rel=1e-3) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
+def test_other_schedules_at_half_way(schedule, middle):
+    recipe = Recipe(learning_rate=1.0, final_learning_rate=0.0, schedule=schedule)
+    assert learning_rate_at(50, 100, 0, recipe) == pytest.approx(middle)
+
+
+def test_unknown_schedule_names_the_known_ones():
+    with pytest.raises(ValueError, match="known: polynomial, cosine"):
+        learning_rate_at(50, 100, 0, Recipe(schedule="step"))
+
+
+def test_best_weights_are_those_of_the_best_epoch(eight_players, tmp_path):
+    images = eight_players[1][:48]
+    maps = iter([0.9, 0.3, 0.8, 0.4])
+    kept = {}
+
+    def validate(current):
+        kept[len(kept)] = {name: value.clone() for name, value in current.state_dict().items()}
+        return {"mAP": next(maps), "aps": np.ones(2)}
+
+    recipe = Recipe(**{**vars(TINY), "epochs": 3})
+    history = train(encoder(), images, labels_of(images), recipe, tmp_path, validate, report=str)
+    best = load_weights(tmp_path / "best.safetensors", encoder(1)).state_dict()
+    assert pd.DataFrame(history)["mAP"].tolist() == [0.9, 0.3, 0.8, 0.4]
+    assert all(torch.equal(best[name], value) for name, value in kept[2].items())
