@@ -4,6 +4,7 @@ A row is {name: arrays}, the arrays those of `stack_scores`: aps (S, Q), mAP, ra
 of the run that made it. Row functions return the rows and the notes that stand below the table.
 """
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,12 @@ def main_backbone(runs):
 
 
 def augmentation_rows(runs):
-    """T1: the main backbone under InfoNCE with each augmentation."""
+    """T1: the main backbone under InfoNCE with each augmentation; returns rows, notes, the baseline."""
     found = training_runs(runs, backbone=main_backbone(runs), loss="infonce")
     rows = {run["settings"]["augmentation"]: row(run, "none") for run in found}
-    return rows, ["compare row 1 with any other to see what that augmentation adds alone"]
+    base = "none" if "none" in rows else next(iter(rows), None)
+    order = [base, *(name for name in rows if name != base)] if rows else []
+    return {name: rows[name] for name in order}, [], base
 
 
 def loss_rows(runs, recipe):
@@ -68,7 +71,7 @@ def loss_rows(runs, recipe):
         backbone, loss = run["settings"]["backbone"], run["settings"]["loss"]
         rows[f"{backbone}: {loss}"] = row(run, "none")
         baselines[f"{backbone}: {loss}"] = f"{backbone}: infonce"
-    return rows, ["compare the rows of one backbone to see which loss is better"], baselines
+    return rows, [], {name: base if base in rows else name for name, base in baselines.items()}
 
 
 def post_processing_rows(runs):
@@ -79,27 +82,34 @@ def post_processing_rows(runs):
             label = f"{run['settings']['backbone']}: {name}"
             rows[label], baselines[label] = row(run, name), f"{run['settings']['backbone']}: none"
     note = "'hard in place' is the 2023 code as published (depends on image order), 'hard' its order-free form"
-    return rows, ["compare the rows of one backbone with its 'none' row", note], baselines
+    return rows, [note], baselines
 
 
 def backbone_rows(runs, recipe):
-    """T4: each backbone with InfoNCE, plain and re-ranked; returns rows, notes and {row: cost columns}."""
-    rows, costs = {}, {}
+    """T4: each backbone with InfoNCE, plain and re-ranked; returns rows, notes, baselines and {row: cost columns}."""
+    rows, costs, baselines = {}, {}, {}
     for run in training_runs(runs, augmentation=recipe, loss="infonce"):
         for name in ("none", "hard"):
             label = f"{run['settings']['backbone']}, {'plain' if name == 'none' else 're-ranked (hard)'}"
             rows[label], cost = row(run, name), run["values"]["cost"]
+            baselines[label] = f"{run['settings']['backbone']}, plain" if name == "hard" else next(iter(rows))
             costs[label] = {"parameters (M)": cost["parameters"] / 1e6, "GFLOPs": cost["gflops"]}
-    return rows, ["compare the plain rows for the backbones, and each pair for what re-ranking adds"], costs
+    return rows, [], baselines, costs
 
 
 def fusion_rows(runs):
     """T5: singles, pairs and all models under each fusion; returns rows, notes and the best single model (baseline)."""
+    if "04_fusion" not in runs:
+        return {}, ["this study runs no fusion"], None
     run = runs["04_fusion"][0]
     names = [key.removesuffix("|aps") for key in run["scores"] if key.endswith("|aps")]
     rows = {name: row(run, name) for name in names}
     best = max(run["settings"]["models"], key=lambda name: rows[name]["mAP"].mean())
-    return rows, [f"baseline: {best}, the best single model; compare the fusions of the same models"], best
+    notes = [
+        f"Baseline: {best}, the best single model.",
+        "With two models every agreed item is in both lists, so dissimilarity weighs both alike and equals similarity.",
+    ]
+    return rows, notes, best
 
 
 def published_rows(runs, note):
@@ -132,13 +142,14 @@ def best_on_test(runs, recipe):
 def compare(rows, baseline):
     """`compare_rows` of a table; `baseline` is one name, or {row: its baseline}. Holm corrects over the whole table."""
     baselines = baseline if isinstance(baseline, dict) else dict.fromkeys(rows, baseline)
+    if not rows:
+        return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
     parts = []
     for base in dict.fromkeys(baselines.values()):
-        members = [name for name in rows if baselines[name] == base]
-        if base not in rows:
-            base = members[0]
-        parts.append(compare_rows({name: rows[name]["aps"] for name in members}, baseline=base))
-    table = pd.concat(parts, ignore_index=True)
+        members = dict.fromkeys([base, *(name for name in rows if baselines[name] == base)])
+        part = compare_rows({name: rows[name]["aps"] for name in members}, baseline=base)
+        parts.append(part[part["row"].map(baselines) == base])
+    table = pd.concat(parts).set_index("row").loc[list(rows)].reset_index()
     return table.assign(p_holm=holm(table["p"]))
 
 
@@ -162,8 +173,20 @@ _CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "di
 
 
 def row_commands(study, comparison, rows):
-    """The command that makes each row again, a line a row."""
-    return [
-        f"Row {number}: `python run_all.py {study} --only '{rows[name]['run']}'`"
-        for number, name in enumerate(comparison["row"], start=1)
-    ]
+    """The commands that make the rows again, a line for each run of rows that one command makes."""
+    ids = [rows[name]["run"] for name in comparison["row"]]
+    lines, start = [], 0
+    for run, members in groupby(ids):
+        stop = start + len(list(members))
+        numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
+        lines.append(f"{numbers}: `python run_all.py {study} --only '{run}'`")
+        start = stop
+    return lines
+
+
+def question(comparison, baselines, text):
+    """The line "compare rows i and j, … to answer: text" for every row that has another as its baseline."""
+    numbers = {name: number for number, name in enumerate(comparison["row"], start=1)}
+    base = baselines if isinstance(baselines, dict) else dict.fromkeys(numbers, baselines)
+    pairs = [f"{numbers[base[name]]} and {number}" for name, number in numbers.items() if base[name] != name]
+    return f"Compare rows {', '.join(pairs)} to answer: {text}" if pairs else f"No two rows here answer: {text}"

@@ -66,7 +66,7 @@ def augmentation_grid(images_by_name, note=None):
     height = rows * width * first.shape[0] / first.shape[1] + 2 * _TITLE_INCHES
     figure, axes = new_figure(max(columns * width, 2), height, rows, columns)
     for column, (name, images) in zip(axes.T, images_by_name.items(), strict=True):
-        column[0].set_title(textwrap.fill(name, 12), pad=3)
+        column[0].set_title(textwrap.fill(name.replace("+", "+ "), 12), pad=3)
         for ax, image in zip(column, images, strict=True):
             ax.imshow(_checked(image))
             ax.axis("off")
