@@ -76,7 +76,7 @@ def test_each_loss_can_learn_eight_players_by_heart(eight_players, loss, tmp_pat
     training = manifest[manifest["split"] == "train"]
     images = images[: len(training)]
     labels = np.unique(training["player"], return_inverse=True)[1]
-    epochs = 40 if loss == "infonce" else 80
+    epochs = {"infonce": 40, "triplet": 80, "id": 140}[loss]
     recipe = Recipe(loss=loss, augmentation="none", epochs=epochs, batch_pairs=8, learning_rate=1e-2)
     trained = encoder()
     train(trained, images, labels, recipe, tmp_path, _constant, report=str)
