@@ -1,0 +1,174 @@
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+SHARED_CROPS = ROOT.parent / "shared" / "data" / "pku_reid" / "data_reid"
+# Smoke size: the smoke study, a fifth of it.
+SMALL = ["epochs=1", "seeds=[0, 1]", "batch_pairs=8", "rendering.train_players=12", "rendering.test_players=16"]
+
+
+def _content(path):
+    return json.loads(path.read_text())
+
+
+def _code(path):
+    return [cell for cell in _content(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def _run(command, cwd=ROOT, **environment):
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def _errors_of(path):
+    outputs = [output for cell in _code(path) for output in cell["outputs"]]
+    return [output for output in outputs if output["output_type"] == "error"]
+
+
+def test_the_six_notebooks_are_there():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_clean_and_short(path):
+    content = _content(path)
+    code = _code(path)
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert 12 <= len(code) <= 30
+    assert max(len(cell["source"]) for cell in code) <= 30
+    assert 2 * (len(content["cells"]) - len(code)) >= len(code)
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in code))
+    kinds = [type(node) for node in ast.walk(tree)]
+    assert kinds.count(ast.FunctionDef) <= 1 and ast.ClassDef not in kinds
+    assert "sys.path" not in ast.unparse(tree)
+    last = content["cells"][-2]
+    assert "".join(last["source"]).startswith("## What we see")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_literals_with_a_comment_or_a_plain_name(path):
+    (cell,) = (cell for cell in _code(path) if "parameters" in cell["metadata"].get("tags", []))
+    tree = ast.parse("".join(cell["source"]))
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
+    assert values.keys() >= {"data", "out", "run_id", "inputs"}
+    for line in cell["source"]:
+        name = line.split(" = ")[0]
+        assert "  # " in line or name in (
+            "epochs",
+            "final_learning_rate",
+            "warmup_epochs",
+            "weight_decay",
+            "label_smoothing",
+        )
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory):
+    """The smoke study at a fifth of its size, executed: its folder."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    _run(["run_all.py", "smoke", "--runs", str(runs), *settings])
+    return runs / "smoke"
+
+
+def test_every_notebook_runs_and_every_table_and_figure_is_there(small_study):
+    executed = sorted((small_study / "notebooks").glob("*.ipynb"))
+    assert {path.stem[:2] for path in executed} == {"01", "02", "03", "04", "05", "06"}
+    assert not any(_errors_of(path) for path in executed)
+    for k in range(1, 7):
+        table = pd.read_csv(small_study / "tables" / f"T{k}.csv")
+        assert len(table) and (small_study / "tables" / f"T{k}.md").stat().st_size > 100
+    figures = {path.stem for path in (small_study / "figures").glob("*.png")}
+    assert len(figures) >= 15 and {path.stem for path in (small_study / "figures").glob("*.svg")} == figures
+    assert all(path.stat().st_size <= 300_000 for path in (small_study / "figures").glob("*.png"))
+
+
+def test_tables_agree_with_each_other_and_with_the_features(small_study):
+    from reid_utils.ranking.inputs import load_features
+    from reid_utils.ranking.post_processing import score_features
+
+    tables = {k: pd.read_csv(small_study / "tables" / f"T{k}.csv").set_index("row") for k in (1, 2, 3, 4)}
+    values = {
+        tables[1].loc["erasing+sharpen", "mAP"],
+        tables[2].loc["test_byobnet: infonce", "mAP"],
+        tables[3].loc["test_byobnet: none", "mAP"],
+        tables[4].loc["test_byobnet, plain", "mAP"],
+    }
+    folder = small_study / "results" / "02_training__test-byobnet_infonce_erasing+sharpen"
+    scores = [score_features(load_features(folder / f"seed{seed}" / "test.npz"))["mAP"] for seed in (0, 1)]
+    assert values == {round(100 * float(np.mean(scores)), 2)}
+    assert (tables[1]["mAP low"] <= tables[1]["mAP"]).all() and (tables[1]["mAP"] <= tables[1]["mAP high"]).all()
+    assert set(tables[1]["seeds"]) == {2} and set(tables[1]["queries"]) == {16}
+
+
+def test_the_challenge_file_has_the_ids_of_the_challenge(small_study):
+    path = small_study / "results" / "04_fusion__all" / "challenge.csv"
+    header = path.read_text().splitlines()[0].split(",")
+    data = Path(json.loads((small_study / "study.json").read_text())["data folder"])
+    gallery = sorted(int(image.stem) for image in (data / "reid_challenge" / "gallery").iterdir())
+    assert sorted(map(int, header[1:])) == gallery
+
+
+def test_own_feature_files_and_distance_csvs_go_through_03_and_04(tmp_path):
+    from reid_utils.ranking import write_distance_csv
+
+    rng = np.random.default_rng(0)
+    players = {"query_players": np.arange(12), "gallery_players": np.repeat(np.arange(12), 4)}
+    centres = rng.normal(size=(12, 16))
+    for kind in ("npz", "csv"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for model in ("first", "second"):
+            query, gallery = (centres[ids] + rng.normal(size=(len(ids), 16)) for ids in players.values())
+            if kind == "npz":
+                np.savez(folder / f"{model}.npz", query=query, gallery=gallery, **players)
+            else:
+                distances = ((query[:, None] - gallery[None]) ** 2).sum(axis=2)
+                write_distance_csv(folder / f"{model}.csv", distances, *players.values())
+        _run(["run_all.py", "smoke", "--features", str(folder), "--runs", str(tmp_path / f"runs-{kind}")])
+        results = tmp_path / f"runs-{kind}" / "smoke-features" / "results"
+        three, four = (
+            json.loads((results / name / "results.json").read_text()) for name in ("03_post_processing", "04_fusion")
+        )
+        assert {line["row"] for line in three["values"]["comparison"]} >= {"none"}
+        assert ("hard" in {line["row"] for line in three["values"]["comparison"]}) == (kind == "npz")
+        assert "first + second: two-stage" in {line["row"] for line in four["values"]["comparison"]}
+
+
+def test_a_notebook_opened_on_its_own_builds_what_it_reads(tmp_path):
+    for name in ("notebooks", "reid_utils", "studies"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        )
+    for name in ("run_all.py", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for stem in ("05_embedding_analysis", "03_post_processing"):
+        target = tmp_path / f"{stem}.ipynb"
+        command = ["-m", "papermill", "--no-progress-bar", f"{stem}.ipynb", str(target)]
+        _run(command, cwd=tmp_path / "notebooks", PYTHONPATH=str(tmp_path))
+        assert not _errors_of(target)
+    assert (tmp_path / "runs" / "lab" / "results" / "03_post_processing" / "results.json").exists()
+
+
+@pytest.mark.skipif(not SHARED_CROPS.is_dir(), reason="the real crops in ../shared are not here")
+def test_training_beats_no_training_on_real_crops(tmp_path):
+    pattern = "02*byobnet_infonce_erasing*"
+    command = ["run_all.py", "smoke", "--data", str(SHARED_CROPS), "--only", pattern, "--runs", str(tmp_path)]
+    _run(command)
+    (results,) = (tmp_path / "smoke-data_reid" / "results").glob("02*/results.json")
+    gain = json.loads(results.read_text())["values"]["gain"]
+    assert gain["low"] > 0
