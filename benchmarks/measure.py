@@ -48,7 +48,7 @@ def _peak(function: Callable) -> tuple[float, float | None]:
     return seconds, _status("VmHWM") - before
 
 
-def in_turns(contenders: dict[str, Callable], rounds: int, patience: float = 20.0) -> dict[str, Measured]:
+def in_turns(contenders: dict[str, Callable], rounds: int, patience: float = 60.0) -> dict[str, Measured]:
     """Run every contender once (the first call, compilation included), then all in turns, `rounds` times.
 
     A contender whose first call takes longer than `patience` seconds is not repeated. Memory is read on the
