@@ -34,8 +34,19 @@ def gather(folders):
         result = load_results(folder)
         scores = folder / "scores.npz"
         result["scores"] = load_arrays(scores) if scores.exists() else {}
-        found.setdefault(result["notebook"], []).append(result)
+        found.setdefault(result["notebook"], []).append(result | {"folder": folder})
     return found
+
+
+def training_history(runs, recipe):
+    """Histories of the runs that use the augmentation `recipe`, with a column `label` (backbone and loss)."""
+    parts = [
+        pd.read_csv(run["folder"] / "history.csv").assign(
+            label=f"{run['settings']['backbone']}, {run['settings']['loss']}"
+        )
+        for run in training_runs(runs, augmentation=recipe)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def row(result, name):

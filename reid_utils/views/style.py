@@ -84,6 +84,8 @@ def save_figure(figure, folder, stem):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: each further drawing would do it again
     vector = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "reid_utils", "svg.fonttype": "path"}):
         figure.savefig(vector, format="svg", metadata={"Date": None}, dpi=150)
