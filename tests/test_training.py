@@ -1,6 +1,8 @@
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from reid_utils.learning.runs import train_seed
 from reid_utils.learning.training import Recipe, learning_rate_at, train
 from reid_utils.ranking.post_processing import score, squared_euclidean
 
+HERE = str(Path(__file__).parent)
 SIZE = (48, 24)
 ENCODER = {"backbone": "test_byobnet", "image_size": SIZE}
 TINY = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=4, learning_rate=1e-2, checkpoint_steps=2)
@@ -26,7 +29,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np, torch
 from reid_utils.learning import training
-from tests.test_training import SIZE, TINY, encoder, labels_of
+from test_training import SIZE, TINY, encoder, labels_of
 folder, stop = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 taken = 0
@@ -107,7 +110,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(eight_players, 
     (tmp_path / "whole").mkdir()
     for stop in (2, 6, 9, 0):
         command = [sys.executable, "-c", TRAIN, str(tmp_path / "killed"), str(stop)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": HERE})
         assert done.returncode == (-signal.SIGKILL if stop else 0), done.stderr
     torch.set_num_threads(1)
     train(encoder(), images, labels_of(images), TINY, tmp_path / "whole", _constant, report=str)

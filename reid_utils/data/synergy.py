@@ -180,5 +180,16 @@ def check_counts(manifest) -> str:
     return f"counts differ from Synergy Re-ID with the {year} challenge: {'; '.join(differences[year])}"
 
 
+def set_name(data_dir, manifest) -> str:
+    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name."""
+    root = find_root(data_dir)
+    if (root / "rendering.json").exists():
+        return "rendered data"
+    told = check_counts(manifest)
+    if told.startswith("counts equal"):
+        return f"Synergy, challenge {told.split()[-2]}"
+    return root.resolve().parent.name if root.name == "data_reid" else root.name
+
+
 def _count_text(identities, images):
     return f"{images} images" if identities is None else f"{images} images of {identities} players"

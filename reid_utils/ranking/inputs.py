@@ -1,5 +1,6 @@
 """Read what is ranked: feature files, and folders of feature files or distance CSVs."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,17 @@ REQUIRED = ("query", "gallery", "query_players", "gallery_players")
 def load_features(path):
     """Read one feature file (npz without pickles).
 
-    Required keys: query (Q, d) and gallery (G, d) float, query_players (Q,) and gallery_players (G,) int. Optional:
+    Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text. Optional:
     query_cameras, gallery_cameras (0 and 1 where absent, so nothing counts as junk), query_images, gallery_images.
     Returns a dict with all of these, features float32. Raises ValueError naming the file and what is wrong with it.
     """
-    with np.load(path, allow_pickle=False) as file:
-        found = {name: file[name] for name in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no readable npz without pickles ({error}); save ids as int or astype(str)"
+        ) from error
     missing = [name for name in REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
@@ -46,6 +52,8 @@ def load_folder(folder):
     folder = Path(folder)
     models = {path.stem: load_features(path) for path in sorted(folder.glob("*.npz"))}
     for path in sorted(folder.glob("*.csv")):
+        if path.stem in models:
+            raise ValueError(f"{path} and {path.stem}.npz share a name; rename one of them")
         distances, query_ids, gallery_ids = read_distance_csv(path)
         models[path.stem] = {"distances": distances, "query_players": query_ids, "gallery_players": gallery_ids}
     if not models:

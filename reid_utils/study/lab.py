@@ -19,13 +19,15 @@ def find_inputs(notebook, only, root=ROOT, report=print):
     """
     for study in ("quick", "lab"):
         folders = _inputs_of(notebook, study, root)
-        if all((folder / "results.json").exists() for folder in folders):
+        if all((root / "runs" / study / "state" / f"{folder.name}.json").exists() for folder in folders):
             break
     else:
         report(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
         command = [sys.executable, "run_all.py", "lab", "--only", only]
-        if subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL).returncode:
-            raise RuntimeError(f"a lab run failed; its log lies in {root}/runs/lab/logs")
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if done.returncode:
+            told = (done.stderr or done.stdout).strip().splitlines()[-1]
+            raise RuntimeError(f"the lab study did not end well: {told} (logs: {root}/runs/lab/logs)")
     report(f"reading {len(folders)} run(s) of the {study} study")
     return [str(folder) for folder in folders]
 

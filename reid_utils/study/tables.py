@@ -12,14 +12,15 @@ import pandas as pd
 
 from reid_utils.ranking.post_processing import POST_PROCESSINGS
 from reid_utils.ranking.statistics import compare_rows, holm
+from reid_utils.study.files import read_json
 from reid_utils.study.results import load_arrays, load_results
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
 PUBLISHED = (
     # entry, mAP on test, on challenge 2022, on challenge 2023, source
-    ("toolkit baseline", 72.7, None, 61.1, "challenge toolkit's README"),
-    ("2022 winner, ViT-B/16", None, 97.56, None, "2022 winner's report"),
-    ("2022 winner, ViT-L/14", None, 98.44, None, "2022 winner's report"),
+    ("toolkit baseline", 72.7, None, 61.1, "challenge toolkit, about"),
+    ("2022 winner, ViT-B/16", None, 97.56, None, "2022 winning entry, as published"),
+    ("2022 winner, ViT-L/14", None, 98.44, None, "2022 winning entry, as published"),
     ("2023 winner, fused", None, None, 98.81, "doi 10.1145/3606038.3616168"),
 )
 
@@ -38,13 +39,13 @@ def gather(folders):
     return found
 
 
-def training_history(runs, recipe):
-    """Histories of the runs that use the augmentation `recipe`, with a column `label` (backbone and loss)."""
+def training_history(runs, recipes):
+    """Histories of the runs that use an augmentation of `recipes`, with a column `label` (backbone and loss)."""
     parts = [
         pd.read_csv(run["folder"] / "history.csv").assign(
             label=f"{run['settings']['backbone']}, {run['settings']['loss']}"
         )
-        for run in training_runs(runs, augmentation=recipe)
+        for run in training_runs(runs, recipes)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -54,10 +55,14 @@ def row(result, name):
     return {key: result["scores"][f"{name}|{key}"] for key in SCORES} | {"run": result["run"]}
 
 
-def training_runs(runs, **settings):
-    """Runs of notebook 02 whose settings have these values."""
-    trained = runs.get("02_training", [])
-    return [run for run in trained if all(run["settings"][key] == value for key, value in settings.items())]
+def training_runs(runs, recipes=None, **settings):
+    """Runs of notebook 02 whose settings have these values, and whose augmentation is one of `recipes` where given."""
+    return [
+        run
+        for run in runs.get("02_training", [])
+        if all(run["settings"][key] == value for key, value in settings.items())
+        and (recipes is None or run["settings"]["augmentation"] in recipes)
+    ]
 
 
 def main_backbone(runs):
@@ -75,10 +80,10 @@ def augmentation_rows(runs):
     return {name: rows[name] for name in order}, [], base
 
 
-def loss_rows(runs, recipe):
-    """T2: each backbone under each loss, all with the augmentation `recipe`; returns rows, notes, baselines."""
+def loss_rows(runs, recipes):
+    """T2: each backbone under each loss, all with an augmentation of `recipes`; returns rows, notes, baselines."""
     rows, baselines = {}, {}
-    for run in training_runs(runs, augmentation=recipe):
+    for run in training_runs(runs, recipes):
         backbone, loss = run["settings"]["backbone"], run["settings"]["loss"]
         rows[f"{backbone}: {loss}"] = row(run, "none")
         baselines[f"{backbone}: {loss}"] = f"{backbone}: infonce"
@@ -89,17 +94,19 @@ def post_processing_rows(runs):
     """T3: each backbone under each post-processing; returns rows, notes, baselines."""
     rows, baselines = {}, {}
     for run in runs.get("03_post_processing", []):
+        backbone = run["settings"]["backbone"]
+        if f"{backbone}: none" in rows:
+            raise ValueError(f"T3 has {backbone} twice; let notebook 03 run for one training a backbone")
         for name in POST_PROCESSINGS:
-            label = f"{run['settings']['backbone']}: {name}"
-            rows[label], baselines[label] = row(run, name), f"{run['settings']['backbone']}: none"
+            rows[f"{backbone}: {name}"], baselines[f"{backbone}: {name}"] = row(run, name), f"{backbone}: none"
     note = "'hard in place' is the 2023 code as published (depends on image order), 'hard' its order-free form"
     return rows, [note], baselines
 
 
-def backbone_rows(runs, recipe):
+def backbone_rows(runs, recipes):
     """T4: each backbone with InfoNCE, plain and re-ranked; returns rows, notes, baselines and {row: cost columns}."""
     rows, costs, baselines = {}, {}, {}
-    for run in training_runs(runs, augmentation=recipe, loss="infonce"):
+    for run in training_runs(runs, recipes, loss="infonce"):
         for name in ("none", "hard"):
             label = f"{run['settings']['backbone']}, {'plain' if name == 'none' else 're-ranked (hard)'}"
             rows[label], cost = row(run, name), run["values"]["cost"]
@@ -114,11 +121,14 @@ def fusion_rows(runs):
         return {}, ["this study runs no fusion"], None
     run = runs["04_fusion"][0]
     names = [key.removesuffix("|aps") for key in run["scores"] if key.endswith("|aps")]
+    names = [name for name in names if name.count(" + ") != 1 or not name.endswith((": dissimilarity", ": two-stage"))]
     rows = {name: row(run, name) for name in names}
     best = max(run["settings"]["models"], key=lambda name: rows[name]["mAP"].mean())
     notes = [
         f"Baseline: {best}, the best single model.",
-        "With two models every agreed item is in both lists, so dissimilarity weighs both alike and equals similarity.",
+        "Pairs lack dissimilarity and two-stage: with two models every agreed item is in both lists, both weigh "
+        "alike, and the two fusions equal similarity.",
+        f"Every matrix went through {run['settings']['post_processing']!r} first.",
     ]
     return rows, notes, best
 
@@ -127,17 +137,27 @@ def published_rows(runs, note):
     """T6: what is published beside what this study measured; blanks stay blank."""
     columns = ["entry", "test mAP", "challenge 2022 mAP", "challenge 2023 mAP", "source"]
     lines = [dict(zip(columns, published, strict=True)) for published in PUBLISHED]
-    own = "synergy" in note
+    own = note.startswith("Synergy")
+    column = f"{note.removeprefix('Synergy, ') if own else note} mAP"
     for run in runs.get("04_fusion", []):
-        name = f"{' + '.join(run['settings']['models'])}: two-stage"
-        ours = {"entry": f"ours, {name}", "test mAP": round(100 * float(run["scores"][f"{name}|mAP"].mean()), 2)}
+        settings = run["settings"]
+        fusion = settings["challenge_fusion"]
+        test = run["scores"][f"{' + '.join(settings['models'])}: {fusion}|mAP"]
         challenge = run["values"]["challenge"].get("mAP")
-        lines.append(ours | {"source": note, f"{note} challenge mAP": challenge and round(100 * challenge, 2)})
-    notes = [] if own else [f"our rows are measured on {note}: they stand beside the published ones, not against them"]
+        line = {
+            "entry": f"ours: {' + '.join(settings['models'])}, {settings['post_processing']}, {fusion}",
+            "source": note,
+        }
+        line["test mAP" if own else f"{note} test mAP"] = round(100 * float(test.mean()), 2)
+        line[column if own else f"{note} challenge mAP"] = challenge and round(100 * challenge, 2)
+        lines.append(line)
+    notes = ["Ours on test: the mean over seeds, last epoch; on the challenge split: the first seed, as one entry."]
+    if not own:
+        notes.append(f"Ours is measured on {note}: it stands beside the published figures, not against them.")
     return pd.DataFrame(lines), notes
 
 
-def best_on_test(runs, recipe):
+def best_on_test(runs, recipes):
     """How many points of mAP choosing the best epoch on the test split would have added, a row a backbone and loss."""
     lines = [
         {
@@ -145,7 +165,7 @@ def best_on_test(runs, recipe):
             "last epoch": 100 * run["scores"]["none|mAP"].mean(),
             "best on test": 100 * run["scores"]["best|mAP"].mean(),
         }
-        for run in training_runs(runs, augmentation=recipe)
+        for run in training_runs(runs, recipes)
     ]
     return pd.DataFrame(lines).eval("flattery = `best on test` - `last epoch`").round(2)
 
@@ -183,14 +203,26 @@ _PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
 _CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high", "seed sd": "seed_sd"}
 
 
-def row_commands(study, comparison, rows):
+def study_command(folder):
+    """`python run_all.py …` as the study in `folder` was started, without what only picks runs or places."""
+    record = read_json(folder / "study.json") or {"name": folder.name, "command": []}
+    words, kept = iter(record["command"]), []
+    for word in words:
+        if word in ("--data", "--set", "--features"):
+            kept += [word, f"'{next(words)}'"]
+        elif word in ("--only", "--jobs", "--runs"):
+            next(words)
+    return " ".join(["python run_all.py", record["name"], *kept])
+
+
+def row_commands(command, comparison, rows):
     """The commands that make the rows again, a line for each run of rows that one command makes."""
     ids = [rows[name]["run"] for name in comparison["row"]]
     lines, start = [], 0
     for run, members in groupby(ids):
         stop = start + len(list(members))
         numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
-        lines.append(f"{numbers}: `python run_all.py {study} --only '{run}'`")
+        lines.append(f"{numbers}: `{command} --only '{run}'`")
         start = stop
     return lines
 
