@@ -42,16 +42,26 @@ def test_openai_weights_without_quickgelu_are_refused():
         build_encoder("ViT-B-32/openai")
 
 
+def _packed(trunk):
+    return {name: value.contiguous() for name, value in trunk.state_dict().items()}
+
+
 def test_local_weights_load_by_the_name_of_the_backbone(tmp_path):
     torch.manual_seed(1)
     trunk = build_encoder("test_resnet", SIZE).trunk
-    save_file(trunk.state_dict(), tmp_path / weights_file_name("test_resnet"))
+    save_file(_packed(trunk), tmp_path / weights_file_name("test_resnet"))
     loaded = build_encoder("test_resnet", SIZE, pretrained=True, weights_dir=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), loaded.trunk.parameters(), strict=True))
 
 
+def test_local_weights_of_a_transformer_are_resampled_to_another_size(tmp_path):
+    save_file(_packed(build_encoder("test_vit").trunk), tmp_path / "test_vit.safetensors")
+    encoder = build_encoder("test_vit", (96, 64), pretrained=True, weights_dir=tmp_path).eval()
+    assert encoder(torch.rand(1, 3, 96, 64)).shape == (1, encoder.dim)
+
+
 def test_local_weights_of_another_backbone_name_the_missing_tensor(tmp_path):
-    save_file(build_encoder("test_byobnet", SIZE).trunk.state_dict(), tmp_path / "test_resnet.safetensors")
+    save_file(_packed(build_encoder("test_byobnet", SIZE).trunk), tmp_path / "test_resnet.safetensors")
     with pytest.raises(ValueError, match=r"test_resnet\.safetensors does not fit the backbone: tensor '"):
         build_encoder("test_resnet", SIZE, pretrained=True, weights_dir=tmp_path)
 

@@ -156,7 +156,7 @@ def test_a_notebook_opened_on_its_own_builds_what_it_reads(tmp_path):
         )
     for name in ("run_all.py", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for stem in ("05_embedding_analysis", "03_post_processing"):
+    for stem in ("06_paper_tables", "03_post_processing"):
         target = tmp_path / f"{stem}.ipynb"
         command = ["-m", "papermill", "--no-progress-bar", f"{stem}.ipynb", str(target)]
         _run(command, cwd=tmp_path / "notebooks", PYTHONPATH=str(tmp_path))

@@ -41,7 +41,9 @@ def histogram_bound(data_dir: str | Path) -> float:
     Kinds: 8×8×8 RGB and HSV histograms of the whole crop and of six horizontal bands, compared by the Bhattacharyya
     coefficient. `data_dir` is a folder in the Synergy layout; FileNotFoundError where its test split is missing.
     """
-    files = {role: sorted((Path(data_dir) / "reid_test" / role).glob("*.jpeg")) for role in ("query", "gallery")}
+    files = {
+        role: sorted((Path(data_dir) / "reid_test" / role).glob("*.[jJ][pP]*[gG]")) for role in ("query", "gallery")
+    }
     for role, paths in files.items():
         if not paths:
             raise FileNotFoundError(f"{data_dir} has no reid_test/{role}/*.jpeg: give a folder in the Synergy layout")

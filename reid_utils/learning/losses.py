@@ -13,7 +13,7 @@ def info_nce(query, gallery, logit_scale, label_smoothing=0.1):
     """Symmetric InfoNCE of n pairs: each query must find its partner among the n gallery images, and the reverse.
 
     query, gallery: (n, d) float32 of unit length, row i of both the same player; logit_scale: scalar tensor, the log of
-    the inverse temperature, not clipped. Returns a scalar. Source: paper, section 3 (CLIP's loss, both sides images).
+    the inverse temperature, not clipped. Returns a scalar. Source: the paper (CLIP's loss, both sides images).
     """
     logits = logit_scale.exp() * query @ gallery.T
     target = torch.arange(len(query), device=query.device)

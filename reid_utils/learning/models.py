@@ -36,16 +36,15 @@ def build_encoder(backbone, image_size=None, pretrained=False, weights_dir=None)
     build = _open_clip_encoder if "/" in backbone else _timm_encoder
     local = find_weights(backbone, weights_dir) if pretrained else None
     try:
-        encoder = build(backbone, image_size, pretrained and local is None)
+        encoder = build(backbone, image_size, pretrained and local is None, local)
     except (OSError, RuntimeError) as error:
         if not pretrained or local is not None:
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"no pretrained weights for {backbone}: the hub cannot be reached ({type(error).__name__}); put "
-            f"{weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
+            f"no pretrained weights for {backbone} ({reason}); put {weights_file_name(backbone)} into the folder "
+            "named by weights_dir, or set pretrained to false"
         ) from error
-    if local is not None:
-        load_trunk(encoder, local)
     # A quarter faster for small CNNs on a CPU, and what tensor cores want.
     return encoder.to(memory_format=torch.channels_last)
 
@@ -61,11 +60,13 @@ def find_weights(backbone, weights_dir):
     return path if path is not None and path.exists() else None
 
 
-def load_trunk(encoder, path):
-    """Load a safetensors file of the bare backbone (as timm or open_clip names its tensors) into an encoder."""
+def load_trunk(trunk, path):
+    """Load a safetensors file of the bare backbone, as timm or open_clip names its tensors."""
     from safetensors.torch import load_file
 
-    result = encoder.trunk.load_state_dict(load_file(path), strict=False)
+    tensors = load_file(path)
+    visual = {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
+    result = trunk.load_state_dict(visual or tensors, strict=False)
     if result.missing_keys:
         raise ValueError(
             f"{path} does not fit the backbone: tensor {result.missing_keys[0]!r} is missing; fetch the file "
@@ -73,21 +74,24 @@ def load_trunk(encoder, path):
         )
 
 
-def _timm_encoder(backbone, image_size, pretrained):
+def _timm_encoder(backbone, image_size, pretrained, local):
     import timm
 
     if not timm.is_model(backbone):
         close = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:3]
         raise ValueError(f"timm has no model {backbone!r}; perhaps one of {close or timm.list_models()[:3]}")
     trunk = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
+    if local is not None:
+        load_trunk(trunk, local)  # before resizing, which resamples the position embeddings
     config = trunk.pretrained_cfg
     own = config["input_size"][1:]
     if image_size is not None and hasattr(trunk, "set_input_size"):
         trunk.set_input_size(img_size=tuple(image_size))
-    return Encoder(trunk, trunk.num_features, config["mean"], config["std"], image_size or own)
+    dim = getattr(trunk, "head_hidden_size", trunk.num_features)
+    return Encoder(trunk, dim, config["mean"], config["std"], image_size or own)
 
 
-def _open_clip_encoder(backbone, image_size, pretrained):
+def _open_clip_encoder(backbone, image_size, pretrained, local):
     import open_clip
 
     name, tag = backbone.split("/")
@@ -99,6 +103,8 @@ def _open_clip_encoder(backbone, image_size, pretrained):
         warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
         clip = open_clip.create_model(name, pretrained=tag if pretrained else None, force_image_size=image_size)
     trunk = clip.visual
+    if local is not None:
+        load_trunk(trunk, local)
     trunk.proj = None
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     size = trunk.image_size if isinstance(trunk.image_size, tuple) else (trunk.image_size,) * 2

@@ -1,8 +1,8 @@
 """One seed of one training run, from images to scores: what notebook 02 repeats for each seed."""
 
+import hashlib
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from reid_utils.learning.features import extract_features, save_features
 from reid_utils.learning.models import build_encoder, load_weights
-from reid_utils.learning.training import train
+from reid_utils.learning.training import determining, train
 from reid_utils.ranking.inputs import load_features
 from reid_utils.ranking.post_processing import POST_PROCESSINGS, score, score_features, squared_euclidean
 
@@ -29,8 +29,8 @@ def train_seed(manifest, images, recipe, folder, encoder_settings, data_fingerpr
     (the best epoch on test) to a dict as `score` gives it.
     """
     folder = Path(folder)
-    described = {**asdict(recipe), **encoder_settings, "data": data_fingerprint}
-    _empty_unless_same_run(folder, described)
+    described = {**encoder_settings, "data": data_fingerprint}
+    _empty_unless_same_run(folder, {**described, **determining(recipe), "source": _source_hash()})
     torch.manual_seed(recipe.seed)
     encoder = build_encoder(**encoder_settings).to(default_device())
     is_training = (manifest["split"] == "train").to_numpy()
@@ -39,7 +39,7 @@ def train_seed(manifest, images, recipe, folder, encoder_settings, data_fingerpr
     def validate(encoder):
         return _plain_scores(encoder, manifest, images)
 
-    history = train(encoder, images[is_training], labels, recipe, folder, validate, report)
+    history = train(encoder, images[is_training], labels, recipe, folder, validate, report, described)
     load_weights(folder / "weights.safetensors", encoder)
     for split in ("test", "challenge"):
         rows = (manifest["split"] == split).to_numpy()
@@ -61,6 +61,16 @@ def _plain_scores(encoder, manifest, images):
     query, gallery = sides["query"], sides["gallery"]
     distances = squared_euclidean(features["query"], features["gallery"])
     return score(distances, query[:, 0], gallery[:, 0], query[:, 1], gallery[:, 1])
+
+
+def _source_hash():
+    # Edited losses must not find the weights of the old ones.
+    package = Path(__file__).resolve().parents[1]
+    files = [*sorted((package / "learning").glob("*.py")), *(package / "data" / name for name in _PIPELINE)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+_PIPELINE = ("augmentation.py", "batches.py", "images.py")
 
 
 def _empty_unless_same_run(folder, described):

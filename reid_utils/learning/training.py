@@ -16,6 +16,13 @@ from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batc
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import save_weights
 
+SCHEDULES = {  # share of the way from the final to the peak rate, by progress after the warm-up
+    "polynomial": lambda progress: (1 - progress) ** 2,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -40,21 +47,20 @@ class Recipe:
     workers: int = 0
 
 
+def determining(recipe):
+    """The settings that determine the weights: all but those that only say how the work is done."""
+    return {name: value for name, value in asdict(recipe).items() if name not in ("workers", "checkpoint_steps")}
+
+
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
     """Learning rate of a step (0-based); raises ValueError for an unknown schedule. Source: report, code."""
     peak, final = recipe.learning_rate, recipe.final_learning_rate
+    if recipe.schedule not in SCHEDULES:
+        raise ValueError(f"schedule {recipe.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    shapes = {
-        "polynomial": (1 - progress) ** 2,
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
-        "linear": 1 - progress,
-        "constant": 1.0,
-    }
-    if recipe.schedule not in shapes:
-        raise ValueError(f"schedule {recipe.schedule!r} is unknown; known: {', '.join(shapes)}")
-    return final + (peak - final) * shapes[recipe.schedule]
+    return final + (peak - final) * SCHEDULES[recipe.schedule](progress)
 
 
 def epoch_batches(images, labels, encoder, recipe, epoch):
@@ -77,14 +83,15 @@ def epoch_batches(images, labels, encoder, recipe, epoch):
     )
 
 
-def train(encoder, images, labels, recipe, folder, validate, report=print):
+def train(encoder, images, labels, recipe, folder, validate, report=print, described=None):
     """Train an encoder, or go on with a run that was cut off; returns the history, one dict an epoch.
 
     `images` (N, h, w, 3) uint8 and `labels` (N,) int64 in 0…P−1 are the training set; `validate(encoder)` gives a
     dict with at least "mAP" and "aps" (one AP a query). Row 0 of the history is the encoder before training. `folder`
     gets `weights.safetensors` (last epoch), `best.safetensors` (best epoch by mAP) and `checkpoint.pt`.
+    `described`: plain JSON that goes into the weights files with the recipe.
     """
-    folder = Path(folder)
+    folder, described = Path(folder), {**(described or {}), **determining(recipe)}
     device = next(encoder.parameters()).device
     objective = Objective(recipe.loss, int(labels.max()) + 1, encoder.dim, recipe.label_smoothing).to(device)
     parameters = [*encoder.parameters(), *objective.parameters()]
@@ -100,7 +107,10 @@ def train(encoder, images, labels, recipe, folder, validate, report=print):
         total, warmup = recipe.epochs * len(batches), round(recipe.warmup_epochs * len(batches))
         done = state["step"]
         remaining = torch.utils.data.Subset(batches, range(done, len(batches)))
-        loader = torch.utils.data.DataLoader(remaining, batch_size=None, num_workers=recipe.workers)
+        # A generator of its own: the loader's draw must not move the one that dropout uses.
+        loader = torch.utils.data.DataLoader(
+            remaining, batch_size=None, num_workers=recipe.workers, generator=torch.Generator()
+        )
         encoder.train()
         for step, (batch, players) in enumerate(loader, start=done):
             rate = learning_rate_at((epoch - 1) * len(batches) + step, total, warmup, recipe)
@@ -122,11 +132,11 @@ def train(encoder, images, labels, recipe, folder, validate, report=print):
             **validate(encoder),
         }
         if row["mAP"] > max((past["mAP"] for past in state["history"][1:]), default=-1.0):
-            save_weights(folder / "best.safetensors", encoder, {**asdict(recipe), "epoch": epoch})
+            save_weights(folder / "best.safetensors", encoder, {**described, "epoch": epoch})
         state = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0, "history": [*state["history"], row]}
         save_checkpoint(folder, recipe, parts, state)
         report(f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}")
-    save_weights(folder / "weights.safetensors", encoder, {**asdict(recipe), "epoch": recipe.epochs})
+    save_weights(folder / "weights.safetensors", encoder, {**described, "epoch": recipe.epochs})
     return state["history"]
 
 
@@ -135,7 +145,7 @@ def save_checkpoint(folder, recipe, parts, state):
     history = [_convert(row, np.ndarray, torch.from_numpy) for row in state["history"]]
     content = {name: part.state_dict() for name, part in parts.items()}
     content |= {
-        "recipe": asdict(recipe),
+        "recipe": determining(recipe),
         "generator": torch.get_rng_state(),
         "state": {**state, "history": history},
     }
@@ -158,7 +168,7 @@ def load_checkpoint(folder, recipe, parts):
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             print(f"{path} is damaged ({str(error).splitlines()[0]}); trying the one before it")
             continue
-        if content["recipe"] != asdict(recipe):
+        if content["recipe"] != determining(recipe):
             raise ValueError(f"{path} belongs to other settings; delete the folder {folder} or restore the settings")
         for name, part in parts.items():
             part.load_state_dict(content[name])

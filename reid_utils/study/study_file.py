@@ -1,7 +1,6 @@
 """The study file: reading, checking and overriding it; a mistake costs one line, not a run."""
 
 import difflib
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,14 +149,14 @@ def read_study(path):
 def results_name(study, data=None, features=None):
     """The name of a study's results folder: other data than the study's own, or own features, get one of their own.
 
-    A few digits of the path's hash keep folders of equal names apart, so that no one's results are overwritten.
+    Every set in the layout may be called data_reid, so the folder above it lends its name.
     """
     other = features or (data if data != study.data else None)
     if not other:
         return study.name
     path = Path(other).resolve()
-    digits = hashlib.sha256(str(path).encode()).hexdigest()[:6]
-    return f"{study.name}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', path.name)}-{digits}"
+    name = path.parent.name if path.name == "data_reid" else path.name
+    return f"{study.name}-features-{name}" if features else f"{study.name}-{name}"
 
 
 def override(study, settings, declared):
