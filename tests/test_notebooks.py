@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,26 @@ def test_a_notebook_opened_on_its_own_builds_what_it_reads(tmp_path):
         _run(command, cwd=tmp_path / "notebooks", PYTHONPATH=str(tmp_path))
         assert not _errors_of(target)
     assert (tmp_path / "runs" / "lab" / "results" / "03_post_processing" / "results.json").exists()
+
+
+def _tables(runs):
+    return {path.name: path.read_bytes() for path in (runs / "micro" / "tables").iterdir()}
+
+
+def test_a_killed_study_started_again_ends_with_the_same_tables_whatever_the_jobs(tmp_path):
+    _run(["run_all.py", "micro", "--runs", str(tmp_path / "whole"), "--jobs", "2"])
+    again = ["run_all.py", "micro", "--runs", str(tmp_path / "killed"), "--jobs", "1"]
+    started = subprocess.Popen([sys.executable, *again], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("micro/results/02*/seed0/checkpoint.pt")):
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    assert not (tmp_path / "killed" / "micro" / "tables" / "T1.csv").exists()
+    assert "3 of 3 runs to execute" in _run(again)
+    assert _tables(tmp_path / "whole") == _tables(tmp_path / "killed")
+    assert len(_tables(tmp_path / "whole")) == 12
 
 
 @pytest.mark.skipif(not SHARED_CROPS.is_dir(), reason="the real crops in ../shared are not here")

@@ -121,13 +121,12 @@ def fusion_rows(runs):
         return {}, ["this study runs no fusion"], None
     run = runs["04_fusion"][0]
     names = [key.removesuffix("|aps") for key in run["scores"] if key.endswith("|aps")]
-    names = [name for name in names if name.count(" + ") != 1 or not name.endswith((": dissimilarity", ": two-stage"))]
     rows = {name: row(run, name) for name in names}
     best = max(run["settings"]["models"], key=lambda name: rows[name]["mAP"].mean())
     notes = [
         f"Baseline: {best}, the best single model.",
-        "Pairs lack dissimilarity and two-stage: with two models every agreed item is in both lists, both weigh "
-        "alike, and the two fusions equal similarity.",
+        "With two models every agreed item is in both lists, both weigh alike, and dissimilarity and two-stage equal "
+        "similarity: pairs of a larger set leave them out.",
         f"Every matrix went through {run['settings']['post_processing']!r} first.",
     ]
     return rows, notes, best
