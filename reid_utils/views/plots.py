@@ -28,12 +28,13 @@ def set_statistics(manifest, sizes, note=None):
     manifest: DataFrame with split and player (hidden players, missing or negative, are left out of the first panel);
     sizes: (images, 2) of height and width in pixels, in manifest order. Returns a text-width Figure with four axes.
     """
-    sizes = np.asarray(sizes, dtype=float)
+    sizes = np.asarray(sizes).astype(int)
     if sizes.shape != (len(manifest), 2):
         raise ValueError(f"sizes have shape {sizes.shape}; give (height, width) of all {len(manifest)} images")
     known = manifest[manifest.player.notna() & ~manifest.player.isin([-1, "-1", ""])]
     counts = known.groupby(["split", "player"], sort=False, observed=True).size().reset_index(name="images")
-    table = manifest[["split"]].assign(height=sizes[:, 0], width=sizes[:, 1], aspect=sizes[:, 0] / sizes[:, 1])
+    height, width = sizes.T
+    table = manifest[["split"]].assign(height=height, width=width, aspect=height / width)
     figure, axes = new_figure(TEXT_WIDTH, 3.8, 2, 2)
     colours = dict(zip(table.split.unique(), PALETTE * len(table), strict=False))
     _split_histogram(axes[0, 0], counts, "images", "images a player", "share of players (%)", colours)
@@ -50,12 +51,17 @@ def _split_histogram(ax, table, column, x_label, y_label, colours):
     if table.empty:
         ax.text(0.5, 0.5, "players are hidden", transform=ax.transAxes, ha="center")
         return
-    is_count = pd.api.types.is_integer_dtype(table[column]) and np.ptp(table[column]) < 60
-    bins = np.arange(table[column].min(), table[column].max() + 2) - 0.5 if is_count else 30
+    # Whole numbers get bins of a whole width: other bins would hold two of them here and three there.
+    is_count = pd.api.types.is_integer_dtype(table[column])
+    step = max(1, int(np.ptp(table[column]) // 25)) if is_count else 0
+    bins = np.arange(table[column].min(), table[column].max() + 1 + step, step) - 0.5 if is_count else 30
     edges = np.histogram_bin_edges(table[column], bins)
     for split, part in table.groupby("split", sort=False, observed=True):
         weights = np.full(len(part), 100 / len(part))
         ax.hist(part[column], edges, weights=weights, histtype="step", color=colours[split], label=split)
+    if np.ptp(table[column]) == 0:
+        ax.set_xticks([table[column].iloc[0]])
+        return
     ax.xaxis.get_major_locator().set_params(integer=is_count)
 
 
