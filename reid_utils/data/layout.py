@@ -30,6 +30,7 @@ def find_root(data_dir) -> Path:
 
 
 def file_names(root, folder):
+    """Sorted names of the files of a folder of the layout; raises FileNotFoundError where it is missing."""
     if not (root / folder).is_dir():
         raise FileNotFoundError(f"{root / folder} is missing: the layout needs this folder with JPEG files in it")
     return sorted(entry.name for entry in os.scandir(root / folder) if not entry.name.startswith("."))
@@ -41,6 +42,7 @@ def beside(root, name):
 
 
 def refuse_repeats(keys, paths, what):
+    """Raise ValueError naming two paths whose keys are equal; `what` says what they share."""
     repeated = keys.duplicated()
     if repeated.any():
         second = repeated.idxmax()
@@ -49,6 +51,7 @@ def refuse_repeats(keys, paths, what):
 
 
 def read_cameras(root, manifest):
+    """The camera of each row (int Series): from cameras.csv where it lies there, else as the manifest has it."""
     source = beside(root, "cameras.csv")
     if source is None:
         return manifest["camera"]
