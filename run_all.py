@@ -67,7 +67,8 @@ def run_study(args, study, runs, picked, root, folder, fingerprint):
 
 def main(arguments=None):
     """Run the command line -> exit status: 0 done, 1 a run failed, 2 a mistake told in one line, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     warnings.formatwarning = lambda message, *_: f"run_all: warning: {message}\n"
     try:
         args = command.parse(arguments, __doc__, ROOT / "runs")
