@@ -134,7 +134,7 @@ def _blocked(waiting, outcomes):
 
 
 def _ready(job, ids, outcomes):
-    """Whether every input of a job that is executed in this session is done."""
+    """Whether every input of a job that is executed by this command is done."""
     return all(name in outcomes and outcomes[name].name == "done" for name in job["inputs"] if name in ids)
 
 
