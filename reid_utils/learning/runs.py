@@ -11,8 +11,9 @@ import torch
 from reid_utils.learning.features import extract_features, save_features
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.training import determining, train
+from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.inputs import load_features
-from reid_utils.ranking.post_processing import POST_PROCESSINGS, score, score_features, squared_euclidean
+from reid_utils.ranking.post_processing import POST_PROCESSINGS, score, score_features
 
 
 def default_device():
@@ -21,7 +22,7 @@ def default_device():
 
 
 def train_seed(manifest, images, recipe, folder, encoder_settings, data_fingerprint, report=print):
-    """Train, extract and score one seed; a folder that already holds the same run is read, not redone.
+    """Train, extract and score one seed; a folder that already holds the same run is not trained again.
 
     `manifest` (load_manifest) and `images` (N, h, w, 3) uint8 in its order; `encoder_settings`: keyword arguments of
     `build_encoder`. `folder` receives weights, checkpoint, `test.npz` and `challenge.npz`. A folder left by other

@@ -4,7 +4,7 @@ import ast
 import json
 from pathlib import Path
 
-from reid_utils.study.study_file import GIVEN, StudyError
+from reid_utils.study.study_file import StudyError
 
 REQUIRED = ("data", "out", "run_id", "inputs")
 
@@ -76,8 +76,3 @@ def _literals(source, where):
                 f"notebook {where}: line {statement.lineno} of the parameters cell is not 'name = literal'"
             ) from None
     return declared
-
-
-def own_parameters(declared):
-    """The declared parameters without those that the engine passes."""
-    return {name: value for name, value in declared.items() if name not in GIVEN}
