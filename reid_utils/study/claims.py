@@ -1,0 +1,132 @@
+"""The paper's claims, each put to the test on the runs of a study.
+
+A comparison is a pair of rows (see `tables`) over the same queries; p-values are Holm-corrected over the comparisons of
+one family, such as all augmentations against none.
+"""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import pdist
+
+from reid_utils.ranking.inputs import load_features
+from reid_utils.ranking.statistics import holm, paired_difference
+from reid_utils.study.findings import verdict
+from reid_utils.study.tables import (
+    augmentation_rows,
+    backbone_rows,
+    fusion_rows,
+    loss_rows,
+    post_processing_rows,
+    training_runs,
+)
+
+COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
+
+
+def paper_claims(runs, recipes):
+    """Every claim of the paper that these runs can test, one line a comparison.
+
+    runs: from `gather`; recipes: the augmentations that T2 to T5 hold fixed. Returns a DataFrame with claim, compared
+    ("ours against theirs"), verdict (supported / not supported / cannot be told), difference and its 95 % interval in
+    points of mAP, and the corrected p; blank where the claim is not about mAP.
+    """
+    families = (
+        _augmentations(runs),
+        _losses(runs, recipes),
+        _post_processings(runs),
+        _fusions(runs),
+        _pretraining(runs, recipes),
+    )
+    lines = [line for family in families for line in _tested(family)]
+    at = next((n for n, line in enumerate(lines) if line["claim"] not in (_AUGMENTATION, _LOSS)), len(lines))
+    return pd.DataFrame([*lines[:at], *_spread(runs, recipes), *lines[at:]], columns=COLUMNS)
+
+
+_AUGMENTATION, _LOSS = "augmentation helps", "InfoNCE beats the ID loss"
+
+
+def _tested(family):
+    """The lines of a family of comparisons {(claim, compared): (row, row it should beat)}."""
+    found = {key: paired_difference(ours["aps"], theirs["aps"]) for key, (ours, theirs) in family.items()}
+    corrected = holm([each["p"] for each in found.values()])
+    lines = []
+    for ((claim, compared), each), p in zip(found.items(), corrected, strict=True):
+        points = [round(100 * each[key], 2) for key in ("difference", "low", "high")]
+        told = verdict(each["low"], each["high"], p)
+        lines.append(dict(zip(COLUMNS, [claim, compared, told, *points, round(p, 4)], strict=True)))
+    return lines
+
+
+def _augmentations(runs):
+    rows, _, base = augmentation_rows(runs)
+    if base != "none":
+        return {}
+    return {(_AUGMENTATION, f"{name} against none"): (rows[name], rows["none"]) for name in rows if name != "none"}
+
+
+def _losses(runs, recipes):
+    rows, _, baselines = loss_rows(runs, recipes)
+    return {
+        (_LOSS, name.removesuffix(": id")): (rows[base], rows[name])
+        for name, base in baselines.items()
+        if name.endswith(": id") and base != name
+    }
+
+
+def _post_processings(runs):
+    rows = post_processing_rows(runs)[0]
+    backbones = list(dict.fromkeys(name.rpartition(": ")[0] for name in rows))
+    claims = {"re-ranking with hard weights helps": "none", "hard weights beat Gaussian ones": "gaussian"}
+    return {
+        (claim, f"{backbone}: hard against {other}"): (rows[f"{backbone}: hard"], rows[f"{backbone}: {other}"])
+        for (claim, other), backbone in product(claims.items(), backbones)
+    }
+
+
+def _fusions(runs):
+    rows, _, best = fusion_rows(runs)
+    whole = " + ".join(name for name in rows if ": " not in name)
+    claims = {
+        ("dissimilarity beats similarity fusion", "dissimilarity against similarity"): ("dissimilarity", "similarity"),
+        ("two-stage fusion beats both", "two-stage against similarity"): ("two-stage", "similarity"),
+        ("two-stage fusion beats both", "two-stage against dissimilarity"): ("two-stage", "dissimilarity"),
+    }
+    if f"{whole}: two-stage" not in rows:
+        return {}
+    family = {key: tuple(rows[f"{whole}: {name}"] for name in pair) for key, pair in claims.items()}
+    single = ("two-stage fusion beats the best single model", f"two-stage against {best}")
+    return family | {single: (rows[f"{whole}: two-stage"], rows[best])}
+
+
+def _pretraining(runs, recipes):
+    rows, _, baselines, _ = backbone_rows(runs, recipes)
+    return {
+        ("pre-training on a larger pool helps", f"{name} against {base}"): (rows[name], rows[base])
+        for name, base in baselines.items()
+        if "pre-trained" in name and "plain" in name
+    }
+
+
+def dispersion(run):
+    """Mean pairwise distance of the query features, a seed each (S,): how far apart a training puts the players."""
+    files = [run["folder"] / f"seed{seed}" / "test.npz" for seed in run["settings"]["seeds"]]
+    return np.array([pdist(load_features(file)["query"]).mean() for file in files])
+
+
+def _spread(runs, recipes):
+    """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features."""
+    lines = []
+    for run in training_runs(runs, recipes, loss="infonce"):
+        backbone = run["settings"]["backbone"]
+        for other in training_runs(runs, recipes, loss="id", backbone=backbone):
+            more = dispersion(run) > dispersion(other)
+            told = (
+                "supported" if more.all() else "cannot be told" if more.any() else "not supported, the opposite holds"
+            )
+            claim = "InfoNCE spreads the players more (its advantage, says the paper)"
+            lines.append(
+                {"claim": claim, "compared": backbone, "verdict": f"{told} ({more.sum()} of {len(more)} seeds)"}
+            )
+    return lines
