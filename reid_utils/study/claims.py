@@ -6,16 +6,14 @@ one family, such as all augmentations against none.
 
 from itertools import product
 
-import numpy as np
 import pandas as pd
-from scipy.spatial.distance import pdist
 
-from reid_utils.ranking.inputs import load_features
 from reid_utils.ranking.statistics import holm, paired_difference
 from reid_utils.study.findings import verdict
 from reid_utils.study.tables import (
     augmentation_rows,
     backbone_rows,
+    dispersion,
     fusion_rows,
     loss_rows,
     post_processing_rows,
@@ -67,7 +65,7 @@ def _augmentations(runs):
 
 
 def _losses(runs, recipes):
-    rows, _, baselines = loss_rows(runs, recipes)
+    rows, _, baselines, _ = loss_rows(runs, recipes)
     return {
         (_LOSS, name.removesuffix(": id")): (rows[base], rows[name])
         for name, base in baselines.items()
@@ -107,12 +105,6 @@ def _pretraining(runs, recipes):
         for name, base in baselines.items()
         if "pre-trained" in name and "plain" in name
     }
-
-
-def dispersion(run):
-    """Mean pairwise distance of the query features, a seed each (S,): how far apart a training puts the players."""
-    files = [run["folder"] / f"seed{seed}" / "test.npz" for seed in run["settings"]["seeds"]]
-    return np.array([pdist(load_features(file)["query"]).mean() for file in files])
 
 
 def _spread(runs, recipes):

@@ -17,6 +17,7 @@ STUDY_FIELDS = {
 }
 ENTRY_FIELDS = {
     "notebook": str,
+    "name": str,
     "minutes": (int, float),
     "parameters": dict,
     "grid": list,
@@ -25,7 +26,7 @@ ENTRY_FIELDS = {
     "sets": dict,
     "after": (str, list),
 }
-SELECTION_FIELDS = {"notebook": str, "where": dict}
+SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
