@@ -197,7 +197,7 @@ def test_no_epochs_evaluate_the_start_and_a_start_is_another_runs_end(eight_play
         begun, same = train_seed(sets, zero, tmp_path / "zero", ENCODER, str(start), report=str)
         assert len(begun) == 1 and same["hard"]["mAP"] == scores["hard"]["mAP"] == same["hard"]["mAP"]
         assert begun[0]["mAP"] == history[-1]["mAP"] == same["none"]["mAP"]
-    bare = {name.removeprefix("trunk."): value for name, value in encoder(3).state_dict().items()}
+    bare = {name.removeprefix("trunk."): v.contiguous() for name, v in encoder(3).state_dict().items()}
     save_file(bare, tmp_path / "bare.safetensors")
     train_seed(sets, zero, tmp_path / "zero", ENCODER, str(tmp_path / "bare.safetensors"), report=str)
     same = load_weights(tmp_path / "zero" / "weights.safetensors", encoder()).state_dict()
