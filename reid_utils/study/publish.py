@@ -22,10 +22,10 @@ BEGIN = "<!-- results: begin; written by `make figures` from the files in figure
 END = "<!-- results: end -->"
 TABLES = (
     # table, question, notebooks, the runs that make it
-    ("T1", "which augmentations help?", "02, 06", "02*byobnet_infonce*"),
-    ("T2", "InfoNCE or ID loss?", "02, 06", "02*erasing+sharpen"),
+    ("T1", "which augmentations help?", "02, 06", "02_training__test-byobnet_infonce*"),
+    ("T2", "InfoNCE or ID loss?", "02, 06", "02_training__test*erasing+sharpen"),
     ("T3", "which post-processing?", "03, 06", "03*"),
-    ("T4", "which backbone and pre-training, with and without re-ranking?", "02, 06", "02*infonce_erasing+sharpen*"),
+    ("T4", "which backbone and pre-training, with and without re-ranking?", "02, 06", "02*infonce_erasing+sharpen"),
     ("T5", "what does fusion add?", "04, 06", "04*"),
     ("T6", "how does that stand beside what is published?", "06", "06*"),
 )

@@ -54,7 +54,7 @@ def _cells(path):
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     key = "row" if "row" in frame else next(name for name in frame if name != "no.")
     number = frame.groupby(key).cumcount().astype(str).radd(" #").where(frame[key].duplicated(), "")
-    lines = frame.set_index(frame[key] + number).to_dict("index")
+    lines = frame.drop(columns=key).set_index(frame[key] + number).to_dict("index")
     return {(row, column): value for row, line in lines.items() for column, value in line.items()}
 
 
