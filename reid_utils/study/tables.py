@@ -171,11 +171,11 @@ def fusion_rows(runs):
     return rows, notes, best
 
 
-def published_rows(runs, note):
-    """T6: what is published beside what this study measured; blanks stay blank."""
+def published_rows(runs, note, command):
+    """T6: what is published beside what this study measured, made by `command`; blanks stay blank."""
     columns = ["entry", "test mAP", "challenge 2022 mAP", "challenge 2023 mAP", "source"]
     lines = [dict(zip(columns, published, strict=True)) for published in PUBLISHED]
-    own = note.startswith("Synergy")
+    own, commands = note.startswith("Synergy"), []
     column = f"{note.removeprefix('Synergy, ') if own else note} mAP"
     for run in runs.get("04_fusion", []):
         settings = run["settings"]
@@ -189,7 +189,10 @@ def published_rows(runs, note):
         line["test mAP" if own else f"{note} test mAP"] = round(100 * float(test.mean()), 2)
         line[column if own else f"{note} challenge mAP"] = challenge and round(100 * challenge, 2)
         lines.append(line)
+        commands.append(f"Row {len(lines)}: `{command} --only '{run['run']}'`")
     notes = ["Ours on test: the mean over seeds, last epoch; on the challenge split: the first seed, as one entry."]
     if not own:
         notes.append(f"Ours is measured on {note}: it stands beside the published figures, not against them.")
-    return pd.DataFrame(lines), notes
+    frame = pd.DataFrame(lines)
+    frame.insert(0, "no.", range(1, len(frame) + 1))
+    return frame, notes + commands
