@@ -23,7 +23,8 @@ def extract_features(encoder, images, batch_size=128, flip=False, rows=None):
     found = []
     with torch.inference_mode():
         for start in range(0, len(taken), batch_size):
-            batch = normalise(images[taken[start : start + batch_size]], encoder.mean, encoder.std).to(device)
+            chosen = torch.from_numpy(images[taken[start : start + batch_size]]).to(device)
+            batch = normalise(chosen, encoder.mean, encoder.std)
             features = encoder(batch)
             if flip:
                 features = torch.nn.functional.normalize(features + encoder(batch.flip(3)), dim=1)

@@ -107,8 +107,12 @@ def epoch_batches(images, labels, encoder, recipe, epoch):
     )
 
 
-def batches_of_steps(batches, first_step, recipe):
-    """Yield the `accumulation` batches of each step of an epoch, from `first_step` on; the last may have fewer."""
+def batches_of_steps(batches, first_step, recipe, device):
+    """Yield the batches of each step of an epoch, from `first_step` on: a list of `accumulation` (images, players).
+
+    They lie ready on the device until the next step's are asked for, which take their memory. The last step may have
+    fewer.
+    """
     rest = torch.utils.data.Subset(batches, range(first_step * recipe.accumulation, len(batches)))
     # A generator of its own: the loader's draw must not move the one that dropout uses.
     loader = torch.utils.data.DataLoader(
@@ -116,24 +120,25 @@ def batches_of_steps(batches, first_step, recipe):
         batch_size=None,
         num_workers=recipe.workers,
         generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
     )
-    loaded = iter(loader)
-    while taken := list(itertools.islice(loaded, recipe.accumulation)):
+    loaded, memory = iter(loader), [None] * recipe.accumulation
+    while items := list(itertools.islice(loaded, recipe.accumulation)):
+        taken = [batches.ready(item, device, out) for item, out in zip(items, memory, strict=False)]
+        memory[: len(taken)] = [images for images, _ in taken]
         yield taken
 
 
 def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0):
     """One step of the optimiser on a list of batches, each with its own negatives; returns their mean loss (float).
 
-    Mixed precision (fp16 with loss scaling) where the encoder is on a GPU. Raises FloatingPointError, with the weights
-    as they were, when the loss is not finite.
+    A batch is (images (n, 3, h, w) float32, players (n,) int64) on the encoder's device. Mixed precision (fp16 with
+    loss scaling) on a GPU. Raises FloatingPointError, with the weights as they were, when the loss is not finite.
     """
     device, total = next(encoder.parameters()).device, 0.0
     for images, players in batches:
         with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            features = encoder(images.to(device, non_blocking=True))
-            loss = objective(features, players.to(device, non_blocking=True)) / len(batches)
+            loss = objective(encoder(images), players) / len(batches)
         scaler.scale(loss).backward()
         total += loss.item()
     if not math.isfinite(total):
@@ -172,7 +177,7 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
         steps = math.ceil(len(batches) / recipe.accumulation)
         total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
         encoder.train()
-        for step, taken in enumerate(batches_of_steps(batches, state["step"], recipe), start=state["step"]):
+        for step, taken in enumerate(batches_of_steps(batches, state["step"], recipe, device), state["step"]):
             rate = learning_rate_at((epoch - 1) * steps + step, total, warmup, recipe)
             for group in optimiser.param_groups:
                 group["lr"] = rate
