@@ -15,8 +15,8 @@ study: env
 verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
 	$(BIN)/python -m reid_utils.study.verify
 
-figures: env  # show the finished study in figures/ and in the README
-	$(BIN)/python -m reid_utils.study.publish runs/$(STUDY)
+figures: env  # show the finished quick study in figures/ and in the README
+	$(BIN)/python -m reid_utils.study.publish
 
 env: .venv/.installed
 

@@ -9,7 +9,7 @@ from reid_utils.study import verify
 from reid_utils.study.files import read_json, write_json
 from reid_utils.study.publish import BEGIN, END, in_readme, main, publish, results_section
 from reid_utils.study.results import REPOSITORY, markdown_table
-from reid_utils.study.verify import moved_cells
+from reid_utils.study.verify import moved_cells, tolerance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
@@ -123,6 +123,13 @@ def test_cells_that_moved_are_told_and_held_to_the_tolerance(tmp_path, change, s
         count, moved = moved_cells(*folders, same_machine)
         assert count == 8 and list(moved["within"]) == expected
         assert moved.empty or set(moved["row"]) == {"flip"}
+
+
+def test_elsewhere_a_number_of_one_seed_may_move_further_than_a_mean_and_a_distance_less():
+    columns = {"queries": 0, "mAP": 6, "diff low": 6, "first seed mAP": 12, "rendered data challenge mAP": 12}
+    columns |= {"dispersion": 0.3, "verdict": None}
+    assert {column: tolerance(column, same_machine=False) for column in columns} == columns
+    assert {tolerance(column, same_machine=True) for column in columns} == {0}
 
 
 def test_verify_compares_a_given_study_and_ends_with_1_where_a_cell_is_outside(study, monkeypatch, capsys):

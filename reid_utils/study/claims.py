@@ -30,19 +30,15 @@ def paper_claims(runs, recipes):
     ("ours against theirs"), verdict (supported / not supported / cannot be told), difference and its 95 % interval in
     points of mAP, and the corrected p; blank where the claim is not about mAP.
     """
-    families = (
-        _augmentations(runs),
-        _losses(runs, recipes),
-        _post_processings(runs),
-        _fusions(runs),
-        _pretraining(runs, recipes),
-    )
-    lines = [line for family in families for line in _tested(family)]
-    at = next((n for n, line in enumerate(lines) if line["claim"] not in (_AUGMENTATION, _LOSS)), len(lines))
-    return pd.DataFrame([*lines[:at], *_spread(runs, recipes), *lines[at:]], columns=COLUMNS)
-
-
-_AUGMENTATION, _LOSS = "augmentation helps", "InfoNCE beats the ID loss"
+    lines = [
+        *_tested(_augmentations(runs)),
+        *_tested(_losses(runs, recipes)),
+        *_spread(runs, recipes),
+        *_tested(_post_processings(runs)),
+        *_tested(_fusions(runs)),
+        *_tested(_pretraining(runs, recipes)),
+    ]
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _tested(family):
@@ -61,13 +57,15 @@ def _augmentations(runs):
     rows, _, base = augmentation_rows(runs)
     if base != "none":
         return {}
-    return {(_AUGMENTATION, f"{name} against none"): (rows[name], rows["none"]) for name in rows if name != "none"}
+    return {
+        ("augmentation helps", f"{name} against none"): (rows[name], rows["none"]) for name in rows if name != "none"
+    }
 
 
 def _losses(runs, recipes):
     rows, _, baselines, _ = loss_rows(runs, recipes)
     return {
-        (_LOSS, name.removesuffix(": id")): (rows[base], rows[name])
+        ("InfoNCE beats the ID loss", name.removesuffix(": id")): (rows[base], rows[name])
         for name, base in baselines.items()
         if name.endswith(": id") and base != name
     }
@@ -115,16 +113,12 @@ def _pretraining(runs, recipes):
 
 def _spread(runs, recipes):
     """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features."""
-    lines = []
+    claim, lines = "InfoNCE spreads the players more (its advantage, says the paper)", []
     for run in training_runs(runs, recipes, loss="infonce"):
         backbone = run["settings"]["backbone"]
         for other in training_runs(runs, recipes, loss="id", backbone=backbone):
             more = dispersion(run) > dispersion(other)
-            told = (
-                "supported" if more.all() else "cannot be told" if more.any() else "not supported, the opposite holds"
-            )
-            claim = "InfoNCE spreads the players more (its advantage, says the paper)"
-            lines.append(
-                {"claim": claim, "compared": backbone, "verdict": f"{told} ({more.sum()} of {len(more)} seeds)"}
-            )
-    return lines
+            told = "cannot be told" if more.any() else "not supported, the opposite holds"
+            seeds = f"({more.sum()} of {len(more)} seeds)"
+            lines.append((claim, backbone, f"{'supported' if more.all() else told} {seeds}"))
+    return [dict(zip(COLUMNS, line, strict=False)) for line in lines]
