@@ -11,6 +11,7 @@ from reid_utils.study.publish import BEGIN, END, in_readme, main, publish, resul
 from reid_utils.study.results import REPOSITORY, markdown_table
 from reid_utils.study.verify import moved_cells, tolerance
 
+FIGURES = REPOSITORY / "figures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
 RUNS |= {"06_paper_tables": list(RUNS)}
@@ -148,8 +149,7 @@ def test_verify_compares_a_given_study_and_ends_with_1_where_a_cell_is_outside(s
     assert verify.main(command) == 0 and "1 moved, 0 outside" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not (FIGURES / "study.json").exists(), reason="no study is published yet: make figures")
 def test_the_readme_shows_what_the_committed_figures_hold():
-    figures = REPOSITORY / "figures"
-    assert f"{BEGIN}\n{results_section(figures)}{END}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    claims = pd.read_csv(figures / "tables" / "findings.csv")
-    assert markdown_table(claims) in results_section(figures)
+    assert f"{BEGIN}\n{results_section(FIGURES)}{END}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert markdown_table(pd.read_csv(FIGURES / "tables" / "findings.csv")) in results_section(FIGURES)
