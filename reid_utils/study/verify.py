@@ -53,8 +53,8 @@ def moved_cells(committed, again, same_machine):
 
 
 def _cells(path):
-    """{(row, column): text} of a csv table; a row is called by its first column of text. Empty: no such file."""
-    if not path.exists():
+    """{(row, column): text} of a csv table, {} without file or rows; a row is called by its first column of text."""
+    if not path.exists() or not path.read_text(encoding="utf-8").strip():
         return {}
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     key = "row" if "row" in frame else next(name for name in frame if name != "no.")
