@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from reid_utils.data.augmentation import parse_augmentation
 from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
 from reid_utils.learning.checkpoints import load_checkpoint, save_checkpoint
 from reid_utils.learning.losses import Objective, parse_loss
@@ -54,6 +55,17 @@ class Recipe:
     checkpoint_steps: int = 200
     workers: int = 0
 
+    def __post_init__(self):
+        """Raises ValueError naming a setting that cannot be, before anything is computed."""
+        least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "checkpoint_steps": 1, "workers": 0, "clip_norm": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {bound}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+        parse_loss(self.loss)
+        parse_augmentation(self.augmentation)
+
 
 def determining(recipe):
     """The settings that determine the weights: all but those that only say how the work is done."""
@@ -61,10 +73,8 @@ def determining(recipe):
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
-    """Learning rate of a step (0-based); raises ValueError for an unknown schedule. Source: report, code."""
+    """Learning rate of a step (0-based). Source: report, code."""
     peak, final = recipe.learning_rate, recipe.final_learning_rate
-    if recipe.schedule not in SCHEDULES:
-        raise ValueError(f"schedule {recipe.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
