@@ -6,6 +6,7 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 
 import itertools
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -182,7 +183,8 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
     if state is None:
         before = {"epoch": 0, "loss": math.nan, "learning_rate": math.nan, **validate(encoder)}
         state = {"epoch": 1, "step": 0, "loss_sum": 0.0, "history": [before]}
-    for epoch in range(state["epoch"], recipe.epochs + 1):
+    first, started = state["epoch"], time.monotonic()
+    for epoch in range(first, recipe.epochs + 1):
         batches = epoch_batches(images, labels, encoder, recipe, epoch)
         steps = math.ceil(len(batches) / recipe.accumulation)
         total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
@@ -201,6 +203,10 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
             save_weights(folder / "best.safetensors", encoder, {**described, "epoch": epoch})
         state = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0, "history": [*state["history"], row]}
         save_checkpoint(folder, described, parts, state)
-        report(f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}")
+        to_go = (time.monotonic() - started) / (epoch + 1 - first) * (recipe.epochs - epoch)
+        report(
+            f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}  "
+            f"{to_go / 60:.1f} minutes to go"
+        )
     save_weights(folder / "weights.safetensors", encoder, {**described, "epoch": recipe.epochs})
     return state["history"]
