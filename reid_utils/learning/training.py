@@ -144,7 +144,7 @@ def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0):
     """One step of the optimiser on a list of batches, each with its own negatives; returns their mean loss (float).
 
     A batch is (images (n, 3, h, w) float32, players (n,) int64) on the encoder's device. Mixed precision (fp16 with
-    loss scaling) on a GPU. Raises FloatingPointError, with the weights as they were, when the loss is not finite.
+    loss scaling) on a GPU. Raises FloatingPointError, before the parameters move, when the loss is not finite.
     """
     device, total = next(encoder.parameters()).device, 0.0
     for images, players in batches:
