@@ -18,6 +18,7 @@ STUDY_FIELDS = {
 ENTRY_FIELDS = {
     "notebook": str,
     "minutes": (int, float),
+    "gpus": int,
     "parameters": dict,
     "grid": list,
     "named_by": list,
@@ -107,6 +108,8 @@ def _check_entry(entry, where):
     shapes = [key for key in SHAPES if key in entry]
     if len(shapes) > 1:
         raise StudyError(f"{where} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
+    if entry.get("gpus", 0) < 0:
+        raise StudyError(f"{where}: gpus must be at least 0, not {entry['gpus']}")
     if "named_by" in entry and "grid" not in entry:
         raise StudyError(f"{where} has 'named_by' without 'grid'")
     for block in entry.get("grid", []):
