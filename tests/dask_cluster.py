@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 # Ends with the process that started it, whatever becomes of that one.
 PROGRAM = "import os, sys; from reid_utils.study.lifeline import die_with; die_with(int(sys.argv.pop(1))); "
 SCHEDULER = PROGRAM + "from distributed.cli.dask_scheduler import main; main()"
@@ -27,7 +29,7 @@ def _launch(program, *arguments):
 def start_scheduler(folder):
     """Start a scheduler on a free port of 127.0.0.1 -> (Popen, its address)."""
     file = Path(folder) / "scheduler.json"
-    process = _launch(SCHEDULER, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    process = _launch(SCHEDULER, *LOOPBACK, "--port", "0", "--scheduler-file", str(file))
     end = time.monotonic() + 60
     while not file.exists() or not file.read_text():
         assert process.poll() is None and time.monotonic() < end, "the scheduler did not start"
@@ -35,10 +37,10 @@ def start_scheduler(folder):
     return process, json.loads(file.read_text())["address"]
 
 
-def start_worker(address, *options):
-    """Start a Dask worker of one thread, in one process -> Popen."""
-    fixed = ("--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "60")
-    return _launch(WORKER, address, *fixed, "--local-directory", "/tmp", *options)
+def start_worker(address, *options, prelude=""):
+    """Start a Dask worker of one thread, in one process, which runs the code `prelude` first -> Popen."""
+    fixed = ("--nthreads", "1", "--no-nanny", "--death-timeout", "60", "--local-directory", tempfile.gettempdir())
+    return _launch(prelude + WORKER, address, *LOOPBACK, *fixed, *options)
 
 
 def stop(*processes):

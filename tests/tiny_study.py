@@ -12,22 +12,24 @@ GIVEN = 'data = ""\nout = ""\nrun_id = ""\ninputs = []\n'
 TRAIN = """\
 import json, os, time
 from pathlib import Path
+from reid_utils.study.files import write_text
 folder = Path(out) / "results" / run_id
 step = folder / "step.txt"
 for number in range(int(step.read_text()) if step.exists() else 0, steps):
     time.sleep(pause)
-    step.write_text(str(number + 1))
+    write_text(step, str(number + 1))
     print("step", number + 1)
 print(*sorted(f"{name}={value}" for name, value in os.environ.items() if name.endswith("_NUM_THREADS")))
-(Path(out) / "figures" / f"{run_id}_curve.svg").write_text("<svg/>")
-(folder / "results.json").write_text(json.dumps({"score": len(augmentation)}))
+write_text(Path(out) / "figures" / f"{run_id}_curve.svg", "<svg/>")
+write_text(folder / "results.json", json.dumps({"score": len(augmentation)}))
 """
 TABLE = """\
 import json
 from pathlib import Path
+from reid_utils.study.files import write_text
 rows = [f"{Path(folder).name},{json.loads((Path(folder) / 'results.json').read_text())['score']}" for folder in inputs]
-(Path(out) / "tables" / "T1.csv").write_text("\\n".join(rows) + "\\n")
-(Path(out) / "results" / run_id / "results.json").write_text("{}")
+write_text(Path(out) / "tables" / "T1.csv", "\\n".join(rows) + "\\n")
+write_text(Path(out) / "results" / run_id / "results.json", "{}")
 """
 STUDY = """\
 study: tiny

@@ -17,7 +17,7 @@ from reid_utils.study.keys import PACKAGE
 from reid_utils.study.study_file import StudyError
 
 PINNED = ("dask", "distributed", "numpy", "papermill", "torch")  # what transport and results depend on most
-CONNECT_LIMIT = 15  # seconds
+CONNECT_LIMIT = 10  # seconds
 LOOK_EVERY = 1.0  # seconds between two looks at the cluster's workers
 MEND = "start scheduler and workers from the environment and the folder of this study"
 
@@ -30,7 +30,8 @@ def connect(address):
     """
     import distributed
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # every fault is told here, in one line
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # every fault is told here, in one line
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # versions are compared below
@@ -171,7 +172,7 @@ class ClusterRun:
 
         if isinstance(error, KilledWorker):
             log = Path(self.job["root"]) / "logs" / f"{self.job['run']}.log"
-            return f"{self.told} Dask workers died while running it (out of memory?); see {log}"
+            return f"{error.allowed_failures + 1} Dask workers died while running it (out of memory?); see {log}"
         return " ".join(f"{type(error).__name__}: {error}".split())
 
     def kill(self):
