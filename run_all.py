@@ -51,7 +51,7 @@ def check_images(folder, fingerprint, root, workers):
 @contextlib.contextmanager
 def place_of(args):
     """Yield the place where runs are executed: this machine, or a cluster."""
-    if not args.scheduler or args.dry_run:
+    if args.scheduler is None or args.dry_run:
         yield execution.Local(args.jobs)
         return
     from reid_utils.study import cluster  # Dask is for those who ask for it: 1 s

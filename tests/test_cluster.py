@@ -9,6 +9,7 @@ from distributed import Client
 from test_run_all import processes_of, wait_until
 from tiny_study import GIVEN, call, make_clone, start, write_notebook
 
+from reid_utils.study import cluster as connection
 from reid_utils.study import keys, notebooks
 from reid_utils.study.plan import expand
 from reid_utils.study.study_file import StudyError, read_study
@@ -107,13 +108,13 @@ def test_a_lost_scheduler_costs_one_line_and_no_result(tmp_path):
     assert "step 1\n" not in (clone / "runs" / "tiny" / "logs" / "02_training__none.log").read_text()
 
 
-def test_clusters_that_cannot_serve_are_told_in_one_line(tmp_path):
-    clone = make_clone(tmp_path)
+def test_clusters_that_cannot_serve_are_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "CONNECT_LIMIT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        for address in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", "nonsense://x"):
-            status, out, err = call(clone, "--scheduler", address)
-            assert (status, out, err.count("\n")) == (2, "", 1)
-            assert err.startswith(f"run_all: no Dask scheduler can be reached at {address} (")
+        for address in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", "tcp://127.0.0.1:9", "nonsense://x"):
+            with pytest.raises(StudyError, match=f"no Dask scheduler can be reached at {address} "):
+                connection.connect(address).__enter__()
+    clone = make_clone(tmp_path)
     scheduler, address = start_scheduler(tmp_path)
     other = start_worker(address, prelude="import platform; platform.python_version = lambda: '3.0.0'; ")
     try:

@@ -1,5 +1,6 @@
 """Runs on a Dask cluster over a shared folder: each task starts a run's worker process and returns its outcome."""
 
+import asyncio
 import logging
 import os
 import platform
@@ -35,15 +36,24 @@ def connect(address):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # versions are compared below
+            asyncio.run(asyncio.wait_for(_knock(address), CONNECT_LIMIT))
             client = distributed.Client(address, timeout=CONNECT_LIMIT, set_as_default=False)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
+        reason = str(error) or f"no answer within {CONNECT_LIMIT} s"
         raise StudyError(
-            f"no Dask scheduler can be reached at {address} ({error or type(error).__name__}); "
-            "start one (dask scheduler) or mend the address"
+            f"no Dask scheduler can be reached at {address} ({reason}); start one (dask scheduler) or mend the address"
         ) from None
     with client:
         check_versions(client)
         yield Cluster(client)
+
+
+async def _knock(address):
+    """Shake hands with a scheduler: a Client would wait for ever where something else listens and says nothing."""
+    from distributed.comm import connect
+
+    comm = await connect(address)
+    await comm.close()
 
 
 def described():
