@@ -6,8 +6,7 @@ import sys
 import pytest
 from dask_cluster import cluster, start_scheduler, start_worker, stop
 from distributed import Client
-from test_run_all import processes_of, wait_until
-from tiny_study import GIVEN, call, make_clone, start, write_notebook
+from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_notebook
 
 from reid_utils.study import cluster as connection
 from reid_utils.study import keys, notebooks
