@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import os
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 

@@ -6,6 +6,7 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 
 import math
 import pickle
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -164,9 +165,12 @@ def load_checkpoint(folder, recipe, parts):
     paths = [p for p in (folder / "checkpoint.pt", folder / "checkpoint.previous.pt") if p.exists()]
     for path in paths:
         try:
+            spoilt = zipfile.ZipFile(path).testzip()  # torch.load compares no checksums
+            if spoilt:
+                raise zipfile.BadZipFile(f"{spoilt} has another checksum than when it was written")
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"{path} is damaged ({str(error).splitlines()[0]}); trying the one before it")
+        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            print(f"{path} is damaged ({str(error).split('. ')[0].splitlines()[0]}); trying the one before it")
             continue
         if content["recipe"] != determining(recipe):
             raise ValueError(f"{path} belongs to other settings; delete the folder {folder} or restore the settings")

@@ -1,6 +1,7 @@
 """Running jobs: a process a run, so many at once, each after its inputs; what each came to."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -87,8 +88,13 @@ def outcome(job, status, seconds):
         message = f"its process was killed by signal {-status} (out of memory?); see {log}"
     else:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        message = f"its process ended with status {status}: {''.join(last)}; see {log}"
+        message = f"its process ended with status {status}: {''.join(last)}{_if_full(root)}; see {log}"
     return Outcome(run_id, "failed", seconds, message=message)
+
+
+def _if_full(folder):
+    """What a full disk keeps from being logged, in words; empty where at least 1 MB is left."""
+    return f" (the disk of {folder} is full)" if shutil.disk_usage(folder).free < 2**20 else ""
 
 
 class Local:
