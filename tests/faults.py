@@ -6,6 +6,7 @@ chooses the same faults; the moments at which they meet a process depend on the 
 """
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -66,18 +67,20 @@ def killed_command(folder, rng, times=4):
 
 def _killed_below(folder, rng, times, word, messages):
     """SIGKILL of a process below run_all.py whose command line holds `word`."""
-    clone = make_clone(folder / "clone")
-    for _ in range(times):
+    clone, killed = make_clone(folder / "clone"), 0
+    while killed < times:
         study = start(clone, *SLOW, "--force")
         moment = time.monotonic() + rng.uniform(1, LONGEST - 2)
         found = []
         while study.poll() is None and not (found and time.monotonic() > moment):
             found = [pid for pid in processes_of(clone) if word in Path(f"/proc/{pid}/cmdline").read_text()]
             time.sleep(0.05)
-        assert found, "there was nothing to kill"
-        os.kill(rng.choice(found), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, IndexError):  # it ended by itself: no fault
+            os.kill(rng.choice(found), signal.SIGKILL)
+            killed += 1
         out, err = study.communicate(timeout=120)
-        assert study.returncode == 1 and any(message in out for message in messages), out + err
+        told = any(message in out for message in messages)
+        assert (study.returncode, told) in ((1, True), (0, False)), out + err  # 0: it had done its work when it died
         wait_until(lambda: not processes_of(clone), seconds=15)
         check_whole(clone / "runs")
     check_ends_well(clone, *SLOW)
@@ -86,7 +89,7 @@ def _killed_below(folder, rng, times, word, messages):
 
 def killed_kernel(folder, rng, times=3):
     """SIGKILL of a notebook's kernel."""
-    return _killed_below(folder, rng, times, "ipykernel", ("the kernel died in cell", "ended with status", "cell "))
+    return _killed_below(folder, rng, times, "ipykernel", ("the kernel died in cell", "Kernel died before replying"))
 
 
 def killed_worker(folder, rng, times=3):
