@@ -18,6 +18,7 @@ def read_plan(args):
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = notebooks.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
+    command.confirm_size(study, args.yes)
     root = args.runs.resolve() / study_file.results_name(study, args.data, args.features)
     runs = plan.expand(study, declared, bool(args.features))
     return study, runs, jobs.pick(runs, args.only), root

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -22,6 +23,15 @@ class Run:
     inputs: tuple
     minutes: float
     gpus: int = 0
+
+
+MANY = 1000  # runs of a grid beyond which run_all asks first
+
+
+def grid_size(study):
+    """How many runs the grids of a study span at most (equal ones counted twice), without expanding them."""
+    blocks = [block for entry in study.entries for block in entry.get("grid", [])]
+    return sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
 
 
 def expand(study, declared, own_features=False):
