@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import damaged
-from dask_cluster import cluster, start_worker, stop
+from dask_cluster import cluster, start_scheduler, start_worker, stop
 from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_images, write_notebook
 
 from reid_utils.study.files import read_json
@@ -116,6 +116,43 @@ def killed_dask_worker(folder, rng, times=4):
     return times
 
 
+def killed_command_on_a_cluster(folder, rng, times=3):
+    """SIGKILL of run_all.py while its runs are on a cluster: they end, and the cluster takes the next command."""
+    clone = make_clone(folder / "clone")
+    with cluster(folder) as (address, _):
+        option = ("--scheduler", address, *SLOW)
+        for _ in range(times):
+            study = start(clone, *option)
+            time.sleep(rng.uniform(1, LONGEST))
+            study.kill()
+            study.communicate()
+            wait_until(lambda: not processes_of(clone), seconds=30)
+            check_whole(clone / "runs")
+        check_ends_well(clone, *option)
+    return times
+
+
+def killed_scheduler(folder, rng, times=2):
+    """SIGKILL of the Dask scheduler: one line, and the command goes on with another one."""
+    clone, killed = make_clone(folder / "clone"), 0
+    while killed < times:
+        scheduler, address = start_scheduler(tempfile.mkdtemp(dir=folder))
+        worker = start_worker(address)
+        try:
+            study = start(clone, "--scheduler", address, "--force", *SLOW)
+            time.sleep(rng.uniform(0, LONGEST))
+            killed += study.poll() is None
+            scheduler.kill()
+            out, err = study.communicate(timeout=120)
+            assert study.returncode == 0 or (err.count("\n") == 1 and "Dask scheduler" in err), out + err
+            wait_until(lambda: not processes_of(clone), seconds=30)
+        finally:
+            stop(scheduler, worker)
+        check_whole(clone / "runs")
+    check_ends_well(clone, *SLOW)
+    return times
+
+
 def mounted(folder, options="size=4m"):
     """Mount a tmpfs on a folder. Raises PermissionError where this user cannot."""
     folder.mkdir(exist_ok=True)
@@ -123,7 +160,12 @@ def mounted(folder, options="size=4m"):
         raise PermissionError("only root can mount a small tmpfs")
 
 
-def full_disk(folder, rng, times=3):
+def unmount(folder):
+    """Take a mounted tmpfs away."""
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def full_disk(folder, rng, times=3, options=SLOW):
     """A disk that is full, at the start or after some more bytes."""
     clone, runs = make_clone(folder / "clone"), folder / "clone" / "runs"
     mounted(runs)
@@ -132,15 +174,15 @@ def full_disk(folder, rng, times=3):
             with (runs / "ballast").open("wb") as ballast:
                 free = shutil.disk_usage(runs).free
                 ballast.write(bytes(max(0, free - rng.choice((0, 4096, 16384, 32768, 65536)))))
-            status, out, err = call(clone, *SLOW, "--force")
+            status, out, err = call(clone, *options, "--force")
             assert status in (1, 2) and re.search("No space left on device|the disk of .* is full", out + err), (
                 out + err
             )
             (runs / "ballast").unlink()
             check_whole(runs)
-        check_ends_well(clone, *SLOW)
+        check_ends_well(clone, *options)
     finally:
-        subprocess.run(["umount", "-l", runs], check=True)
+        unmount(runs)
     return times
 
 
@@ -162,7 +204,7 @@ def read_only_folder(folder, rng, times=2):
             check_whole(runs)
         check_ends_well(clone, *SLOW)
     finally:
-        subprocess.run(["umount", "-l", runs], check=True)
+        unmount(runs)
     return times
 
 
@@ -223,6 +265,8 @@ FAULTS = {  # name: (function, how often it is called)
     "kernel killed": (killed_kernel, 7),
     "run's process killed": (killed_worker, 7),
     "Dask worker killed": (killed_dask_worker, 6),
+    "run_all killed, on a cluster": (killed_command_on_a_cluster, 3),
+    "Dask scheduler killed": (killed_scheduler, 3),
     "disk full": (full_disk, 5),
     "folder read-only": (read_only_folder, 3),
     "two commands at once": (two_commands, 3),
