@@ -98,7 +98,7 @@ def killed_worker(folder, rng, times=3):
 
 
 def killed_dask_worker(folder, rng, times=4):
-    """SIGKILL of Dask workers: their runs go on elsewhere, within the same command."""
+    """SIGKILL or SIGTERM of Dask workers: their runs go on elsewhere, within the same command."""
     clone = make_clone(folder / "clone")
     with cluster(folder) as (address, workers):
         for _ in range(times // 2):
@@ -107,7 +107,8 @@ def killed_dask_worker(folder, rng, times=4):
                 time.sleep(rng.uniform(1, LONGEST / 2))
                 victim = workers.pop(rng.randrange(len(workers)))
                 workers.append(start_worker(address))
-                stop(victim)
+                victim.send_signal(rng.choice((signal.SIGKILL, signal.SIGTERM)))
+                victim.wait(timeout=60)
                 check_whole(clone / "runs")
             out, err = study.communicate(timeout=120)
             assert (study.returncode, err) == (0, ""), out + err

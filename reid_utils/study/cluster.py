@@ -8,6 +8,7 @@ import time
 import uuid
 import warnings
 from collections import defaultdict
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -69,6 +70,8 @@ def check_versions(client):
     if theirs != expected["distributed"]:
         raise StudyError(f"the scheduler has distributed {theirs}, this command {expected['distributed']}; {MEND}")
     for worker, its in sorted(client.run(described, on_error="return").items()):
+        if isinstance(its, OSError):
+            continue  # it is gone; whatever takes its place is checked by run_job
         if isinstance(its, Exception):
             raise StudyError(f"the Dask worker {worker} cannot run this study ({its}); {MEND}")
         _check_equal(its, expected, f"the Dask worker {worker}")
@@ -165,7 +168,7 @@ class ClusterRun:
             return None
         try:
             return self.future.result(timeout=CONNECT_LIMIT)
-        except TimeoutError:  # the worker that held it died at this very moment: Dask asks another one
+        except (TimeoutError, CancelledError):  # the worker that held it, or the scheduler, died at this very moment
             return None
 
     def _tell_begin(self):
@@ -193,10 +196,11 @@ class ClusterRun:
 def run_job(task, expected, pause=0.2):
     """On a Dask worker: run a job in a process of its own -> Outcome.
 
-    The process is killed where the task is no longer wanted, and dies with the Dask worker. A task that the same
-    command gave to another worker before goes on from what that one left. Raises StudyError where the machine differs.
+    The process dies with the Dask worker, and is killed where that one closes or the task is no longer wanted. A task
+    that the same command gave to another worker before goes on from what that one left. Raises StudyError where the
+    machine differs.
     """
-    from distributed import get_worker
+    from distributed import Reschedule, get_worker
 
     worker = get_worker()
     root, run_id, host = Path(task["root"]), task["run"], f"the Dask worker {worker.address} on {os.uname().nodename}"
@@ -204,21 +208,28 @@ def run_job(task, expected, pause=0.2):
     if read_json(root / "locks" / "study.json") != task["command"]:
         raise StudyError(f"{host} does not see this study's folder {root}; share it, at the same path on every machine")
     worker.log_event(task["topic"], (run_id, worker.address))
-    before = read_json(root / "state" / f"{run_id}.job.json") or {}
-    again = before.get("command") == task["command"]
-    if again and (root / "state" / f"{run_id}.json").exists():
-        return outcome(task, 0, 0.0)  # it was done when the worker that did it died
+    begun, since = root / "state" / f"{run_id}.job.json", float("inf")
+    if (read_json(begun) or {}).get("command") == task["command"]:
+        since = begun.stat().st_mtime_ns  # this command's last try
+    if _changed(root / "state" / f"{run_id}.json", since):
+        return outcome(task, 0, 0.0)  # it had ended well, and then its Dask worker died
+    resumes = _changed(root / "results" / run_id / "key", since)
     key, began = worker.get_current_task(), time.monotonic()
-    process = start_worker({**task, "fresh": task["fresh"] and not again})
+    process = start_worker({**task, "fresh": task["fresh"] and not resumes})
     try:
         while process.poll() is None:
             if not _wanted(worker, key):
-                raise StudyError(f"{run_id} is no longer wanted")
+                raise Reschedule
             time.sleep(pause)
     finally:
         process.kill()
         process.wait()
     return outcome(task, process.returncode, time.monotonic() - began)
+
+
+def _changed(path, since):
+    """Whether a file was written after a time (mtime in nanoseconds)."""
+    return path.exists() and path.stat().st_mtime_ns >= since
 
 
 def _wanted(worker, key):
