@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 from dask_cluster import cluster, start_scheduler, start_worker, stop
@@ -15,7 +16,7 @@ from reid_utils.study.study_file import StudyError, read_study
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are followed through /proc")
 TABLE = "02_training__none,4\n02_training__flip,4\n"
-SLOW = ["--set", "steps=12", "--set", "pause=0.1"]
+SLOW = ["--set", "steps=20", "--set", "pause=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +30,29 @@ def steps_of(clone, run_id="02_training__flip"):
     return clone / "runs" / "tiny" / "results" / run_id / "step.txt"
 
 
+def parent_of(pid):
+    """The id of the parent of a process; none where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def test_a_run_whose_dask_worker_dies_goes_on_elsewhere_and_a_killed_command_ends_its_runs(workers, tmp_path):
     address, processes = workers
     clone = make_clone(tmp_path / "a {b} c")
     study = start(clone, "--scheduler", address, *SLOW)
     wait_until(steps_of(clone).exists)
-    before = processes_of(clone)
-    processes.pop(0).kill()
+    victim = processes.pop(0)
+    orphans = [pid for pid in processes_of(clone) if parent_of(pid) == victim.pid]
+    victim.kill()
+    victim.wait()
+    wait_until(lambda: not set(orphans) & set(processes_of(clone)), seconds=2)  # less than they had left to do
     processes.append(start_worker(address))
-    step = int(steps_of(clone).read_text())
-    wait_until(lambda: len(set(before) & set(processes_of(clone))) < len(before))  # its run died with it
+    assert len(orphans) == 1 and int(steps_of(clone).read_text()) < 20
     study.kill()
     study.communicate()
     wait_until(lambda: not processes_of(clone))
-    assert step < 12
     status, out, err = call(clone, "--scheduler", address, *SLOW)
     assert (status, err) == (0, "") and "cluster: 2 workers at tcp://127.0.0.1:" in out and "dashboard: http" in out
     root = clone / "runs" / "tiny"
