@@ -214,8 +214,10 @@ def checkpoint(folder, rng, times=8):
         if kind == "cut":
             del content[rng.randrange(len(content)) :]
         elif kind == "spoilt":
-            at = rng.randrange(len(content))
-            content[at : at + 64] = bytes(64)
+            at = rng.randrange(
+                rng.choice((0, len(content) - 3000)), len(content)
+            )  # the zip's directory lies at its end
+            content[at : at + 64] = rng.randbytes(len(content[at : at + 64]))
         elif kind == "pickle":
             content = pickle.dumps(Exploit(folder / "pickle_was_run"))
         newest.write_bytes(content)

@@ -204,23 +204,21 @@ def test_a_study_that_is_not_utf8_is_named(tmp_path):
         read_study(tmp_path / "s.yaml")
 
 
-@pytest.mark.parametrize(("answer", "goes_on"), [("y", True), ("YES ", True), ("", False), ("n", False)])
-def test_large_grids_ask_on_a_terminal_and_name_the_option_elsewhere(tmp_path, monkeypatch, answer, goes_on):
+@pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("YES \n", True), ("", False), ("n\n", False)])
+def test_large_grids_ask_on_a_terminal_and_name_the_option_elsewhere(tmp_path, monkeypatch, capsys, answer, goes_on):
     few, many = (
         study_of(tmp_path, f"study: s\ndata: d\nnotebooks: [{{notebook: n, grid: [{{a: {values}, b: {values}}}]}}]")
         for values in (list(range(3)), list(range(100)))
     )
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
     command.confirm_size(few, False)
     command.confirm_size(many, True)
     with pytest.raises(StudyError, match=r"the grids of study s span 10,000 runs; make them smaller, or add --yes"):
         command.confirm_size(many, False)
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: answer))
     with contextlib.nullcontext() if goes_on else pytest.raises(StudyError, match="nothing was done"):
         command.confirm_size(many, False)
-    assert asked == ["the grids of study s span 10,000 runs; go on? [y/N] "]
+    assert capsys.readouterr().out == "the grids of study s span 10,000 runs; go on? [y/N] "
 
 
 def test_an_unknown_study_names_the_closest(tmp_path):

@@ -7,6 +7,7 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 import math
 import pickle
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batc
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import save_weights
 
+# What reading a checkpoint with spoilt bytes raises.
+DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 SCHEDULES = {  # share of the way from the final to the peak rate, by progress after the warm-up
     "polynomial": lambda progress: (1 - progress) ** 2,
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
@@ -169,7 +172,7 @@ def load_checkpoint(folder, recipe, parts):
             if spoilt:
                 raise zipfile.BadZipFile(f"{spoilt} has another checksum than when it was written")
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             print(f"{path} is damaged ({str(error).split('. ')[0].splitlines()[0]}); trying the one before it")
             continue
         if content["recipe"] != determining(recipe):

@@ -44,5 +44,6 @@ def confirm_size(study, yes):
     question = f"the grids of study {study.name} span {size:,} runs"
     if not sys.stdin.isatty():
         raise StudyError(f"{question}; make them smaller, or add --yes")
-    if input(f"{question}; go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    print(f"{question}; go on? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise StudyError("nothing was done")
