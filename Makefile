@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study test lint lab bench clean
+.PHONY: env study test test-faults lint lab bench clean
 .DELETE_ON_ERROR:
 
 study: env
@@ -26,6 +26,9 @@ env: .venv/.installed
 
 test: env
 	$(BIN)/python -m pytest
+
+test-faults: env
+	$(BIN)/python tests/faults.py
 
 lint: env
 	$(BIN)/python -m ruff check .

@@ -2,10 +2,13 @@
 
 import pickle
 import zipfile
+import zlib
 
 import numpy as np
 import torch
 
+# What reading a checkpoint with spoilt bytes raises.
+_DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 _KEYS = {"described", "generator", "gpu_generators", "state"}
 
 
@@ -60,7 +63,7 @@ def _read(path):
     try:
         reason = _damage(path)
         content = None if reason else torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     if not reason and not (isinstance(content, dict) and content.keys() >= _KEYS):
         reason = "it is no checkpoint of a training"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -10,7 +11,10 @@ from reid_utils.study.study_file import GIVEN, StudyError, check_plain, unknown
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of one notebook: `inputs` are the ids of the runs it reads, `label` the readable end of its id."""
+    """One execution of one notebook: `inputs` are the ids of the runs it reads, `label` the readable end of its id.
+
+    gpus: what it asks of a cluster; the results' key does not hold it.
+    """
 
     id: str
     notebook: str
@@ -18,6 +22,16 @@ class Run:
     parameters: dict
     inputs: tuple
     minutes: float
+    gpus: int = 0
+
+
+MANY = 1000  # runs of a grid beyond which run_all asks first
+
+
+def grid_size(study):
+    """How many runs the grids of a study span at most (equal ones counted twice), without expanding them."""
+    blocks = [block for entry in study.entries for block in entry.get("grid", [])]
+    return sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
 
 
 def expand(study, declared, own_features=False):
@@ -56,7 +70,7 @@ def _entry_runs(entry, declared, earlier):
     for label, parameters, inputs in _variants(entry, declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
         run_id = f"{stem}__{label}" if label else stem
-        run = Run(run_id, stem, label, parameters, tuple(inputs), float(entry.get("minutes", 1)))
+        run = Run(run_id, stem, label, parameters, tuple(inputs), float(entry.get("minutes", 1)), entry.get("gpus", 0))
         runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
     return list(runs.values())
 
