@@ -6,11 +6,17 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study test test-faults lint lab bench clean
+.PHONY: env study verify figures test test-faults lint lab bench clean
 .DELETE_ON_ERROR:
 
 study: env
 	$(BIN)/python run_all.py $(STUDY)
+
+verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
+	$(BIN)/python -m reid_utils.study.verify
+
+figures: env  # show the finished quick study in figures/ and in the README
+	$(BIN)/python -m reid_utils.study.publish
 
 env: .venv/.installed
 

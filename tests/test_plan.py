@@ -82,6 +82,32 @@ def test_runs_read_what_they_select(tmp_path):
     assert runs[resnet].parameters["seeds"] == [0, 1, 2] and runs[resnet].minutes == 1.5
 
 
+def test_a_named_entry_is_read_only_by_its_name(tmp_path):
+    named = """
+  - notebook: 02_training
+    name: pool
+    grid: [{backbone: test_resnet, loss: infonce, augmentation: "erasing+sharpen"}]
+    named_by: [backbone, loss, augmentation]
+  - notebook: 02_training
+    name: pretrained
+    parameters: {backbone: test_resnet, augmentation: "erasing+sharpen"}
+    each: {notebook: 02_training, name: pool}
+  - notebook: 03_post_processing
+"""
+    plain = {run.id: run for run in runs_of(tmp_path)}
+    runs = {run.id: run for run in runs_of(tmp_path, STUDY.replace("  - notebook: 03_post_processing\n", named[1:], 1))}
+    pool, pretrained = (f"02_training__{name}_test-resnet_infonce_erasing+sharpen" for name in ("pool", "pretrained"))
+    assert runs.keys() - plain.keys() == {pool, pretrained}
+    assert runs[pretrained].inputs == (pool,) and runs[pool].inputs == ()
+    same = [name for name in plain if name != "06_paper_tables"]
+    assert [runs[name].inputs for name in same] == [plain[name].inputs for name in same]
+    with pytest.raises(StudyError, match="of the entry 'pol' is unknown; did you mean 'pool'"):
+        runs_of(
+            tmp_path,
+            STUDY.replace("  - notebook: 03_post_processing\n", named[1:].replace("name: pool}", "name: pol}"), 1),
+        )
+
+
 def test_where_sees_defaults_and_a_default_written_out_is_the_same_run(tmp_path):
     text = """
 study: s

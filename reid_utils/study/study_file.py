@@ -18,6 +18,7 @@ STUDY_FIELDS = {
 }
 ENTRY_FIELDS = {
     "notebook": str,
+    "name": str,
     "minutes": (int, float),
     "gpus": int,
     "parameters": dict,
@@ -27,7 +28,7 @@ ENTRY_FIELDS = {
     "sets": dict,
     "after": (str, list),
 }
-SELECTION_FIELDS = {"notebook": str, "where": dict}
+SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
