@@ -6,11 +6,14 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study test lint lab bench clean
+.PHONY: env study report test lint lab bench clean
 .DELETE_ON_ERROR:
 
 study: env
 	$(BIN)/python run_all.py $(STUDY)
+
+report: env
+	$(BIN)/python -m reid_utils.study.report $(STUDY)
 
 env: .venv/.installed
 
@@ -31,8 +34,9 @@ lint: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+# .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks.
 lab: env
-	$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/01_data_exploration.ipynb
+	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH $(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/README.md
 
 bench: env
 	$(BIN)/python -m benchmarks

@@ -31,8 +31,8 @@ def causes_of_error(query, gallery, is_match, is_other):
 
     query, gallery: rows of `read_nuisances`; is_match, is_other: (Q, G) masks of the true matches and of other players'
     images. Returns {cause: (pairs, affected)}. A match is affected where its image is in the worst quarter of the
-    gallery (or occluded at all, where that befalls less than a quarter), or turned by 90° and more against the query; an
-    intruder, where it is of the query's team.
+    gallery (or occluded at all, where that befalls less than a quarter), or turned by 90° and more against the query;
+    an intruder, where it is of the query's team.
     """
     turn = np.abs(query["view"].to_numpy()[:, None] - gallery["view"].to_numpy()[None, :]) % 360
     team = (query["sequence"].astype(str) + query["team"]).to_numpy(str)[:, None]

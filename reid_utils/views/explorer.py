@@ -110,7 +110,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
     picture = lru_cache(maxsize=4096)(lambda role, image: thumbnail(read_image(role, image)))
 
     def view(settings, q):
-        return _view(runs[settings[0]], rank((settings[0], "none", 1, 1, 0.0)), rank(settings), q, picture, top)
+        plain = rank((settings[0], "none", 1, 1, 0.0))
+        return _view(runs[settings[0]], plain, rank(settings), q, picture, top, _described(*settings))
 
     _, aps = rank(start)
     if not (is_live() if live is None else live):
@@ -126,12 +127,17 @@ def _distances_and_aps(runs, settings):
     return distances, average_precisions(distances, *(features[key] for key in SCORED_BY))
 
 
-def _view(features, plain, processed, q, picture, top):
+def _described(run, processing, k1, k2, weight):
+    """A run and its post-processing in words."""
+    return f"{run}, {processing}" if processing == "none" else f"{run}, {processing} (k1 {k1}, k2 {k2}, w {weight:g})"
+
+
+def _view(features, plain, processed, q, picture, top, described):
     """HTML of query q; plain, processed: (distances, average precisions)."""
     ranking = ranked_query(plain[0], processed[0], features, q)
     pictures = [picture("gallery", features["gallery_images"][g]) for g in ranking["image"][:top]]
     image = features["query_images"][q]
-    title = f"player {features['query_players'][q]}, query {image}"
+    title = f"player {features['query_players'][q]}, query {image}; {described}"
     return query_html(picture("query", image), pictures, ranking, (plain[1][q], processed[1][q]), title)
 
 

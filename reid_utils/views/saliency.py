@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 
 from reid_utils.data.augmentation import normalise
-from reid_utils.views.style import TEXT_WIDTH, finish, new_figure
+from reid_utils.views.style import TEXT_WIDTH, blank_figure, finish
 
 _CELLS = 32  # a coarser map (the last one of a small encoder may be 2 × 1) tells no region from another
 
@@ -108,15 +108,19 @@ def saliency_pairs(pairs, note=None):
     columns = min(len(pairs), 3)
     rows = -(-len(pairs) // columns)
     tallest = max(image.shape[0] / image.shape[1] for _, image, _, _ in pairs)
-    figure, axes = new_figure(TEXT_WIDTH, rows * (tallest * TEXT_WIDTH / (4 * columns) + 0.5), rows, 4 * columns)
-    for ax in axes.flat:
-        ax.axis("off")
-    for k, (title, query, gallery, (query_map, gallery_map, similarity)) in enumerate(pairs):
-        row, column = divmod(k, columns)
-        four = axes[row, 4 * column : 4 * column + 4]
-        four[0].set_title(f"{title}\ncosine {similarity:.2f}", loc="left", fontsize=8)
-        for ax, image in zip(four, (query, query, gallery, gallery), strict=True):
-            ax.imshow(image)
-        for ax, heat in zip(four[1::2], (query_map, gallery_map), strict=True):
-            ax.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+    figure = blank_figure(TEXT_WIDTH, rows * (tallest * TEXT_WIDTH / (4.4 * columns) + 0.4))
+    parts = figure.subfigures(rows, columns, squeeze=False)
+    for part, pair in zip(parts.flat, pairs, strict=False):
+        _draw_pair(part, *pair)
     return finish(figure, note)
+
+
+def _draw_pair(figure, title, query, gallery, found):
+    """One pair in a SubFigure."""
+    axes = figure.subplots(1, 4)
+    figure.suptitle(f"{title}\ncosine {found[2]:.2f}", fontsize=8, x=0.02, ha="left")
+    for ax, image in zip(axes, (query, query, gallery, gallery), strict=True):
+        ax.imshow(image)
+        ax.axis("off")
+    for ax, heat in zip(axes[1::2], found[:2], strict=True):
+        ax.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
