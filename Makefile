@@ -36,7 +36,8 @@ lint: env
 
 # .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks.
 lab: env
-	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH $(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/README.md
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/README.md
 
 bench: env
 	$(BIN)/python -m benchmarks

@@ -9,8 +9,8 @@ _HARD = 0.25  # the worst quarter of the gallery images counts as affected
 _TURNED = 90  # degrees between two views from which on they show different sides
 
 
-def read_nuisances(data_dir, images):
-    """Rows of `nuisances.csv` (see `rendering.render_dataset`) in the order of a manifest's rows `images`.
+def read_nuisances(data_dir, paths):
+    """Rows of `nuisances.csv` (see `rendering.render_dataset`) in the order of a manifest's paths (Series of text).
 
     Returns a DataFrame, or None where the data have no such file: then nothing is known. Raises ValueError naming an
     image without a row.
@@ -19,7 +19,7 @@ def read_nuisances(data_dir, images):
     if source is None:
         return None
     table = pd.read_csv(source).set_index("path")
-    paths = images["path"].str.removeprefix("data_reid/")
+    paths = paths.str.removeprefix("data_reid/")
     missing = paths[~paths.isin(table.index)]
     if len(missing):
         raise ValueError(f"{source} has no row for {missing.iloc[0]}; render the set again into an empty folder")

@@ -97,6 +97,8 @@ def _page(exporter, notebook, title):
     soup = BeautifulSoup(text, "html.parser")
     for script in soup("script"):
         script.decompose()
+    for image in soup("img", alt="No description has been provided for this image"):  # nbconvert's
+        image["alt"] = image.find_previous(["h1", "h2", "h3"]).get_text()
     style = soup.new_tag("style")
     style.string = _STYLE
     soup.head.append(style)

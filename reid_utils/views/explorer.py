@@ -17,9 +17,8 @@ from reid_utils.views.style import BLACK, MATCH, MISMATCH
 _THUMBNAIL = 128  # pixels of height; crops are small, and each reaction sends a dozen of them
 
 
-def crop_reader(data_dir, images):
-    """A function (role, image id) -> RGB uint8 (h, w, 3) that reads the images of a manifest's rows."""
-    paths = images.set_index(["role", "image_id"])["path"]
+def crop_reader(data_dir, paths):
+    """A function (role, image id) -> RGB uint8 (h, w, 3); paths: Series by (role, image_id), relative to data_dir."""
     return lambda role, image: decode(Path(data_dir) / paths[role, image])
 
 
