@@ -13,7 +13,7 @@ import pytest
 
 RUN_NUMBERS = """
 () => [...document.querySelectorAll(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell .jp-InputPrompt")]
-      .map(prompt => /\\d+/.test(prompt.innerText) ? +prompt.innerText.match(/\\d+/)[0] : 0)
+      .map(prompt => /\\d+/.test(prompt.textContent) ? +prompt.textContent.match(/\\d+/)[0] : 0)
 """
 IDLE = "() => document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')"
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden) "
@@ -34,6 +34,9 @@ def lab(small_study, tmp_path_factory):
         "IPYTHONDIR": str(private / "ipython"),
     }
     environment.pop("MPLBACKEND")  # the kernel draws inline
+    settings = private / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # else cells out of sight are not in the page
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=localhost", "--port=0"]
     with (private / "log").open("w") as log:
         server = subprocess.Popen(
@@ -51,12 +54,24 @@ def lab(small_study, tmp_path_factory):
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def _open(page, name):
+def _open(page, lab, name, stem):
     """Follow a link of the page that leads through the notebooks, and wait for its kernel."""
     page.click('.lm-TabBar-tabLabel:text-is("README.md")')
     page.click(f'.jp-MarkdownViewer:visible a:has-text("{name}")')
-    page.wait_for_selector(f"{SHOWN} .jp-CodeCell", timeout=PATIENCE)
-    page.wait_for_function(IDLE, timeout=PATIENCE)
+    page.wait_for_selector(f'.lm-TabBar-tab.lm-mod-current[title*="{stem}"]')
+    page.wait_for_selector(f"{SHOWN} .jp-CodeCell")
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not _has_idle_kernel(lab, stem):
+        assert time.monotonic() < deadline, f"{stem} has no kernel"
+        page.wait_for_timeout(100)
+    page.wait_for_function(IDLE)
+
+
+def _has_idle_kernel(lab, stem):
+    """Whether the server says that the kernel of this notebook waits for work."""
+    with urllib.request.urlopen(f"{lab['url']}api/sessions?token={lab['token']}") as answer:
+        sessions = json.load(answer)
+    return any(stem in session["path"] and session["kernel"]["execution_state"] == "idle" for session in sessions)
 
 
 def _run_all(page):
@@ -69,8 +84,11 @@ def _run_all(page):
 
 def _finish(page, before):
     """Wait until every cell shown has run after `before`; returns the texts of the errors shown."""
-    page.wait_for_function(f"() => ({RUN_NUMBERS})().every(number => number > {before})", timeout=PATIENCE)
-    page.wait_for_function(IDLE, timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE / 1000
+    while min(numbers := page.evaluate(RUN_NUMBERS)) <= before:
+        assert time.monotonic() < deadline, f"cells that have not run: {numbers}"
+        page.wait_for_timeout(200)
+    page.wait_for_function(IDLE)
     return page.locator(ERRORS).all_inner_texts()
 
 
@@ -86,9 +104,9 @@ def test_the_way_through_the_notebooks_opens_them_and_they_run_and_react(lab, ch
     page.goto(f"{lab['url']}lab/tree/notebooks/README.md?token={lab['token']}")
     page.wait_for_selector(".jp-MarkdownViewer table")
     assert page.locator(".jp-MarkdownViewer table a").count() == 6
-    _open(page, "05 Embedding analysis")
+    _open(page, lab, "05 Embedding analysis", "05_embedding")
     _run_all(page)  # goes on while 01 is looked at
-    _open(page, "01 Data exploration")
+    _open(page, lab, "01 Data exploration", "01_data")
     before = _run_all(page)
     assert _finish(page, before) == []
     _change_a_parameter(page)
