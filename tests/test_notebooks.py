@@ -1,7 +1,6 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -74,44 +73,6 @@ def test_parameters_are_literals_with_a_comment_or_a_plain_name(path):
             "weight_decay",
             "label_smoothing",
         )
-
-
-def _open_alone(tree, stem):
-    """Execute a notebook with its own parameters, as JupyterLab would, in a copy of the repository."""
-    target = tree / f"{stem}.ipynb"
-    command = ["-m", "papermill", "--no-progress-bar", f"{stem}.ipynb", str(target)]
-    _run(command, cwd=tree / "notebooks", PYTHONPATH=str(tree))
-    return target
-
-
-POOL = """\
-  - notebook: 02_training
-    name: pool
-    parameters: &small {seeds: [0, 1], epochs: 1, image_height: 64, image_width: 32, batch_pairs: 16}
-    grid:
-      - pool: {seed: 1, train_players: 36, test_players: 4, challenge_players: 2, frames: 6}
-    named_by: [backbone]
-  - notebook: 02_training
-    name: pretrained
-    parameters: *small
-    each: {notebook: 02_training, name: pool}
-"""
-
-
-@pytest.fixture(scope="module")
-def small_study(tmp_path_factory):
-    """runs/lab of a copy of the repository in which 06, 01 and 02 were opened on their own; 06 makes the rest."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("notebooks", "reid_utils", "studies"):
-        shutil.copytree(ROOT / name, tree / name)
-    for name in ("run_all.py", "requirements.lock"):
-        shutil.copy(ROOT / name, tree / name)
-    lab = tree / "studies" / "lab.yaml"
-    text = lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1")
-    lab.write_text(text.replace("  - notebook: 03_post_processing\n", f"{POOL}  - notebook: 03_post_processing\n"))
-    alone = [_open_alone(tree, stem) for stem in ("06_paper_tables", "01_data_exploration", "02_training")]
-    assert not any(_errors_of(path) for path in alone)
-    return tree / "runs" / "lab"
 
 
 def test_every_notebook_runs_and_every_table_and_figure_is_there(small_study):
