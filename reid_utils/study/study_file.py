@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -13,6 +13,7 @@ STUDY_FIELDS = {
     "data": str,
     "rendering": dict,
     "threads": int,
+    "estimate": dict,
     "notebooks": list,
 }
 ENTRY_FIELDS = {
@@ -26,6 +27,15 @@ ENTRY_FIELDS = {
     "after": (str, list),
 }
 SELECTION_FIELDS = {"notebook": str, "where": dict}
+ESTIMATE_FIELDS = {
+    "notebook": str,
+    "teraflops": (int, float),
+    "training_images": int,
+    "other_images": int,
+    "final_images": int,
+    "backbones": dict,
+}
+COST_FIELDS = dict.fromkeys(("parameters", "gflops", "activations"), (int, float))
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
@@ -36,7 +46,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """A study file as read: `entries` are the mappings under `notebooks`."""
+    """A study file as read: `entries` are the mappings under `notebooks`, `estimate` what an image costs (or empty)."""
 
     name: str
     question: str
@@ -44,6 +54,7 @@ class Study:
     rendering: dict
     threads: int
     entries: tuple
+    estimate: dict = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,6 +133,16 @@ def _check_entry(entry, where):
             raise StudyError(f"{where}: {name} lacks the key 'notebook'")
 
 
+def _check_estimate(content, where):
+    """Raise StudyError unless the study's `estimate` names every cost of every backbone."""
+    tables = [(content, ESTIMATE_FIELDS, f"{where}: estimate")]
+    tables += [(cost, COST_FIELDS, f"{where}: estimate: {name}") for name, cost in content.get("backbones", {}).items()]
+    for mapping, fields, place in tables:
+        _check_fields(mapping, fields, place)
+        for key in fields.keys() - mapping.keys():
+            raise StudyError(f"{place} lacks the key {key!r}")
+
+
 def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
@@ -134,6 +155,8 @@ def read_study(path):
         raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
     if content.get("threads", 1) < 1:
         raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
+    if "estimate" in content:
+        _check_estimate(content["estimate"], path.name)
     for number, entry in enumerate(content["notebooks"], 1):
         _check_entry(entry, f"{path.name}: notebook {number}")
     return Study(
@@ -143,6 +166,7 @@ def read_study(path):
         content.get("rendering", {}),
         content.get("threads", 1),
         tuple(content["notebooks"]),
+        content.get("estimate", {}),
     )
 
 
