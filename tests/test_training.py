@@ -2,19 +2,22 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from reid_utils.data.images import load_images
 from reid_utils.data.rendering import render_dataset
-from reid_utils.data.synergy import load_manifest
+from reid_utils.data.synergy import load_manifest, training_and_validation
 from reid_utils.learning.features import extract_features
-from reid_utils.learning.models import build_encoder, load_weights
-from reid_utils.learning.runs import train_seed
+from reid_utils.learning.models import build_encoder, load_weights, save_weights
+from reid_utils.learning.runs import choose_sets, load_pool, start_weights_file, train_seed
 from reid_utils.learning.training import Recipe, learning_rate_at, train
 from reid_utils.ranking.post_processing import score, squared_euclidean
 
@@ -141,16 +144,78 @@ def test_a_checkpoint_of_other_settings_or_none_that_can_be_read_is_an_error(eig
 
 
 def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path):
-    manifest, images = eight_players
-    told = []
-    first = train_seed(manifest, images, TINY, tmp_path / "s", ENCODER, "data", told.append)
+    sets, told = choose_sets(*eight_players, "data"), []
+    first = train_seed(sets, TINY, tmp_path / "s", ENCODER, report=told.append)
     epochs = len(told)
-    again = train_seed(manifest, images, TINY, tmp_path / "s", ENCODER, "data", told.append)
+    again = train_seed(sets, TINY, tmp_path / "s", ENCODER, report=told.append)
     assert len(told) == epochs == TINY.epochs
     assert np.array_equal(first[1]["hard"]["aps"], again[1]["hard"]["aps"])
-    train_seed(manifest, images, Recipe(**{**vars(TINY), "epochs": 1}), tmp_path / "s", ENCODER, "data", told.append)
+    train_seed(sets, replace(TINY, epochs=1), tmp_path / "s", ENCODER, report=told.append)
     assert len(told) == epochs + 1
     assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in (tmp_path / "s").iterdir()}
+
+
+def test_what_is_trained_on_and_validated(eight_players):
+    manifest, images = eight_players
+    players = {split: set(manifest.loc[manifest["split"] == split, "player"]) for split in ("train", "test")}
+
+    def trained_and_validated(train_on):
+        sets = choose_sets(manifest, images, "data", train_on)
+        trained = sets.training[1] >= 0
+        assert len(set(sets.training[1][trained])) == manifest.loc[trained, "player"].nunique()
+        return set(manifest.loc[trained, "player"]), sets.evaluated["test"]
+
+    assert trained_and_validated("train")[0] == players["train"]
+    both, validation = trained_and_validated("train+test")
+    assert both == players["train"] | players["test"] and set(validation["player"]) == players["test"]
+    with pytest.raises(ValueError, match="use the test split instead"):
+        trained_and_validated("fold 1")
+    folded = manifest.assign(fold=manifest["player"].where(manifest["split"] == "train", 2) % 2)
+    labels, validation = training_and_validation(folded, "fold 1")
+    assert set(folded.loc[labels >= 0, "player"]) == {player for player in players["train"] if player % 2 == 0}
+    assert set(validation["player"]) == {player for player in players["train"] if player % 2}
+    assert ((validation["frame"] == 0) == (validation["role"] == "query")).all()
+    with pytest.raises(ValueError, match=r"train_on is 'all'.*fold 0"):
+        trained_and_validated("all")
+
+
+def test_a_pool_is_trained_on_in_place_of_the_training_players(eight_players, tmp_path):
+    rendering = {"train_players": 5, "test_players": 1, "challenge_players": 1, "frames": 3}
+    pool = load_pool(rendering, SIZE, tmp_path)
+    sets = choose_sets(*eight_players, "data", pool=pool)
+    images, labels = sets.training
+    assert images.shape[1:] == (*SIZE, 3) and sorted(set(labels[labels >= 0])) == [0, 1, 2, 3, 4]
+    assert sets.described["pool"] and len(sets.evaluated["test"]) == 6 * 20
+    with pytest.raises(ValueError, match=r"train_on is 'train.test' with a pool"):
+        choose_sets(*eight_players, "data", "train+test", pool)
+
+
+def test_no_epochs_evaluate_the_start_and_a_start_is_another_runs_end(eight_players, tmp_path):
+    sets, zero = choose_sets(*eight_players, "data"), replace(TINY, epochs=0)
+    history, scores = train_seed(sets, TINY, tmp_path / "first" / "seed0", ENCODER, report=str)
+    weights = tmp_path / "first" / "seed0" / "weights.safetensors"
+    for start in (tmp_path / "first", weights):
+        begun, same = train_seed(sets, zero, tmp_path / "zero", ENCODER, str(start), report=str)
+        assert len(begun) == 1 and same["hard"]["mAP"] == scores["hard"]["mAP"] == same["hard"]["mAP"]
+        assert begun[0]["mAP"] == history[-1]["mAP"] == same["none"]["mAP"]
+    bare = timm.create_model("test_byobnet").state_dict()  # as its library writes it: with the head
+    save_file(bare, tmp_path / "bare.safetensors")
+    train_seed(sets, zero, tmp_path / "zero", ENCODER, str(tmp_path / "bare.safetensors"), report=str)
+    same = load_weights(tmp_path / "zero" / "weights.safetensors", encoder()).state_dict()
+    assert all(torch.equal(value, same[f"trunk.{name}"]) for name, value in bare.items() if "head.fc" not in name)
+
+
+def test_start_weights_that_are_missing_or_of_another_backbone_are_named(eight_players, tmp_path):
+    (tmp_path / "seed0").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"seed1/weights.safetensors is missing; .* trained seed 1"):
+        start_weights_file(tmp_path, 1)
+    weights = tmp_path / "seed0" / "weights.safetensors"
+    save_weights(weights, build_encoder("test_resnet", SIZE), {})
+    sets = choose_sets(*eight_players, "data")
+    for content in (weights.read_bytes(), b"cut"):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights.safetensors does not fit test_byobnet"):
+            train_seed(sets, TINY, tmp_path / "run", ENCODER, str(tmp_path), report=str)
 
 
 def test_learning_rate_warms_up_then_falls_to_the_end_value():

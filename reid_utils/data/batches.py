@@ -73,11 +73,13 @@ def pk_batches(players, n_players, n_images, seed, epoch):
 
 
 class EpochBatches:
-    """The batches of one epoch, as a map-style data set: item b is (images, player labels) of batch b.
+    """The batches of one epoch, as a map-style data set: item b is what batch b is made of.
 
-    `images` (N, h, w, 3) uint8, `labels` (N,) int64. With `pairs` an item holds the queries, then their partners in
-    the same order; without, the images of `batches` alone. Every draw follows from (seed, epoch, image index), so any
-    number of workers gives the same tensors.
+    `images` (N, h, w, 3) uint8, `labels` (N,) int64. An item holds tensors: images (n, h, w, 3) uint8, boxes to erase
+    (n, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
+    into what an encoder takes. With `pairs` the queries come first, then their partners in the same order; without, the
+    images of `batches` alone. Every draw follows from (seed, epoch, image index), with the place in the epoch where an
+    image may recur, so any number of workers gives the same tensors.
     """
 
     def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True):
@@ -92,15 +94,21 @@ class EpochBatches:
     def __getitem__(self, b):
         import torch
 
-        drawn = [self._draw(int(i)) for i in self.batches[b]]
+        drawn = [self._draw(int(i), () if self.pairs else (b, place)) for place, i in enumerate(self.batches[b])]
         sides = range(2 if self.pairs else 1)
         images = np.stack([item[side][0] for side in sides for item in drawn])
-        boxes = [item[side][1] for side in sides for item in drawn]
+        boxes = np.array([item[side][1] or (0, 0, 0, 0) for side in sides for item in drawn])
         labels = np.tile(self.labels[self.batches[b]], len(sides))
-        return normalise(images, self.mean, self.std, boxes), torch.from_numpy(labels)
+        return tuple(map(torch.from_numpy, (images, boxes, labels)))
 
-    def _draw(self, index):
-        rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index])
+    def ready(self, item, device="cpu", out=None):
+        """(images (n, 3, h, w) float32, labels (n,)) of an item, normalised and erased on a device; `out` as there."""
+        images, boxes, labels = item
+        images = images.to(device, non_blocking=True)
+        return normalise(images, self.mean, self.std, boxes.tolist(), out), labels.to(device, non_blocking=True)
+
+    def _draw(self, index, where):
+        rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index, *where])
         others = self.members[self.labels[index]]
         partner = others[(np.searchsorted(others, index) + 1 + rng.integers(max(1, len(others) - 1))) % len(others)]
         flip = "flip" in self.parts and rng.random() < 0.5

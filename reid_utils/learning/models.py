@@ -23,19 +23,26 @@ class Encoder(nn.Module):
 
 
 def build_encoder(
-    backbone, image_size=None, pretrained=False, weights_dir=None, projection=False, gradient_checkpointing=False
+    backbone,
+    image_size=None,
+    pretrained=False,
+    weights_dir=None,
+    projection=False,
+    gradient_checkpointing=False,
+    weights_file=None,
 ):
     """Build an encoder by name, on torch's default device.
 
     `backbone` is a timm name ("resnet50") or an open_clip pair "model/weights" ("ViT-L-14-quickgelu/openai"), whose
     projection is removed as the paper does unless `projection`; `image_size` (height, width) or None for the model's
     own. With `pretrained` the weights come from `weights_dir` (`<backbone with / as _>.safetensors`, the file that the
-    hub keeps) or else by name from the hub; position embeddings are resampled to `image_size`. `gradient_checkpointing`
-    computes activations again in the backward pass: less memory, a third more work, the same gradients.
+    hub keeps), from `weights_file` where given, or else by name from the hub; position embeddings are resampled to
+    `image_size`. `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more
+    work, the same gradients.
     Raises ValueError for an unknown name, and FileNotFoundError naming the file to fetch where weights cannot be had.
     """
     backbone = full_name(backbone)
-    local = find_weights(backbone, weights_dir) if pretrained else None
+    local = (weights_file or find_weights(backbone, weights_dir)) if pretrained else None
     if "/" in backbone:
         encoder = _open_clip_encoder(backbone, image_size, pretrained, local, projection)
     else:
@@ -51,7 +58,7 @@ def build_encoder(
 
 def weights_file_name(backbone):
     """Name under which a backbone's weights are looked for in `weights_dir`."""
-    return backbone.replace("/", "_") + ".safetensors"
+    return full_name(backbone).replace("/", "_") + ".safetensors"
 
 
 def find_weights(backbone, weights_dir):
