@@ -32,7 +32,7 @@ TINY = {
 
 @pytest.fixture
 def tiny_clip(tmp_path, monkeypatch):
-    """open_clip models of a toy size: "tiny" and "tiny-quickgelu", with weights "openai" and "plain" that none serves."""
+    """open_clip models of toy size: "tiny" and "tiny-quickgelu", with weights "openai" and "plain"."""
     weights = {"hf_hub": "somewhere/tiny/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
     known = {"openai": {**weights, "quick_gelu": True}, "plain": weights}
     for name, quick in (("tiny", False), ("tiny-quickgelu", True)):
@@ -81,7 +81,12 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(backbone
         torch.manual_seed(0)
         encoder = build_encoder(backbone, gradient_checkpointing=again).train()
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = encoder(torch.rand(2, 3, *encoder.image_size, generator=torch.Generator().manual_seed(0)))
         features[:, 0].sum().backward()
         kept.append(sum(sizes))
@@ -92,7 +97,7 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(backbone
 
 def test_a_backbone_that_cannot_checkpoint_says_so(monkeypatch):
     monkeypatch.delattr(timm.models.resnet.ResNet, "set_grad_checkpointing")
-    with pytest.raises(ValueError, match="test_resnet cannot .* set gradient_checkpointing to false"):
+    with pytest.raises(ValueError, match="test_resnet must keep its activations; set gradient_checkpointing"):
         build_encoder("test_resnet", gradient_checkpointing=True)
 
 
@@ -163,5 +168,5 @@ def test_without_a_hub_an_open_clip_pair_says_which_file_to_put_where(tiny_clip,
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
-    with pytest.raises(FileNotFoundError, match=r"somewhere/tiny as tiny-quickgelu_openai\.safetensors into the folder"):
+    with pytest.raises(FileNotFoundError, match=r"somewhere/tiny as tiny-quickgelu_openai\.safetensors into"):
         build_encoder("tiny/openai", pretrained=True)

@@ -1,11 +1,11 @@
-"""One training on several devices, through Hugging Face Accelerate: who starts the processes, who writes, what is shared.
+"""One training on several devices, through Hugging Face Accelerate: who starts processes, who writes, what is shared.
 
 Each process encodes its share of the same global batch; features are gathered with their gradients, so every process
 computes the loss of the whole batch (InfoNCE's negatives, the ID loss's mean and triplet's hardest images are those of
-the global batch). The gather's backward sums over processes and DistributedDataParallel averages over them: that is the
-gradient of one process on the whole batch, with no factor. The objective's own parameters get it in every process alike.
-What differs: BatchNorm on CPUs normalises by a process's own share (on GPUs it is synchronised), and dropout draws other
-masks.
+the global batch). The gather's backward sums over processes and DistributedDataParallel averages over them: that is
+the gradient of one process on the whole batch, with no factor. The objective's own parameters get it in every process
+alike. What differs: BatchNorm on CPUs normalises by a process's own share (on GPUs it is synchronised), and dropout
+draws other masks.
 """
 
 import os
@@ -35,8 +35,8 @@ def _shared():
 
 
 def default_device():
-    """The device that this process trains on: its GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")  # Accelerate makes each process's GPU the current
+    """The device that this process trains on: the current GPU (Accelerate gives each process its own), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def half_precision(precision, device):

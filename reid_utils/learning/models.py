@@ -51,7 +51,7 @@ def build_encoder(
         try:
             encoder.trunk.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
-            raise ValueError(f"{backbone} cannot do without kept activations; set gradient_checkpointing to false") from None
+            raise ValueError(f"{backbone} must keep its activations; set gradient_checkpointing to false") from None
     # A quarter faster for small CNNs on a CPU, and what tensor cores want.
     return encoder.to(memory_format=torch.channels_last)
 
@@ -88,9 +88,9 @@ def _timm_encoder(backbone, image_size, pretrained, local):
         close = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:3]
         raise ValueError(f"timm has no model {backbone!r}; perhaps one of {close or timm.list_models()[:3]}")
     # A local file takes the way of a downloaded one; with the head, since timm checks whole files alone.
-    source = {"pretrained_cfg_overlay": {"file": str(local)}} if local else {}
+    given = {"pretrained_cfg_overlay": {"file": str(local)}} if local else {} if pretrained else {"num_classes": 0}
     try:
-        trunk = timm.create_model(backbone, pretrained=pretrained, **({} if pretrained else {"num_classes": 0}), **source)
+        trunk = timm.create_model(backbone, pretrained=pretrained, **given)
         trunk.reset_classifier(0)
     except (OSError, RuntimeError, SafetensorError) as error:
         if local is not None:
@@ -114,7 +114,7 @@ def full_name(backbone):
 
 
 def _open_clip_config(backbone):
-    """(model name, open_clip's entry for the weights) of a pair; ValueError for unknown names and a wrong activation."""
+    """(model name, open_clip's entry for the weights); ValueError for unknown names and another activation."""
     import open_clip
 
     name, tag = backbone.split("/", 1)

@@ -15,7 +15,7 @@ from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
 from reid_utils.learning.devices import default_device, launch, on_main
-from reid_utils.learning.features import extract_features, file_hash, save_features
+from reid_utils.learning.features import extract_features, extract_sets, file_hash
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
 from reid_utils.learning.training import determining, train
 from reid_utils.ranking.distances import squared_euclidean
@@ -102,8 +102,8 @@ def train_seed(
     before training in place of pretrained weights. `flip` averages features with those of the mirrored image;
     `every_post_processing` validates each epoch under all of them, not on plain distances alone. `folder` receives
     weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`; one left by other settings is emptied
-    first. `processes`: how many share the training (see `launch`). Returns (history, scores): `scores` maps each post-processing, "untrained" and "best" (the best epoch in
-    validation) to a dict as `score` gives it.
+    first. `processes`: how many share the training (see `launch`). Returns (history, scores): `scores` maps each
+    post-processing, "untrained" and "best" (the best epoch in validation) to a dict as `score` gives it.
     """
     folder, start = Path(folder), start_weights_file(start_weights, recipe.seed)
     names = POST_PROCESSINGS if every_post_processing else ("none",)
@@ -126,14 +126,8 @@ def _train_and_extract(sets, recipe, folder, encoder_settings, start, flip, name
     def validate(encoder):
         return _validation_scores(encoder, sets, flip, names)
 
-    def extract():
-        load_weights(folder / "weights.safetensors", encoder)
-        for split, rows in sets.evaluated.items():
-            features = extract_features(encoder, sets.images, flip=flip, rows=rows.index.to_numpy())
-            save_features(folder / f"{split}.npz", rows, features, folder / "weights.safetensors")
-
     history = train(encoder, *sets.training, recipe, folder, validate, report, described)
-    on_main(extract)()
+    on_main(extract_sets)(encoder, folder / "weights.safetensors", sets.images, sets.evaluated, folder, flip)
     return history
 
 

@@ -1,14 +1,14 @@
 """GPU hours and memory that a run's training will take, estimated from its backbone's parameters and FLOPs.
 
-The study file gives what an image costs (`estimate`); nothing is measured here. Assumed: forward and backward take three
-forward passes, four with gradient checkpointing; training holds 18 bytes a parameter (weights, gradients and AdamW's two
-moments in float32, and a half-precision copy) and 2 bytes a kept activation, of which gradient checkpointing leaves a
-tenth; the GPU sustains `teraflops` and is kept fed with images.
+The study file gives what an image costs (`estimate`); nothing is measured here. Assumed: forward and backward take
+three forward passes, four with gradient checkpointing; features are extracted in float32, eight times slower; training
+holds 18 bytes a parameter (weights, gradients and AdamW's two moments in float32, a half-precision copy) and 2 bytes a
+kept activation, of which gradient checkpointing leaves a tenth; the GPU sustains `teraflops` and is fed fast enough.
 """
 
 from dataclasses import dataclass, replace
 
-BYTES_PER_PARAMETER, BYTES_PER_ACTIVATION, KEPT_BY_CHECKPOINTING = 18, 2, 0.1
+BYTES_PER_PARAMETER, BYTES_PER_ACTIVATION, KEPT_BY_CHECKPOINTING, FLOAT32_SLOWDOWN = 18, 2, 0.1, 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def estimate(settings, costs):
         return None
     again, processes = settings.get("gradient_checkpointing", False), settings.get("processes", 1)
     training = 2 * costs["training_images"] * settings["epochs"] * (4 if again else 3)
-    validation = costs["other_images"] * (settings["epochs"] + 1) + costs["final_images"]
+    validation = (costs["other_images"] * (settings["epochs"] + 1) + costs["final_images"]) * FLOAT32_SLOWDOWN
     seconds = len(settings["seeds"]) * (training + validation) * one["gflops"] / (1000 * costs["teraflops"])
     images = 2 * settings["batch_pairs"] / processes
     kept = images * one["activations"] * BYTES_PER_ACTIVATION * (KEPT_BY_CHECKPOINTING if again else 1)
@@ -66,5 +66,6 @@ def assumptions(costs):
     """One line that says what the estimates assume."""
     return (
         f"estimates, not measurements: a GPU that sustains {costs['teraflops']:g} teraflops in half precision, "
-        f"{costs['training_images']} training images; AdamW in float32, fused attention; kernel start and decoding not counted"
+        f"{costs['training_images']} training images; AdamW and features in float32, fused attention; "
+        "decoding and augmentation fast enough"
     )
