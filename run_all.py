@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from reid_utils.study import command, execution, jobs, keys, notebooks, plan, progress, study_file
+from reid_utils.study import command, estimates, execution, jobs, keys, notebooks, plan, progress, study_file
 from reid_utils.study.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent
@@ -64,10 +64,13 @@ def place_of(args):
 
 def run_study(args, study, runs, picked, place, root, folder, fingerprint):
     """Find out what is left to do and do it in a place, or print it -> exit status."""
+    runs, needs = estimates.with_estimates(runs, notebooks.declared_in(study, NOTEBOOKS), study.estimate)
     key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
     states = jobs.run_states(runs, root, key)
     chosen, fresh = jobs.choose(runs, states, picked, args.force)
-    print(progress.plan_text(runs, states, chosen, place.slots, root, args.dry_run), flush=True)
+    print(progress.plan_text(runs, states, chosen, place.slots, root, args.dry_run, needs), flush=True)
+    if args.dry_run and needs:
+        print(estimates.assumptions(study.estimate))
     if args.dry_run or not chosen:
         return 0
     check_images(folder, fingerprint, root, args.jobs)

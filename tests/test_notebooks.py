@@ -163,6 +163,46 @@ def test_the_challenge_file_has_the_ids_of_the_challenge(small_study):
     data = Path(json.loads((small_study / "study.json").read_text())["data folder"])
     gallery = sorted(int(image.stem) for image in (data / "reid_challenge" / "gallery").iterdir())
     assert sorted(map(int, header[1:])) == gallery
+    assert {"challenge_plain.csv", "test.csv", "test_plain.csv"} <= {file.name for file in path.parent.iterdir()}
+
+
+SHARED_STUDY = """
+study: shared
+data: rendered
+rendering: {train_players: 12, test_players: 8, challenge_players: 4, frames: 6}
+notebooks:
+  - notebook: 02_training
+    parameters: {seeds: [0], epochs: 1, batch_pairs: 8, image_height: 32, image_width: 32, learning_rate: 1.0e-3}
+    grid:
+      - {backbone: test_vit, processes: [1, 2]}
+    named_by: [processes]
+"""
+
+
+def test_two_processes_share_a_training_under_papermill_and_given_weights_are_averaged(tmp_path):
+    from reid_utils.learning.models import build_encoder, save_weights
+    from reid_utils.ranking import squared_euclidean
+    from reid_utils.ranking.inputs import load_features
+    from reid_utils.ranking.submission import read_distance_csv
+
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file in files:
+        save_weights(file, build_encoder("test_vit", (32, 32)), {})
+    (tmp_path / "shared.yaml").write_text(SHARED_STUDY)
+    given = ["--set", f"predict_from={json.dumps([str(file) for file in files])}", "--jobs", "2"]
+    _run(["run_all.py", str(tmp_path / "shared.yaml"), "--runs", str(tmp_path / "runs"), *given])
+    one, two = (tmp_path / "runs" / "shared" / "results" / f"02_training__processes-{n}" for n in (1, 2))
+    losses = [pd.read_csv(folder / "history.csv")["loss"].iloc[-1] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, ids in (("test", "players"), ("challenge", "images")):
+        models = [load_features(two / f"predicted{k}" / f"{name}.npz") for k in range(2)]
+        distances, query_ids, gallery_ids = read_distance_csv(two / f"{name}.csv")
+        expected = np.mean([squared_euclidean(model["query"], model["gallery"]) for model in models], axis=0)
+        assert np.allclose(distances, expected, atol=1e-5) and expected.std() > 0
+        assert query_ids.tolist() == models[0][f"query_{ids}"].astype(int).tolist()
+        assert gallery_ids.tolist() == models[0][f"gallery_{ids}"].astype(int).tolist()
+        reranked = read_distance_csv(two / f"{name}_reranked.csv")[0]
+        assert reranked.shape == distances.shape and not np.allclose(reranked, distances)
 
 
 def test_own_feature_files_and_distance_csvs_go_through_03_and_04(tmp_path):

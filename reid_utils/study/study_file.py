@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -14,6 +14,7 @@ STUDY_FIELDS = {
     "data": str,
     "rendering": dict,
     "threads": int,
+    "estimate": dict,
     "notebooks": list,
 }
 ENTRY_FIELDS = {
@@ -30,6 +31,15 @@ ENTRY_FIELDS = {
 }
 SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+ESTIMATE_FIELDS = {
+    "notebook": str,
+    "teraflops": (int, float),
+    "training_images": int,
+    "other_images": int,
+    "final_images": int,
+    "backbones": dict,
+}
+COST_FIELDS = dict.fromkeys(("parameters", "gflops", "activations"), (int, float))
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
@@ -40,7 +50,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """A study file as read: `entries` are the mappings under `notebooks`."""
+    """A study file as read: `entries` are the mappings under `notebooks`, `estimate` what an image costs (or empty)."""
 
     name: str
     question: str
@@ -48,6 +58,7 @@ class Study:
     rendering: dict
     threads: int
     entries: tuple
+    estimate: dict = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,6 +157,16 @@ def _check_entry(entry, where):
             raise StudyError(f"{where}: {name} lacks the key 'notebook'")
 
 
+def _check_estimate(content, where):
+    """Raise StudyError unless the study's `estimate` names every cost of every backbone."""
+    tables = [(content, ESTIMATE_FIELDS, f"{where}: estimate")]
+    tables += [(cost, COST_FIELDS, f"{where}: estimate: {name}") for name, cost in content.get("backbones", {}).items()]
+    for mapping, fields, place in tables:
+        _check_fields(mapping, fields, place)
+        for key in fields.keys() - mapping.keys():
+            raise StudyError(f"{place} lacks the key {key!r}")
+
+
 def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
@@ -162,6 +183,8 @@ def read_study(path):
         raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
     if content.get("threads", 1) < 1:
         raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
+    if "estimate" in content:
+        _check_estimate(content["estimate"], path.name)
     for number, entry in enumerate(content["notebooks"], 1):
         _check_entry(entry, f"{path.name}: notebook {number}")
     return Study(
@@ -171,6 +194,7 @@ def read_study(path):
         content.get("rendering", {}),
         content.get("threads", 1),
         tuple(content["notebooks"]),
+        content.get("estimate", {}),
     )
 
 
