@@ -1,7 +1,6 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -74,44 +73,6 @@ def test_parameters_are_literals_with_a_comment_or_a_plain_name(path):
             "weight_decay",
             "label_smoothing",
         )
-
-
-def _open_alone(tree, stem):
-    """Execute a notebook with its own parameters, as JupyterLab would, in a copy of the repository."""
-    target = tree / f"{stem}.ipynb"
-    command = ["-m", "papermill", "--no-progress-bar", f"{stem}.ipynb", str(target)]
-    _run(command, cwd=tree / "notebooks", PYTHONPATH=str(tree))
-    return target
-
-
-POOL = """\
-  - notebook: 02_training
-    name: pool
-    parameters: &small {seeds: [0, 1], epochs: 1, image_height: 64, image_width: 32, batch_pairs: 16}
-    grid:
-      - pool: {seed: 1, train_players: 36, test_players: 4, challenge_players: 2, frames: 6}
-    named_by: [backbone]
-  - notebook: 02_training
-    name: pretrained
-    parameters: *small
-    each: {notebook: 02_training, name: pool}
-"""
-
-
-@pytest.fixture(scope="module")
-def small_study(tmp_path_factory):
-    """runs/lab of a copy of the repository in which 06, 01 and 02 were opened on their own; 06 makes the rest."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("notebooks", "reid_utils", "studies"):
-        shutil.copytree(ROOT / name, tree / name)
-    for name in ("run_all.py", "requirements.lock"):
-        shutil.copy(ROOT / name, tree / name)
-    lab = tree / "studies" / "lab.yaml"
-    text = lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1")
-    lab.write_text(text.replace("  - notebook: 03_post_processing\n", f"{POOL}  - notebook: 03_post_processing\n"))
-    alone = [_open_alone(tree, stem) for stem in ("06_paper_tables", "01_data_exploration", "02_training")]
-    assert not any(_errors_of(path) for path in alone)
-    return tree / "runs" / "lab"
 
 
 def test_every_notebook_runs_and_every_table_and_figure_is_there(small_study):
@@ -202,6 +163,46 @@ def test_the_challenge_file_has_the_ids_of_the_challenge(small_study):
     data = Path(json.loads((small_study / "study.json").read_text())["data folder"])
     gallery = sorted(int(image.stem) for image in (data / "reid_challenge" / "gallery").iterdir())
     assert sorted(map(int, header[1:])) == gallery
+    assert {"challenge_plain.csv", "test.csv", "test_plain.csv"} <= {file.name for file in path.parent.iterdir()}
+
+
+SHARED_STUDY = """
+study: shared
+data: rendered
+rendering: {train_players: 12, test_players: 8, challenge_players: 4, frames: 6}
+notebooks:
+  - notebook: 02_training
+    parameters: {seeds: [0], epochs: 1, batch_pairs: 8, image_height: 32, image_width: 32, learning_rate: 1.0e-3}
+    grid:
+      - {backbone: test_vit, processes: [1, 2]}
+    named_by: [processes]
+"""
+
+
+def test_two_processes_share_a_training_under_papermill_and_given_weights_are_averaged(tmp_path):
+    from reid_utils.learning.models import build_encoder, save_weights
+    from reid_utils.ranking import squared_euclidean
+    from reid_utils.ranking.inputs import load_features
+    from reid_utils.ranking.submission import read_distance_csv
+
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file in files:
+        save_weights(file, build_encoder("test_vit", (32, 32)), {})
+    (tmp_path / "shared.yaml").write_text(SHARED_STUDY)
+    given = ["--set", f"predict_from={json.dumps([str(file) for file in files])}", "--jobs", "2"]
+    _run(["run_all.py", str(tmp_path / "shared.yaml"), "--runs", str(tmp_path / "runs"), *given])
+    one, two = (tmp_path / "runs" / "shared" / "results" / f"02_training__processes-{n}" for n in (1, 2))
+    losses = [pd.read_csv(folder / "history.csv")["loss"].iloc[-1] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, ids in (("test", "players"), ("challenge", "images")):
+        models = [load_features(two / f"predicted{k}" / f"{name}.npz") for k in range(2)]
+        distances, query_ids, gallery_ids = read_distance_csv(two / f"{name}.csv")
+        expected = np.mean([squared_euclidean(model["query"], model["gallery"]) for model in models], axis=0)
+        assert np.allclose(distances, expected, atol=1e-5) and expected.std() > 0
+        assert query_ids.tolist() == models[0][f"query_{ids}"].astype(int).tolist()
+        assert gallery_ids.tolist() == models[0][f"gallery_{ids}"].astype(int).tolist()
+        reranked = read_distance_csv(two / f"{name}_reranked.csv")[0]
+        assert reranked.shape == distances.shape and not np.allclose(reranked, distances)
 
 
 def test_own_feature_files_and_distance_csvs_go_through_03_and_04(tmp_path):

@@ -78,14 +78,18 @@ class EpochBatches:
     `images` (N, h, w, 3) uint8, `labels` (N,) int64. An item holds tensors: images (n, h, w, 3) uint8, boxes to erase
     (n, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
     into what an encoder takes. With `pairs` the queries come first, then their partners in the same order; without, the
-    images of `batches` alone. Every draw follows from (seed, epoch, image index), with the place in the epoch where an
+    images of `batches` alone. `share` (k, n): the images of part k of n of each batch alone, and the labels of all of
+    it. Every draw follows from (seed, epoch, image index), with the place in the epoch where an
     image may recur, so any number of workers gives the same tensors.
     """
 
-    def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True):
+    def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True, share=(0, 1)):
         self.images, self.labels, self.batches = images, np.asarray(labels), batches
         self.seed, self.epoch, self.pairs = seed, epoch, pairs
         self.parts, self.mean, self.std = parse_augmentation(augmentation), mean, std
+        self.share = share
+        if self.batches.shape[1] % share[1]:
+            raise ValueError(f"{self.batches.shape[1]} draws a batch cannot be shared by {share[1]} processes alike")
         self.members = {p: np.flatnonzero(self.labels == p) for p in np.unique(self.labels)}
 
     def __len__(self):
@@ -94,7 +98,10 @@ class EpochBatches:
     def __getitem__(self, b):
         import torch
 
-        drawn = [self._draw(int(i), () if self.pairs else (b, place)) for place, i in enumerate(self.batches[b])]
+        part, parts = self.share
+        size = len(self.batches[b]) // parts
+        places = range(part * size, (part + 1) * size)
+        drawn = [self._draw(int(self.batches[b][k]), () if self.pairs else (b, k)) for k in places]
         sides = range(2 if self.pairs else 1)
         images = np.stack([item[side][0] for side in sides for item in drawn])
         boxes = np.array([item[side][1] or (0, 0, 0, 0) for side in sides for item in drawn])

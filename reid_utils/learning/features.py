@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from reid_utils.data.augmentation import normalise
+from reid_utils.learning.models import load_weights
 
 
 def extract_features(encoder, images, batch_size=128, flip=False, rows=None):
@@ -31,6 +32,19 @@ def extract_features(encoder, images, batch_size=128, flip=False, rows=None):
             found.append(features.cpu())
     encoder.train(was_training)
     return torch.cat(found).numpy()
+
+
+def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
+    """Load a weights file into an encoder and write the features of every set: `folder`/<set>.npz.
+
+    `images` (N, h, w, 3) uint8; `evaluated`: {set: its rows of the manifest, index kept}; `flip` averages with the
+    mirrored image. Raises ValueError where the weights are of another encoder.
+    """
+    load_weights(weights, encoder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, rows in evaluated.items():
+        features = extract_features(encoder, images, flip=flip, rows=rows.index.to_numpy())
+        save_features(Path(folder) / f"{name}.npz", rows, features, weights)
 
 
 def save_features(path, manifest, features, weights_file=None):

@@ -58,7 +58,7 @@ class Objective(nn.Module):
 
     def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3):
         super().__init__()
-        self.weights = parse_loss(loss)
+        self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
         self.label_smoothing, self.margin = label_smoothing, margin
         if self.weights.keys() & {"infonce", "id"}:
             self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
@@ -91,6 +91,12 @@ def parse_loss(loss):
             raise ValueError(f"loss {loss!r} names {name} twice; add the two weights up")
         weights[name] = _weight(factor, loss) if star else 1.0
     return weights
+
+
+def takes_pairs(loss):
+    """Whether a loss is computed on pairs: all but the triplet loss without InfoNCE, which takes players × images."""
+    weights = parse_loss(loss)
+    return "infonce" in weights or "triplet" not in weights
 
 
 def _weight(text, loss):

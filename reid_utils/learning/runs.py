@@ -14,8 +14,9 @@ from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.learning.features import extract_features, file_hash, save_features
-from reid_utils.learning.models import build_encoder, find_weights, load_trunk, load_weights
+from reid_utils.learning.devices import default_device, launch, on_main
+from reid_utils.learning.features import extract_features, extract_sets, file_hash
+from reid_utils.learning.models import build_encoder, find_weights, load_weights
 from reid_utils.learning.training import determining, train
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.inputs import load_features
@@ -35,11 +36,6 @@ class Sets:
     images: np.ndarray
     evaluated: dict[str, pd.DataFrame]
     described: dict
-
-
-def default_device():
-    """The device that training uses: the first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_sets(manifest, images, fingerprint, train_on="train", pool=None):
@@ -90,7 +86,15 @@ def start_weights_file(start_weights, seed):
 
 
 def train_seed(
-    sets, recipe, folder, encoder_settings, start_weights="", flip=False, every_post_processing=False, report=print
+    sets,
+    recipe,
+    folder,
+    encoder_settings,
+    start_weights="",
+    flip=False,
+    every_post_processing=False,
+    report=print,
+    processes=1,
 ):
     """Train, extract and score one seed; a folder that already holds the same run is not trained again.
 
@@ -98,14 +102,24 @@ def train_seed(
     before training in place of pretrained weights. `flip` averages features with those of the mirrored image;
     `every_post_processing` validates each epoch under all of them, not on plain distances alone. `folder` receives
     weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`; one left by other settings is emptied
-    first. Returns (history, scores): `scores` maps each post-processing, "untrained" and "best" (the best epoch in
-    validation) to a dict as `score` gives it.
+    first. `processes`: how many share the training (see `launch`). Returns (history, scores): `scores` maps each
+    post-processing, "untrained" and "best" (the best epoch in validation) to a dict as `score` gives it.
     """
     folder, start = Path(folder), start_weights_file(start_weights, recipe.seed)
     names = POST_PROCESSINGS if every_post_processing else ("none",)
     described = _describe_run(sets, encoder_settings, start, flip)
     evaluation = {"post_processings": names, "source": _source_hash()}
     _empty_unless_same_run(folder, {**described, **determining(recipe), **evaluation})
+    given = sets, recipe, folder, encoder_settings, start, flip, names, described, report
+    history = launch(_train_and_extract, given, processes)
+    test = load_features(folder / "test.npz")
+    scores = {name: score_features(test, name) for name in POST_PROCESSINGS}
+    best = max(history[1:] or history, key=lambda row: row["mAP"])
+    return history, {**scores, "untrained": history[0], "best": best}
+
+
+def _train_and_extract(sets, recipe, folder, encoder_settings, start, flip, names, described, report):
+    """What each process of a run does -> history."""
     torch.manual_seed(recipe.seed)
     encoder = _start(encoder_settings, start).to(default_device())
 
@@ -113,19 +127,13 @@ def train_seed(
         return _validation_scores(encoder, sets, flip, names)
 
     history = train(encoder, *sets.training, recipe, folder, validate, report, described)
-    load_weights(folder / "weights.safetensors", encoder)
-    for split, rows in sets.evaluated.items():
-        features = extract_features(encoder, sets.images, flip=flip, rows=rows.index.to_numpy())
-        save_features(folder / f"{split}.npz", rows, features, folder / "weights.safetensors")
-    test = load_features(folder / "test.npz")
-    scores = {name: score_features(test, name) for name in POST_PROCESSINGS}
-    best = max(history[1:] or history, key=lambda row: row["mAP"])
-    return history, {**scores, "untrained": history[0], "best": best}
+    on_main(extract_sets)(encoder, folder / "weights.safetensors", sets.images, sets.evaluated, folder, flip)
+    return history
 
 
 def _describe_run(sets, encoder_settings, start, flip):
     """What determines a run's weights and features beside its recipe: contents, not places."""
-    settings = {name: value for name, value in encoder_settings.items() if name != "weights_dir"}
+    settings = {name: value for name, value in encoder_settings.items() if name not in _HOW}
     local = find_weights(encoder_settings["backbone"], encoder_settings.get("weights_dir"))
     if start is not None:
         settings |= {"pretrained": False, "start_weights": file_hash(start)}
@@ -140,17 +148,17 @@ def _start(encoder_settings, start):
         return build_encoder(**encoder_settings)
     from safetensors import SafetensorError, safe_open
 
-    encoder = build_encoder(**{**encoder_settings, "pretrained": False})
     try:
         with safe_open(start, "pt") as file:
             whole = any(name.startswith("trunk.") for name in file.keys())  # noqa: SIM118
-        load_weights(start, encoder) if whole else load_trunk(encoder.trunk, start)
+        if whole:
+            return load_weights(start, build_encoder(**{**encoder_settings, "pretrained": False}))
+        return build_encoder(**{**encoder_settings, "pretrained": True, "weights_file": start})
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"start_weights: {start} does not fit {encoder_settings['backbone']}; give weights of this very backbone, "
             "as notebook 02 or its library wrote them"
         ) from error
-    return encoder
 
 
 def _validation_scores(encoder, sets, flip, names):
@@ -176,6 +184,7 @@ def _source_hash():
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+_HOW = ("weights_dir", "gradient_checkpointing")  # where the weights lie and how gradients are computed, not which
 _PIPELINE = ("augmentation.py", "batches.py", "images.py")
 
 

@@ -6,15 +6,25 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 
 import itertools
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from reid_utils.data.augmentation import parse_augmentation
 from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
 from reid_utils.learning.checkpoints import load_checkpoint, save_checkpoint
-from reid_utils.learning.losses import Objective, parse_loss
+from reid_utils.learning.devices import (
+    distribute,
+    gather_features,
+    half_precision,
+    on_main,
+    process_count,
+    process_index,
+)
+from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
 from reid_utils.learning.models import save_weights
 
 SCHEDULES = {  # share of the way from the final to the peak rate, by progress after the warm-up
@@ -34,7 +44,7 @@ class Recipe:
     batches, and each batch finds its negatives among itself alone: accumulating makes a step steadier, it does not give
     InfoNCE the negatives of a larger batch. `clip_norm`: largest norm of a step's gradient (0: not clipped).
     `decay_all`: weight decay on every parameter, as the paper; else none on norms, biases and the logit scale.
-    `checkpoint_steps` steps lie between checkpoints.
+    `precision` as `half_precision` takes it; `checkpoint_steps` steps lie between checkpoints.
     """
 
     loss: str = "infonce"
@@ -51,8 +61,20 @@ class Recipe:
     decay_all: bool = True
     clip_norm: float = 0.0
     label_smoothing: float = 0.1
+    precision: str = "auto"
     checkpoint_steps: int = 200
     workers: int = 0
+
+    def __post_init__(self):
+        """Raises ValueError naming a setting that cannot be, before anything is computed."""
+        least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "checkpoint_steps": 1, "workers": 0, "clip_norm": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {bound}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+        parse_loss(self.loss)
+        parse_augmentation(self.augmentation)
 
 
 def determining(recipe):
@@ -61,10 +83,8 @@ def determining(recipe):
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
-    """Learning rate of a step (0-based); raises ValueError for an unknown schedule. Source: report, code."""
+    """Learning rate of a step (0-based). Source: report, code."""
     peak, final = recipe.learning_rate, recipe.final_learning_rate
-    if recipe.schedule not in SCHEDULES:
-        raise ValueError(f"schedule {recipe.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -88,8 +108,7 @@ def epoch_batches(images, labels, encoder, recipe, epoch):
 
     Images whose label is −1 are not trained on.
     """
-    weights, rows = parse_loss(recipe.loss), np.flatnonzero(labels >= 0)
-    pairs = "infonce" in weights or "triplet" not in weights
+    rows, pairs = np.flatnonzero(labels >= 0), takes_pairs(recipe.loss)
     if pairs:
         batches = unique_player_batches(labels[rows], recipe.batch_pairs, recipe.seed, epoch)
     else:
@@ -104,6 +123,7 @@ def epoch_batches(images, labels, encoder, recipe, epoch):
         mean=encoder.mean,
         std=encoder.std,
         pairs=pairs,
+        share=(process_index(), process_count()),
     )
 
 
@@ -129,16 +149,17 @@ def batches_of_steps(batches, first_step, recipe, device):
         yield taken
 
 
-def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0):
+def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0, half=None):
     """One step of the optimiser on a list of batches, each with its own negatives; returns their mean loss (float).
 
-    A batch is (images (n, 3, h, w) float32, players (n,) int64) on the encoder's device. Mixed precision (fp16 with
-    loss scaling) on a GPU. Raises FloatingPointError, with the weights as they were, when the loss is not finite.
+    A batch is (images (n, 3, h, w) float32, players (N,) int64) on the encoder's device: this process's share of the
+    images and the players of all. `half`: number type of mixed precision, None for float32. Raises FloatingPointError,
+    before the parameters move, when the loss is not finite.
     """
     device, total = next(encoder.parameters()).device, 0.0
     for images, players in batches:
-        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            loss = objective(encoder(images), players) / len(batches)
+        with torch.autocast(device.type, half, enabled=half is not None):
+            loss = objective(gather_features(encoder(images), objective.sides), players) / len(batches)
         scaler.scale(loss).backward()
         total += loss.item()
     if not math.isfinite(total):
@@ -165,14 +186,17 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
     device = next(encoder.parameters()).device
     objective = Objective(recipe.loss, int(labels.max()) + 1, encoder.dim, recipe.label_smoothing).to(device)
     optimiser = torch.optim.AdamW(parameter_groups(encoder, objective, recipe), lr=recipe.learning_rate)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    half = half_precision(recipe.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+    shared, validate, report = distribute(encoder), on_main(validate), on_main(report)
     parts = {"encoder": encoder, "objective": objective, "optimiser": optimiser, "scaler": scaler}
 
     state = load_checkpoint(folder, described, parts)
     if state is None:
         before = {"epoch": 0, "loss": math.nan, "learning_rate": math.nan, **validate(encoder)}
         state = {"epoch": 1, "step": 0, "loss_sum": 0.0, "history": [before]}
-    for epoch in range(state["epoch"], recipe.epochs + 1):
+    first, started = state["epoch"], time.monotonic()
+    for epoch in range(first, recipe.epochs + 1):
         batches = epoch_batches(images, labels, encoder, recipe, epoch)
         steps = math.ceil(len(batches) / recipe.accumulation)
         total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
@@ -181,16 +205,20 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
             rate = learning_rate_at((epoch - 1) * steps + step, total, warmup, recipe)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            loss = take_step(taken, encoder, objective, optimiser, scaler, recipe.clip_norm)
+            loss = take_step(taken, shared, objective, optimiser, scaler, recipe.clip_norm, half)
             state = {**state, "epoch": epoch, "step": step + 1, "loss_sum": state["loss_sum"] + loss}
             if (step + 1) % recipe.checkpoint_steps == 0:
-                save_checkpoint(folder, described, parts, state)
+                on_main(save_checkpoint)(folder, described, parts, state)
         rate = optimiser.param_groups[0]["lr"]
         row = {"epoch": epoch, "loss": state["loss_sum"] / steps, "learning_rate": rate, **validate(encoder)}
         if row["mAP"] > max((past["mAP"] for past in state["history"][1:]), default=-1.0):
-            save_weights(folder / "best.safetensors", encoder, {**described, "epoch": epoch})
+            on_main(save_weights)(folder / "best.safetensors", encoder, {**described, "epoch": epoch})
         state = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0, "history": [*state["history"], row]}
-        save_checkpoint(folder, described, parts, state)
-        report(f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}")
-    save_weights(folder / "weights.safetensors", encoder, {**described, "epoch": recipe.epochs})
+        on_main(save_checkpoint)(folder, described, parts, state)
+        to_go = (time.monotonic() - started) / (epoch + 1 - first) * (recipe.epochs - epoch)
+        report(
+            f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}  "
+            f"{to_go / 60:.1f} minutes to go"
+        )
+    on_main(save_weights)(folder / "weights.safetensors", encoder, {**described, "epoch": recipe.epochs})
     return state["history"]

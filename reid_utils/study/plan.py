@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from reid_utils.study.study_file import GIVEN, StudyError, check_plain, unknown
 class Run:
     """One execution of one notebook: `inputs` are the ids of the runs it reads, `label` the readable end of its id.
 
-    `group`: the name of its entry, "" for an entry without one; selections keep to one group.
+    gpus: what it asks of a cluster; the results' key does not hold it.
+    group: the name of its entry, "" for an entry without one; selections keep to one group.
     """
 
     id: str
@@ -21,7 +23,17 @@ class Run:
     parameters: dict
     inputs: tuple
     minutes: float
+    gpus: int = 0
     group: str = ""
+
+
+MANY = 1000  # runs of a grid beyond which run_all asks first
+
+
+def grid_size(study):
+    """How many runs the grids of a study span at most (equal ones counted twice), without expanding them."""
+    blocks = [block for entry in study.entries for block in entry.get("grid", [])]
+    return sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
 
 
 def expand(study, declared, own_features=False):
@@ -61,7 +73,8 @@ def _entry_runs(entry, declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
         parts = [part for part in (_readable(group), label) if part]
         run_id = f"{stem}__{'_'.join(parts)}" if parts else stem
-        run = Run(run_id, stem, label, parameters, tuple(inputs), float(entry.get("minutes", 1)), group)
+        given = float(entry.get("minutes", 1)), entry.get("gpus", 0), group
+        run = Run(run_id, stem, label, parameters, tuple(inputs), *given)
         runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
     return list(runs.values())
 
