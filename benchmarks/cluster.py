@@ -43,8 +43,12 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, workers(options.workers) as address:
         data = Path(folder) / "data"
-        places = {"--jobs 1": ("--jobs", "1"), f"--jobs {options.workers}": ("--jobs", str(options.workers))}
-        places[f"Dask, {options.workers} workers"] = ("--scheduler", address)
+        count = str(options.workers)
+        places = {
+            "--jobs 1": ("--jobs", "1"),
+            f"Dask, {count} workers": ("--scheduler", address),
+            f"--jobs {count}": ("--jobs", count),
+        }
         found = {}
         run(options.study, Path(folder), "--only", "01*")  # renders the data, before any clock
         for name, arguments in places.items():
@@ -52,13 +56,9 @@ def main():
             runs.mkdir()
             (runs / "data").symlink_to(data)
             found[name] = run(options.study, runs, *arguments)
-            first = found["--jobs 1"]
-            equal = "equal" if found[name][1] == first[1] else "DIFFERENT"
-            count = len(found[name][1])
-            print(
-                f"{name:<16} {found[name][0]:7.1f} s  ×{first[0] / found[name][0]:.2f}  {count} tables {equal}",
-                flush=True,
-            )
+            (seconds, tables), first = found[name], found["--jobs 1"]
+            equal = "equal" if tables == first[1] else "DIFFERENT"
+            print(f"{name:<16} {seconds:7.1f} s  ×{first[0] / seconds:.2f}  {len(tables)} tables {equal}", flush=True)
     return int(any(tables != first[1] for _, tables in found.values()))
 
 

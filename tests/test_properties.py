@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings(
 def rankings(draw, values=None):
     """Distances (Q, G), query ids and gallery ids, of which the first query has a match."""
     queries, gallery = draw(st.integers(1, 5)), draw(st.integers(1, 12))
-    distances = draw(hnp.arrays(np.float64, (queries, gallery), elements=values or numbers))
+    distances = draw(hnp.arrays(np.float64, (queries, gallery), elements=numbers if values is None else values))
     query_ids, gallery_ids = (draw(hnp.arrays(np.int64, n, elements=st.integers(0, 3))) for n in (queries, gallery))
     gallery_ids[draw(st.integers(0, gallery - 1))] = query_ids[0]
     return distances, query_ids, gallery_ids

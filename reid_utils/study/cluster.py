@@ -93,7 +93,7 @@ class Cluster:
     def __init__(self, client):
         self.client, self.topic = client, f"reid-study-{uuid.uuid4().hex}"
         self.address, self.dashboard = client.scheduler.address, client.dashboard_link
-        self.begun, self.told, self.looked_at = defaultdict(list), set(), -LOOK_EVERY
+        self.begun, self.told, self.scheduler, self.looked_at = defaultdict(list), set(), None, -LOOK_EVERY
         self._look()
         client.subscribe_topic(self.topic, self._note_begin)
 
@@ -124,14 +124,18 @@ class Cluster:
         return ClusterRun(self, job, show)
 
     def _look(self):
-        """Bring `workers`, a pair (threads, GPUs) each, up to date."""
-        if time.monotonic() - self.looked_at >= LOOK_EVERY:
-            try:
-                found = self.client.scheduler_info()["workers"].values()
-            except (OSError, AttributeError):
-                raise self.lost() from None
-            self.workers = [(worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in found]
-            self.looked_at = time.monotonic()
+        """Bring `workers`, a pair (threads, GPUs) each, up to date. Raises StudyError where the scheduler is lost."""
+        if time.monotonic() - self.looked_at < LOOK_EVERY:
+            return
+        try:
+            found = self.client.scheduler_info()
+            workers = found["workers"].values()
+        except (OSError, AttributeError, KeyError):  # what Dask's own client makes of a scheduler that dies just now
+            raise self.lost() from None
+        if self.client.status != "running" or self.scheduler not in (None, found["id"]):
+            raise self.lost()
+        self.workers = [(worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in workers]
+        self.scheduler, self.looked_at = found["id"], time.monotonic()
 
     def _tell(self, show, text):
         if text not in self.told:
