@@ -6,13 +6,19 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study report test lint lab bench clean
+.PHONY: env study verify figures report test test-faults lint lab bench clean
 .DELETE_ON_ERROR:
 
 study: env
 	$(BIN)/python run_all.py $(STUDY)
 
-report: env
+verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
+	$(BIN)/python -m reid_utils.study.verify
+
+figures: env  # show the finished quick study in figures/ and in the README
+	$(BIN)/python -m reid_utils.study.publish
+
+report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
 	$(BIN)/python -m reid_utils.study.report $(STUDY)
 
 env: .venv/.installed
@@ -29,6 +35,9 @@ env: .venv/.installed
 
 test: env
 	$(BIN)/python -m pytest
+
+test-faults: env
+	$(BIN)/python tests/faults.py
 
 lint: env
 	$(BIN)/python -m ruff check .

@@ -15,6 +15,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+POOL = """\
+  - notebook: 02_training
+    name: pool
+    parameters: &small {seeds: [0, 1], epochs: 1, image_height: 64, image_width: 32, batch_pairs: 16}
+    grid:
+      - pool: {seed: 1, train_players: 36, test_players: 4, challenge_players: 2, frames: 6}
+    named_by: [backbone]
+  - notebook: 02_training
+    name: pretrained
+    parameters: *small
+    each: {notebook: 02_training, name: pool}
+"""
+
+
 def _open_alone(tree, stem):
     """Execute a notebook with its own parameters, as JupyterLab would, in a copy of the repository."""
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", f"{stem}.ipynb", str(tree / f"{stem}.ipynb")]
@@ -32,7 +46,8 @@ def small_study(tmp_path_factory):
     for name in ("run_all.py", "requirements.lock"):
         shutil.copy(ROOT / name, tree / name)
     lab = tree / "studies" / "lab.yaml"
-    lab.write_text(lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1"))
+    text = lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1")
+    lab.write_text(text.replace("  - notebook: 03_post_processing\n", f"{POOL}  - notebook: 03_post_processing\n"))
     for stem in ("06_paper_tables", "01_data_exploration", "02_training"):
         _open_alone(tree, stem)
     return tree / "runs" / "lab"

@@ -27,6 +27,10 @@ def _epoch(images, labels, augmentation, batches=None, **settings):
     return EpochBatches(images, labels, batches, augmentation=augmentation, **settings)
 
 
+def _ready(data, b=0):
+    return data.ready(data[b])
+
+
 @pytest.mark.parametrize("counts", [[20] * 40, [3, 1, 9, 4, 4, 4, 7, 2], [1] * 5, [50, 2, 2, 2, 2]])
 def test_no_player_twice_in_a_batch_and_no_image_twice_in_an_epoch(counts):
     players = _players(counts)
@@ -67,7 +71,7 @@ def test_partners_are_other_images_of_the_same_player_and_all_get_their_turn():
     labels = _players([4, 4, 4])
     seen = set()
     for epoch in range(40):
-        batch, _ = _epoch(images, labels, "none", epoch=epoch, mean=(0, 0, 0), std=(1, 1, 1))[0]
+        batch, _ = _ready(_epoch(images, labels, "none", epoch=epoch, mean=(0, 0, 0), std=(1, 1, 1)))
         pixels = (batch[:, 0, 0, 0] * 255).round().int().numpy()
         query, partner = pixels[:12], pixels[12:]
         assert np.array_equal(query, np.arange(12)) and (labels[query] == labels[partner]).all()
@@ -78,19 +82,34 @@ def test_partners_are_other_images_of_the_same_player_and_all_get_their_turn():
 
 def test_flip_is_shared_within_a_pair_and_not_across_pairs():
     ramp = np.tile(np.arange(6, dtype=np.uint8)[None, None, :, None], (40, 8, 1, 3))
-    batch, _ = _epoch(ramp, _players([2] * 20), "flip")[0]
+    batch, _ = _ready(_epoch(ramp, _players([2] * 20), "flip"))
     flipped = (batch[:, 0, 0, 0] > batch[:, 0, 0, -1]).numpy()
     assert np.array_equal(flipped[:40], flipped[40:])
     assert 5 < flipped[:40].sum() < 35
 
 
-def test_images_of_one_batch_do_not_share_an_erased_box():
-    images = np.full((64, 32, 16, 3), 200, np.uint8)
-    batch, _ = _epoch(images, _players([2] * 32), "erasing")[0]
-    boxes = {tuple(map(int, torch.nonzero(image[0] == 0)[[0, -1]].flatten())) for image in batch if (image == 0).any()}
-    erased = sum(bool((image == 0).any()) for image in batch)
-    assert 40 < erased < 90
-    assert len(boxes) > 0.9 * erased
+@pytest.mark.parametrize("pairs", [True, False])
+def test_no_two_images_of_a_batch_share_an_erased_box(pairs):
+    labels = _players([2] * 32)
+    images = np.full((64, 224, 112, 3), 200, np.uint8)
+    # Players of two images stand four times in a batch of players × images.
+    batches = np.arange(64)[None] if pairs else pk_batches(labels, 16, 4, 0, 1)
+    data = _epoch(images, labels, "erasing", batches, pairs=pairs)
+    _, boxes, _ = data[0]
+    erased = [tuple(box) for box in boxes.tolist() if any(box)]
+    assert 0.3 * len(boxes) < len(erased) < 0.7 * len(boxes)
+    assert len(set(erased)) == len(erased)
+    blank = (_ready(data)[0] == 0).all(dim=1).sum(dim=(1, 2))
+    assert blank.tolist() == [(bottom - top) * (right - left) for top, bottom, left, right in boxes.tolist()]
+
+
+def test_an_images_draws_do_not_depend_on_the_batch_it_is_in():
+    images = np.random.default_rng(0).integers(0, 255, (16, 32, 16, 3), dtype=np.uint8)
+    labels, order = _players([2] * 8), np.random.default_rng(1).permutation(16)
+    whole, _ = _ready(_epoch(images, labels, "flip+erasing+sharpen"))
+    shuffled = _epoch(images, labels, "flip+erasing+sharpen", order.reshape(4, 4))
+    for b in range(4):
+        assert torch.equal(_ready(shuffled, b)[0], whole[np.concatenate([order[4 * b :][:4], 16 + order[4 * b :][:4]])])
 
 
 @pytest.mark.parametrize("augmentation", ["none", "jitter", "flip+erasing+sharpen", "cutout"])
@@ -99,7 +118,7 @@ def test_any_number_of_workers_gives_the_same_tensors(augmentation):
     images, labels = rng.integers(0, 255, (24, 24, 12, 3), dtype=np.uint8), _players([4] * 6)
     data = _epoch(images, labels, augmentation, batches=unique_player_batches(labels, 4, 0, 1))
     alone, shared = (
-        [pixels for pixels, _ in torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)]
+        [data.ready(item)[0] for item in torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)]
         for workers in (0, 2)
     )
     assert len(alone) == 6
@@ -152,3 +171,12 @@ def test_normalisation_by_hand_and_zero_in_the_box():
     pixels = normalise(image, MEAN, STD, [(0, 2, 0, 1)])
     assert torch.allclose(pixels[0, :, 3, 1], torch.tensor([(0.2 - m) / s for m, s in zip(MEAN, STD, strict=True)]))
     assert (pixels[0, :, :2, 0] == 0).all() and (pixels[0, :, :2, 1] != 0).all()
+
+
+def test_normalisation_into_a_former_result_leaves_no_trace_of_it():
+    rng = np.random.default_rng(0)
+    former, image = rng.integers(0, 255, (2, 3, 6, 4, 3), dtype=np.uint8)
+    out = normalise(former, MEAN, STD, [(0, 6, 0, 4)] * 3)
+    again = normalise(image, MEAN, STD, [None, (1, 2, 1, 3), (0, 0, 0, 0)], out=out)
+    assert torch.equal(again, normalise(image, MEAN, STD, [None, (1, 2, 1, 3), None]))
+    assert again.data_ptr() == out.data_ptr()

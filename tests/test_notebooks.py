@@ -47,7 +47,8 @@ def test_notebooks_are_stored_clean_and_short(path):
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
     assert 12 <= len(code) <= 30
-    assert max(len(cell["source"]) for cell in code) <= 30
+    # The parameters are a table, a line each.
+    assert max(len(cell["source"]) for cell in code if "parameters" not in cell["metadata"].get("tags", [])) <= 30
     assert 2 * (len(content["cells"]) - len(code)) >= len(code)
     tree = ast.parse("\n".join("".join(cell["source"]) for cell in code))
     kinds = [type(node) for node in ast.walk(tree)]
@@ -103,6 +104,57 @@ def test_tables_agree_with_each_other_and_with_the_features(small_study):
     assert values == {round(100 * float(np.mean(scores)), 2)}
     assert (tables[1]["mAP low"] <= tables[1]["mAP"]).all() and (tables[1]["mAP"] <= tables[1]["mAP high"]).all()
     assert set(tables[1]["seeds"]) == {2} and set(tables[1]["queries"]) == {24}
+    assert (tables[4]["flattery"].dropna() >= 0).all()
+    assert tables[2].loc["test_byobnet: id", "dispersion"] == pytest.approx(_dispersion(small_study, "id"), abs=0.001)
+
+
+def _dispersion(study, loss):
+    """Mean distance of two queries, over both seeds, the plain way."""
+    folder, means = study / "results" / f"02_training__test-byobnet_{loss}_erasing+sharpen", []
+    for seed in (0, 1):
+        query = np.load(folder / f"seed{seed}" / "test.npz")["query"].astype(float)
+        pairs = [np.linalg.norm(a - b) for i, a in enumerate(query) for b in query[:i]]
+        means.append(np.mean(pairs))
+    return np.mean(means)
+
+
+def test_a_pretrained_encoder_starts_from_the_pool_and_is_a_row_of_no_table_but_t4(small_study):
+    tables = {k: pd.read_csv(small_study / "tables" / f"T{k}.csv") for k in (1, 2, 3, 4)}
+    assert sorted(tables[1]["row"]) == ["erasing+sharpen"] and len(tables[2]) == 3 and len(tables[3]) == 10
+    t4 = tables[4].set_index("row")
+    assert list(t4.index[-2:]) == ["test_byobnet pre-trained, plain", "test_byobnet pre-trained, re-ranked (hard)"]
+    pool, pretrained = (
+        pd.read_csv(small_study / "results" / f"02_training__{name}_test-byobnet" / "history.csv")
+        for name in ("pool", "pretrained")
+    )
+    assert list(pretrained.query("epoch == 0")["mAP"]) == list(pool.query("epoch == 1")["mAP"])
+    base, row = t4.loc["test_byobnet, plain"], t4.loc["test_byobnet pre-trained, plain"]
+    assert row["difference"] == pytest.approx(row["mAP"] - base["mAP"], abs=0.011)
+
+
+def test_every_claim_of_the_paper_gets_a_verdict(small_study):
+    from reid_utils.ranking.post_processing import FUSIONS, stack_scores
+    from reid_utils.study.claims import paper_claims
+    from reid_utils.study.tables import SCORES, gather
+
+    findings = pd.read_csv(small_study / "tables" / "findings.csv")
+    told = findings.set_index("claim")["verdict"]
+    assert told.str.startswith(("supported", "not supported", "cannot be told")).all()
+    words = ("InfoNCE beats", "InfoNCE spreads", "hard weights help", "Gaussian", "best single", "pre-training")
+    assert [word for word in words if not any(word in claim for claim in told.index)] == []
+
+    runs = gather(sorted((small_study / "results").glob("02*")))
+    levels = {"a": 0.5, "b": 0.4, "c": 0.3}
+    levels |= {f"a + b + c: {name}": level for name, level in zip(FUSIONS, np.linspace(0.9, 0.6, 7), strict=True)}
+    rng = np.random.default_rng(0)
+    aps = {name: np.clip(level + rng.normal(0, 0.02, (2, 40)), 0, 1) for name, level in levels.items()}
+    scores = [{name: dict.fromkeys(SCORES, each[s]) for name, each in aps.items()} for s in (0, 1)]
+    fused = {"run": "04", "settings": {"models": list("abc"), "post_processing": "hard"}}
+    runs["04_fusion"] = [fused | {"scores": stack_scores(scores)}]
+    verdicts = paper_claims(runs, ["erasing+sharpen"]).set_index("compared")["verdict"]
+    assert verdicts["two-stage against a"] == "supported"
+    for pair in ("dissimilarity against similarity", "two-stage against similarity", "two-stage against dissimilarity"):
+        assert verdicts[pair] == "not supported, the opposite holds"
 
 
 def test_the_challenge_file_has_the_ids_of_the_challenge(small_study):
@@ -111,6 +163,46 @@ def test_the_challenge_file_has_the_ids_of_the_challenge(small_study):
     data = Path(json.loads((small_study / "study.json").read_text())["data folder"])
     gallery = sorted(int(image.stem) for image in (data / "reid_challenge" / "gallery").iterdir())
     assert sorted(map(int, header[1:])) == gallery
+    assert {"challenge_plain.csv", "test.csv", "test_plain.csv"} <= {file.name for file in path.parent.iterdir()}
+
+
+SHARED_STUDY = """
+study: shared
+data: rendered
+rendering: {train_players: 12, test_players: 8, challenge_players: 4, frames: 6}
+notebooks:
+  - notebook: 02_training
+    parameters: {seeds: [0], epochs: 1, batch_pairs: 8, image_height: 32, image_width: 32, learning_rate: 1.0e-3}
+    grid:
+      - {backbone: test_vit, processes: [1, 2]}
+    named_by: [processes]
+"""
+
+
+def test_two_processes_share_a_training_under_papermill_and_given_weights_are_averaged(tmp_path):
+    from reid_utils.learning.models import build_encoder, save_weights
+    from reid_utils.ranking import squared_euclidean
+    from reid_utils.ranking.inputs import load_features
+    from reid_utils.ranking.submission import read_distance_csv
+
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file in files:
+        save_weights(file, build_encoder("test_vit", (32, 32)), {})
+    (tmp_path / "shared.yaml").write_text(SHARED_STUDY)
+    given = ["--set", f"predict_from={json.dumps([str(file) for file in files])}", "--jobs", "2"]
+    _run(["run_all.py", str(tmp_path / "shared.yaml"), "--runs", str(tmp_path / "runs"), *given])
+    one, two = (tmp_path / "runs" / "shared" / "results" / f"02_training__processes-{n}" for n in (1, 2))
+    losses = [pd.read_csv(folder / "history.csv")["loss"].iloc[-1] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, ids in (("test", "players"), ("challenge", "images")):
+        models = [load_features(two / f"predicted{k}" / f"{name}.npz") for k in range(2)]
+        distances, query_ids, gallery_ids = read_distance_csv(two / f"{name}.csv")
+        expected = np.mean([squared_euclidean(model["query"], model["gallery"]) for model in models], axis=0)
+        assert np.allclose(distances, expected, atol=1e-5) and expected.std() > 0
+        assert query_ids.tolist() == models[0][f"query_{ids}"].astype(int).tolist()
+        assert gallery_ids.tolist() == models[0][f"gallery_{ids}"].astype(int).tolist()
+        reranked = read_distance_csv(two / f"{name}_reranked.csv")[0]
+        assert reranked.shape == distances.shape and not np.allclose(reranked, distances)
 
 
 def test_own_feature_files_and_distance_csvs_go_through_03_and_04(tmp_path):
@@ -156,7 +248,7 @@ def test_a_killed_study_started_again_ends_with_the_same_tables_whatever_the_job
     assert not (tmp_path / "killed" / "micro" / "tables" / "T1.csv").exists()
     assert "3 of 3 runs to execute" in _run(again)
     assert _tables(tmp_path / "whole") == _tables(tmp_path / "killed")
-    assert len(_tables(tmp_path / "whole")) == 12
+    assert len(_tables(tmp_path / "whole")) == 14  # T1 to T6 and the findings, csv and md
 
 
 @pytest.mark.skipif(not SHARED_CROPS.is_dir(), reason="the real crops in ../shared are not here")

@@ -1,7 +1,8 @@
 """Augmentations of Table 1: every random number of an image comes from that image's own generator.
 
 An augmentation is named by its parts joined with "+", for example "erasing+sharpen"; "none" is the empty one.
-Parts work on (height, width, 3) uint8 crops, except erasing, which blanks a box of the normalised image.
+Parts work on (height, width, 3) uint8 crops, except erasing, which blanks a box of the normalised image: a box is
+(top, bottom, left, right) in pixels, bottom and right excluded.
 """
 
 import math
@@ -89,7 +90,7 @@ def augment(image, parts, rng, flip=False):
     """Augment one crop.
 
     `image` (h, w, 3) uint8 is left as it is; `parts` from `parse_augmentation`; `flip` is decided by the caller, since
-    the images of a pair flip together. Returns the uint8 image and the box to erase after normalisation (or None).
+    the images of a pair flip together. Returns the uint8 image and the box to erase after normalisation, or None.
     """
     height, width = image.shape[:2]
     if flip:
@@ -105,15 +106,23 @@ def augment(image, parts, rng, flip=False):
     return image, box
 
 
-def normalise(images, mean, std, boxes=()):
-    """(N, h, w, 3) uint8 -> (N, 3, h, w) float32 tensor, (x / 255 − mean) / std; boxes, one an image, become 0."""
+def normalise(images, mean, std, boxes=(), out=None):
+    """(x / 255 − mean) / std of uint8 images, on the device where they are.
+
+    `images` (N, h, w, 3) uint8, tensor or array -> (N, 3, h, w) float32 tensor with channels last in memory; `boxes`,
+    one an image or None, become 0. `out`: a former result of the same shape and device to write into, which saves the
+    allocation, the dearest part of a large batch on a CPU.
+    """
     import torch
 
-    mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
-    std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(torch.float32)
-    pixels = pixels.mul_(1 / (255 * std)).sub_(mean / std)
+    images = torch.as_tensor(images)
+    n, height, width, _ = images.shape
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=images.device) for values in (mean, std))
+    # Whole rows of pixels, so that the loops below run along w · 3 values and not along 3.
+    scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
+    pixels = torch.empty(images.shape, device=images.device) if out is None else out.permute(0, 2, 3, 1)
+    pixels.view(n * height, 3 * width).copy_(images.reshape(n * height, 3 * width)).mul_(scale).sub_(shift)
     for i, box in enumerate(boxes):
         if box is not None:
-            pixels[i, :, box[0] : box[1], box[2] : box[3]] = 0
-    return pixels
+            pixels[i, box[0] : box[1], box[2] : box[3]] = 0
+    return pixels.permute(0, 3, 1, 2)

@@ -73,17 +73,23 @@ def pk_batches(players, n_players, n_images, seed, epoch):
 
 
 class EpochBatches:
-    """The batches of one epoch, as a map-style data set: item b is (images, player labels) of batch b.
+    """The batches of one epoch, as a map-style data set: item b is what batch b is made of.
 
-    `images` (N, h, w, 3) uint8, `labels` (N,) int64. With `pairs` an item holds the queries, then their partners in
-    the same order; without, the images of `batches` alone. Every draw follows from (seed, epoch, image index), so any
-    number of workers gives the same tensors.
+    `images` (N, h, w, 3) uint8, `labels` (N,) int64. An item holds tensors: images (n, h, w, 3) uint8, boxes to erase
+    (n, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
+    into what an encoder takes. With `pairs` the queries come first, then their partners in the same order; without, the
+    images of `batches` alone. `share` (k, n): the images of part k of n of each batch alone, and the labels of all of
+    it. Every draw follows from (seed, epoch, image index), with the place in the epoch where an
+    image may recur, so any number of workers gives the same tensors.
     """
 
-    def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True):
+    def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True, share=(0, 1)):
         self.images, self.labels, self.batches = images, np.asarray(labels), batches
         self.seed, self.epoch, self.pairs = seed, epoch, pairs
         self.parts, self.mean, self.std = parse_augmentation(augmentation), mean, std
+        self.share = share
+        if self.batches.shape[1] % share[1]:
+            raise ValueError(f"{self.batches.shape[1]} draws a batch cannot be shared by {share[1]} processes alike")
         self.members = {p: np.flatnonzero(self.labels == p) for p in np.unique(self.labels)}
 
     def __len__(self):
@@ -92,15 +98,24 @@ class EpochBatches:
     def __getitem__(self, b):
         import torch
 
-        drawn = [self._draw(int(i)) for i in self.batches[b]]
+        part, parts = self.share
+        size = len(self.batches[b]) // parts
+        places = range(part * size, (part + 1) * size)
+        drawn = [self._draw(int(self.batches[b][k]), () if self.pairs else (b, k)) for k in places]
         sides = range(2 if self.pairs else 1)
         images = np.stack([item[side][0] for side in sides for item in drawn])
-        boxes = [item[side][1] for side in sides for item in drawn]
+        boxes = np.array([item[side][1] or (0, 0, 0, 0) for side in sides for item in drawn])
         labels = np.tile(self.labels[self.batches[b]], len(sides))
-        return normalise(images, self.mean, self.std, boxes), torch.from_numpy(labels)
+        return tuple(map(torch.from_numpy, (images, boxes, labels)))
 
-    def _draw(self, index):
-        rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index])
+    def ready(self, item, device="cpu", out=None):
+        """(images (n, 3, h, w) float32, labels (n,)) of an item, normalised and erased on a device; `out` as there."""
+        images, boxes, labels = item
+        images = images.to(device, non_blocking=True)
+        return normalise(images, self.mean, self.std, boxes.tolist(), out), labels.to(device, non_blocking=True)
+
+    def _draw(self, index, where):
+        rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index, *where])
         others = self.members[self.labels[index]]
         partner = others[(np.searchsorted(others, index) + 1 + rng.integers(max(1, len(others) - 1))) % len(others)]
         flip = "flip" in self.parts and rng.random() < 0.5

@@ -12,7 +12,7 @@ from reid_utils.data.layout import FOLDERS, challenge_truth, file_names, find_ro
 
 __all__ = [
     "COLUMNS", "assign_folds", "challenge_truth", "check_counts", "counts", "data_fingerprint", "find_root",
-    "fold_split", "load_manifest", "validate_images",
+    "fold_split", "load_manifest", "training_and_validation", "validate_images",
 ]  # fmt: skip
 
 COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera"]
@@ -146,6 +146,29 @@ def fold_split(manifest, k) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     if is_gallery.all():
         raise ValueError(f"fold {k} has no image of frame 00 to be a query: take another fold")
     return train[train["fold"] != k], held_out[is_gallery == 0], held_out[is_gallery == 1]
+
+
+def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.DataFrame]:
+    """(labels of all images, validation rows) of a manifest: what a training learns from and what it is scored on.
+
+    `train_on`: "train" (the official split), "train+test" (every labelled image: the challenge entry) or "fold K" (the
+    training images but fold K, which is validated in place of the test split). Labels (N,) int64 in the manifest's
+    order: the player 0…P−1, or −1 where an image is not trained on. Validation rows have the roles query and gallery
+    and keep their manifest index. Raises ValueError for any other `train_on` and for a fold that is not there.
+    """
+    training = manifest[manifest["split"] == "train"]
+    validation = manifest[manifest["split"] == "test"]
+    fold = re.fullmatch(r"fold ([0-9]+)", train_on)
+    if fold:
+        training, *held_out = fold_split(manifest, int(fold[1]))
+        validation = pd.concat(held_out)
+    elif train_on == "train+test":
+        training = pd.concat([training, validation])
+    elif train_on != "train":
+        raise ValueError(f'train_on is {train_on!r}: give "train", "train+test" or "fold K", as in "fold 0"')
+    labels = np.full(len(manifest), -1, np.int64)
+    labels[training.index] = np.unique(training["player"], return_inverse=True)[1]
+    return labels, validation
 
 
 def counts(manifest) -> pd.DataFrame:

@@ -7,27 +7,44 @@ import numpy as np
 import torch
 
 from reid_utils.data.augmentation import normalise
+from reid_utils.learning.models import load_weights
 
 
-def extract_features(encoder, images, batch_size=128, flip=False):
+def extract_features(encoder, images, batch_size=128, flip=False, rows=None):
     """Unit-length features of letterboxed images, without augmentation.
 
-    images (N, h, w, 3) uint8 -> (N, d) float32, computed in evaluation mode on the encoder's device; `flip` averages
-    with the mirrored image (off in the paper). The encoder's mode is left as it was.
+    images (N, h, w, 3) uint8 -> (N, d) float32, or (n, d) for the indices `rows` (n,) alone; computed in evaluation
+    mode on the encoder's device. `flip` averages with the mirrored image (off in the paper). The encoder's mode is left
+    as it was.
     """
+    taken = np.arange(len(images)) if rows is None else rows
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
-    rows = []
+    found = []
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = normalise(images[start : start + batch_size], encoder.mean, encoder.std).to(device)
+        for start in range(0, len(taken), batch_size):
+            chosen = torch.from_numpy(images[taken[start : start + batch_size]]).to(device)
+            batch = normalise(chosen, encoder.mean, encoder.std)
             features = encoder(batch)
             if flip:
                 features = torch.nn.functional.normalize(features + encoder(batch.flip(3)), dim=1)
-            rows.append(features.cpu())
+            found.append(features.cpu())
     encoder.train(was_training)
-    return torch.cat(rows).numpy()
+    return torch.cat(found).numpy()
+
+
+def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
+    """Load a weights file into an encoder and write the features of every set: `folder`/<set>.npz.
+
+    `images` (N, h, w, 3) uint8; `evaluated`: {set: its rows of the manifest, index kept}; `flip` averages with the
+    mirrored image. Raises ValueError where the weights are of another encoder.
+    """
+    load_weights(weights, encoder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, rows in evaluated.items():
+        features = extract_features(encoder, images, flip=flip, rows=rows.index.to_numpy())
+        save_features(Path(folder) / f"{name}.npz", rows, features, weights)
 
 
 def save_features(path, manifest, features, weights_file=None):
@@ -36,7 +53,7 @@ def save_features(path, manifest, features, weights_file=None):
     `manifest`: the split's rows (roles query and gallery) in the order of `features` (N, d). Keys of the file: query,
     gallery (float32), {query,gallery}_{players,cameras} (int64), {query,gallery}_images (text), weights_sha256 (text).
     """
-    arrays = {"weights_sha256": np.array(_file_hash(weights_file) if weights_file else "")}
+    arrays = {"weights_sha256": np.array(file_hash(weights_file) if weights_file else "")}
     for role in ("query", "gallery"):
         rows = (manifest["role"] == role).to_numpy()
         arrays[role] = features[rows].astype(np.float32)
@@ -50,5 +67,6 @@ def save_features(path, manifest, features, weights_file=None):
     part.replace(path)
 
 
-def _file_hash(path):
+def file_hash(path):
+    """SHA-256 (hex) of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,6 +1,7 @@
 """Losses on unit-length features: symmetric InfoNCE, the ID loss and batch-hard triplet."""
 
 import math
+import re
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ class Objective(nn.Module):
 
     def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3):
         super().__init__()
-        self.weights = parse_loss(loss)
+        self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
         self.label_smoothing, self.margin = label_smoothing, margin
         if self.weights.keys() & {"infonce", "id"}:
             self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
@@ -77,11 +78,28 @@ class Objective(nn.Module):
 
 
 def parse_loss(loss):
-    """{"infonce": 1.0, "triplet": 0.5} of "infonce+0.5*triplet"; raises ValueError naming an unknown term."""
+    """{"infonce": 1.0, "triplet": 0.5} of "infonce+0.5*triplet".
+
+    Raises ValueError naming a term that is unknown or named twice, or a weight that is not a number above 0.
+    """
     weights = {}
     for term in loss.split("+"):
-        factor, _, name = term.rpartition("*")
+        factor, star, name = term.rpartition("*")
         if name not in ("infonce", "id", "triplet"):
             raise ValueError(f"loss {loss!r}: unknown term {name!r}; known: infonce, id, triplet")
-        weights[name] = float(factor) if factor else 1.0
+        if name in weights:
+            raise ValueError(f"loss {loss!r} names {name} twice; add the two weights up")
+        weights[name] = _weight(factor, loss) if star else 1.0
     return weights
+
+
+def takes_pairs(loss):
+    """Whether a loss is computed on pairs: all but the triplet loss without InfoNCE, which takes players × images."""
+    weights = parse_loss(loss)
+    return "infonce" in weights or "triplet" not in weights
+
+
+def _weight(text, loss):
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", text) or not float(text):
+        raise ValueError(f"loss {loss!r}: {text!r} is no weight; write a number above 0, as in infonce+0.5*triplet")
+    return float(text)

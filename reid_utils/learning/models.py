@@ -1,9 +1,6 @@
 """Encoders by name: timm's, and the image towers of open_clip."""
 
 import json
-import statistics
-import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -25,33 +22,43 @@ class Encoder(nn.Module):
         return nn.functional.normalize(self.trunk(images).float(), dim=1)
 
 
-def build_encoder(backbone, image_size=None, pretrained=False, weights_dir=None):
-    """Build an encoder by name.
+def build_encoder(
+    backbone,
+    image_size=None,
+    pretrained=False,
+    weights_dir=None,
+    projection=False,
+    gradient_checkpointing=False,
+    weights_file=None,
+):
+    """Build an encoder by name, on torch's default device.
 
     `backbone` is a timm name ("resnet50") or an open_clip pair "model/weights" ("ViT-L-14-quickgelu/openai"), whose
-    projection is removed as the paper does; `image_size` (height, width) or None for the model's own. With `pretrained`
-    the weights come from `weights_dir` (`<backbone with / as _>.safetensors`) or else by name from the library's hub.
-    Raises ValueError for an unknown name and FileNotFoundError, naming the file to fetch, when weights cannot be had.
+    projection is removed as the paper does unless `projection`; `image_size` (height, width) or None for the model's
+    own. With `pretrained` the weights come from `weights_dir` (`<backbone with / as _>.safetensors`, the file that the
+    hub keeps), from `weights_file` where given, or else by name from the hub; position embeddings are resampled to
+    `image_size`. `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more
+    work, the same gradients.
+    Raises ValueError for an unknown name, and FileNotFoundError naming the file to fetch where weights cannot be had.
     """
-    build = _open_clip_encoder if "/" in backbone else _timm_encoder
-    local = find_weights(backbone, weights_dir) if pretrained else None
-    try:
-        encoder = build(backbone, image_size, pretrained and local is None, local)
-    except (OSError, RuntimeError) as error:
-        if not pretrained or local is not None:
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(
-            f"no pretrained weights for {backbone} ({reason}); put {weights_file_name(backbone)} into the folder "
-            "named by weights_dir, or set pretrained to false"
-        ) from error
+    backbone = full_name(backbone)
+    local = (weights_file or find_weights(backbone, weights_dir)) if pretrained else None
+    if "/" in backbone:
+        encoder = _open_clip_encoder(backbone, image_size, pretrained, local, projection)
+    else:
+        encoder = _timm_encoder(backbone, image_size, pretrained, local)
+    if gradient_checkpointing:
+        try:
+            encoder.trunk.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise ValueError(f"{backbone} must keep its activations; set gradient_checkpointing to false") from None
     # A quarter faster for small CNNs on a CPU, and what tensor cores want.
     return encoder.to(memory_format=torch.channels_last)
 
 
 def weights_file_name(backbone):
     """Name under which a backbone's weights are looked for in `weights_dir`."""
-    return backbone.replace("/", "_") + ".safetensors"
+    return full_name(backbone).replace("/", "_") + ".safetensors"
 
 
 def find_weights(backbone, weights_dir):
@@ -60,55 +67,132 @@ def find_weights(backbone, weights_dir):
     return path if path is not None and path.exists() else None
 
 
-def load_trunk(trunk, path):
-    """Load a safetensors file of the bare backbone, as timm or open_clip names its tensors."""
-    from safetensors.torch import load_file
+def _unavailable(backbone, repository, error):
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return FileNotFoundError(
+        f"no pretrained weights for {backbone} ({reason}); put the safetensors file of the hub's {repository} as "
+        f"{weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
+    )
 
-    tensors = load_file(path)
-    visual = {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
-    result = trunk.load_state_dict(visual or tensors, strict=False)
-    if result.missing_keys:
-        raise ValueError(
-            f"{path} does not fit the backbone: tensor {result.missing_keys[0]!r} is missing; fetch the file "
-            "of this very backbone"
-        )
+
+def _does_not_fit(path, error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ValueError(f"{path} does not fit the backbone ({' '.join(lines[:2])}); fetch the file of this very backbone")
 
 
 def _timm_encoder(backbone, image_size, pretrained, local):
     import timm
+    from safetensors import SafetensorError
 
     if not timm.is_model(backbone):
         close = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:3]
         raise ValueError(f"timm has no model {backbone!r}; perhaps one of {close or timm.list_models()[:3]}")
-    trunk = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
-    if local is not None:
-        load_trunk(trunk, local)  # before resizing, which resamples the position embeddings
+    # A local file takes the way of a downloaded one; with the head, since timm checks whole files alone.
+    given = {"pretrained_cfg_overlay": {"file": str(local)}} if local else {} if pretrained else {"num_classes": 0}
+    try:
+        trunk = timm.create_model(backbone, pretrained=pretrained, **given)
+        trunk.reset_classifier(0)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if local is not None:
+            raise _does_not_fit(local, error) from error
+        if pretrained:
+            raise _unavailable(backbone, timm.get_pretrained_cfg(backbone).hf_hub_id or "timm", error) from error
+        raise
     config = trunk.pretrained_cfg
-    own = config["input_size"][1:]
-    if image_size is not None and hasattr(trunk, "set_input_size"):
-        trunk.set_input_size(img_size=tuple(image_size))
+    own = tuple(config["input_size"][1:])
+    image_size = tuple(image_size or own)
+    if image_size != own and hasattr(trunk, "set_input_size"):
+        trunk.set_input_size(img_size=image_size)
     dim = getattr(trunk, "head_hidden_size", trunk.num_features)
-    return Encoder(trunk, dim, config["mean"], config["std"], image_size or own)
+    return Encoder(trunk, dim, config["mean"], config["std"], image_size)
 
 
-def _open_clip_encoder(backbone, image_size, pretrained, local):
+def full_name(backbone):
+    """A backbone's name with OpenAI's CLIP weights put under the QuickGELU models that they were trained with."""
+    name, _, tag = backbone.partition("/")
+    return f"{name}-quickgelu/{tag}" if tag == "openai" and not name.endswith("-quickgelu") else backbone
+
+
+def _open_clip_config(backbone):
+    """(model name, open_clip's entry for the weights); ValueError for unknown names and another activation."""
     import open_clip
 
-    name, tag = backbone.split("/")
-    if tag == "openai" and not name.endswith("-quickgelu"):
-        raise ValueError(f"OpenAI's weights were trained with QuickGELU; write {name}-quickgelu/openai")
+    name, tag = backbone.split("/", 1)
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}; open_clip.list_models() names them")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
-        clip = open_clip.create_model(name, pretrained=tag if pretrained else None, force_image_size=image_size)
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(f"open_clip has no weights {tag!r} for {name}; known: {known}")
+    trained, built = (bool(source.get("quick_gelu")) for source in (config, open_clip.get_model_config(name)))
+    if trained != built:
+        other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"{backbone}: these weights were trained with{'' if trained else 'out'} QuickGELU; write {other}/{tag}"
+        )
+    return name, config
+
+
+def _open_clip_encoder(backbone, image_size, pretrained, local, projection):
+    import open_clip
+    from safetensors import SafetensorError
+
+    name, config = _open_clip_config(backbone)
+    path = (local or _download_clip(backbone, config)) if pretrained else None
+    try:
+        clip = open_clip.create_model(name, pretrained=path and str(path), device=torch.get_default_device())
+    except (RuntimeError, SafetensorError) as error:
+        if path is None:
+            raise
+        raise _does_not_fit(path, error) from error
     trunk = clip.visual
-    if local is not None:
-        load_trunk(trunk, local)
-    trunk.proj = None
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    size = trunk.image_size if isinstance(trunk.image_size, tuple) else (trunk.image_size,) * 2
-    return Encoder(trunk, trunk.ln_post.normalized_shape[0], mean, std, size)
+    own = trunk.image_size if isinstance(trunk.image_size, tuple) else (trunk.image_size,) * 2
+    image_size = tuple(image_size or own)
+    if image_size != own:
+        _resize_tower(trunk, image_size, backbone)
+    dim = open_clip.get_model_config(name)["embed_dim"] if projection else _remove_projection(trunk, backbone)
+    mean, std = config.get("mean") or open_clip.OPENAI_DATASET_MEAN, config.get("std") or open_clip.OPENAI_DATASET_STD
+    return Encoder(trunk, dim, mean, std, image_size)
+
+
+def _download_clip(backbone, config):
+    import open_clip
+
+    try:
+        return open_clip.download_pretrained(config)
+    except (OSError, RuntimeError) as error:
+        raise _unavailable(backbone, config.get("hf_hub", "").rstrip("/") or "open_clip", error) from error
+
+
+def _resize_tower(trunk, image_size, backbone):
+    """Make an open_clip image tower take images of another size, its position embeddings resampled."""
+    from timm.layers import resample_abs_pos_embed
+
+    if hasattr(trunk, "set_input_size"):  # a timm model
+        trunk.set_input_size(image_size)
+    elif hasattr(trunk, "grid_size"):
+        grid = tuple(side // patch for side, patch in zip(image_size, trunk.patch_size, strict=True))
+        old, table = trunk.grid_size, trunk.positional_embedding
+        table = resample_abs_pos_embed(table.detach()[None], grid, old, len(table) - old[0] * old[1])[0]
+        trunk.positional_embedding = nn.Parameter(table, trunk.positional_embedding.requires_grad)
+        trunk.grid_size, trunk.image_size = grid, image_size
+    else:
+        raise ValueError(f"{backbone} takes images of {trunk.image_size} × {trunk.image_size} pixels only")
+
+
+def _remove_projection(trunk, backbone):
+    """Take the projection off an open_clip image tower -> width of the features before it."""
+    if hasattr(trunk, "ln_post"):
+        trunk.proj = None
+        return trunk.ln_post.normalized_shape[0]
+    head = getattr(trunk, "head", None)
+    if hasattr(head, "proj"):
+        width, head.proj = head.proj.in_features, nn.Identity()
+    elif hasattr(head, "mlp"):
+        width, head.mlp = head.mlp.fc1.in_features, nn.Identity()
+    else:
+        raise ValueError(f"the projection of {backbone} is part of its pooling; set projection to true")
+    return width
 
 
 def save_weights(path, encoder, described):
@@ -136,37 +220,3 @@ def load_weights(path, encoder):
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be loaded into this encoder ({reason}); delete it and run again") from error
     return encoder
-
-
-def count_parameters(encoder):
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-
-
-def count_gflops(encoder):
-    """GFLOPs (multiply and add counted apart) of one image's forward pass at the encoder's size."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    was_training = encoder.training
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        encoder(torch.zeros(1, 3, *encoder.image_size, device=device))
-    encoder.train(was_training)
-    return counter.get_total_flops() / 1e9
-
-
-def milliseconds_an_image(encoder, batch_size=16, repeats=5):
-    """Milliseconds that an image's forward pass takes on this device: median of `repeats` batches, after a warm-up."""
-    device = next(encoder.parameters()).device
-    was_training = encoder.training
-    encoder.eval()
-    batch = torch.zeros(batch_size, 3, *encoder.image_size, device=device)
-    times = []
-    with torch.inference_mode():
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            encoder(batch).sum().item()
-            times.append(time.perf_counter() - start)
-    encoder.train(was_training)
-    return 1000 * statistics.median(times[1:]) / batch_size

@@ -18,8 +18,11 @@ def duration(seconds):
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def plan_text(runs, states, chosen, jobs, root, details=True):
-    """What will be done, as text: with `details` every run of the plan, then one line with the estimate."""
+def plan_text(runs, states, chosen, jobs, root, details=True, needs=None):
+    """What will be done, as text: with `details` every run of the plan, then one line with the estimate.
+
+    needs: {run id: what it needs of the machine}, told with the details.
+    """
     if chosen:
         total = duration(total_seconds(chosen, states, jobs))
         last = f"{len(chosen)} of {len(runs)} runs to execute, about {total} with {jobs} at once; results in {root}"
@@ -27,7 +30,7 @@ def plan_text(runs, states, chosen, jobs, root, details=True):
         left = sum(states[run.id].name != "done" for run in runs)
         done = f"the runs asked for are done, of the others {left} not" if left else f"all {len(runs)} runs are done"
         last = f"{done}; tables in {root / 'tables'}"
-    return "\n".join([*(_run_lines(runs, states) if details else ()), last])
+    return "\n".join([*(_run_lines(runs, states, needs or {}) if details else ()), last])
 
 
 def total_seconds(chosen, states, jobs):
@@ -36,7 +39,7 @@ def total_seconds(chosen, states, jobs):
     return max(sum(states[run.id].seconds for run in chosen) / jobs, max(chains.values(), default=0))
 
 
-def _run_lines(runs, states):
+def _run_lines(runs, states, needs):
     """Each notebook with its common parameters, under it each run with state, estimate, own parameters and inputs."""
     lines = []
     for stem in dict.fromkeys(run.notebook for run in runs):
@@ -52,6 +55,7 @@ def _run_lines(runs, states):
             own = {name: value for name, value in run.parameters.items() if name not in common}
             reason = f" ({_shorten(state.reason, 120)})" if state.reason else ""
             lines.append(f"  {state.name:<6} {duration(state.seconds):>12}  {run.id}{reason}")
+            lines += [f"{'':23}{needs[run.id]}"] if run.id in needs else []
             lines += [f"{'':23}{_settings(own)}"] if own else []
             lines += [f"{'':23}reads {_shorten(', '.join(run.inputs), 160)}"] if run.inputs else []
     return lines
@@ -102,6 +106,11 @@ class Progress:
         self.running[run_id] = time.monotonic()
         if not self.live:
             self._line(f"start   {run_id} (about {duration(self.seconds[run_id])})")
+
+    def note(self, text):
+        """Write a line that is neither a start nor an end."""
+        self._clear()
+        self._line(text)
 
     def ended(self, result):
         """Note what a run came to, with its message where it failed."""

@@ -1,8 +1,9 @@
 """The study file: reading, checking and overriding it; a mistake costs one line, not a run."""
 
 import difflib
+import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -13,11 +14,14 @@ STUDY_FIELDS = {
     "data": str,
     "rendering": dict,
     "threads": int,
+    "estimate": dict,
     "notebooks": list,
 }
 ENTRY_FIELDS = {
     "notebook": str,
+    "name": str,
     "minutes": (int, float),
+    "gpus": int,
     "parameters": dict,
     "grid": list,
     "named_by": list,
@@ -25,7 +29,17 @@ ENTRY_FIELDS = {
     "sets": dict,
     "after": (str, list),
 }
-SELECTION_FIELDS = {"notebook": str, "where": dict}
+SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+ESTIMATE_FIELDS = {
+    "notebook": str,
+    "teraflops": (int, float),
+    "training_images": int,
+    "other_images": int,
+    "final_images": int,
+    "backbones": dict,
+}
+COST_FIELDS = dict.fromkeys(("parameters", "gflops", "activations"), (int, float))
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
@@ -36,7 +50,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """A study file as read: `entries` are the mappings under `notebooks`."""
+    """A study file as read: `entries` are the mappings under `notebooks`, `estimate` what an image costs (or empty)."""
 
     name: str
     question: str
@@ -44,10 +58,18 @@ class Study:
     rendering: dict
     threads: int
     entries: tuple
+    estimate: dict = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 4e-5 is a number, as it is in YAML 1.2."""
+    """YAML in which 4e-5 is a number, as it is in YAML 1.2, and a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -60,9 +82,15 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text, origin):
     """The value of a YAML text (str); `origin` names it in errors. Raises StudyError where it is not YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+        json.dumps(value, default=str, skipkeys=True)  # ends where a value holds itself
     except yaml.YAMLError as error:
         raise StudyError(f"{origin} is not readable YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError):
+        raise StudyError(
+            f"{origin} holds a value that cannot be read, is nested too deep or refers to itself"
+        ) from None
+    return value
 
 
 def unknown(what, name, known):
@@ -103,7 +131,14 @@ def _check_entry(entry, where):
     _check_fields(entry, ENTRY_FIELDS, where)
     if "notebook" not in entry:
         raise StudyError(f"{where} lacks the key 'notebook'")
+    if not re.fullmatch(NAME, entry["notebook"]):
+        raise StudyError(
+            f"{where}: notebook must be a file's name without folder and .ipynb, not {entry['notebook']!r}"
+        )
     where = f"{where} ({entry['notebook']})"
+    for key in ("minutes", "gpus"):
+        if not 0 <= entry.get(key, 0) < float("inf"):
+            raise StudyError(f"{where}: {key} must be at least 0, not {entry[key]}")
     shapes = [key for key in SHAPES if key in entry]
     if len(shapes) > 1:
         raise StudyError(f"{where} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
@@ -122,10 +157,24 @@ def _check_entry(entry, where):
             raise StudyError(f"{where}: {name} lacks the key 'notebook'")
 
 
+def _check_estimate(content, where):
+    """Raise StudyError unless the study's `estimate` names every cost of every backbone."""
+    tables = [(content, ESTIMATE_FIELDS, f"{where}: estimate")]
+    tables += [(cost, COST_FIELDS, f"{where}: estimate: {name}") for name, cost in content.get("backbones", {}).items()]
+    for mapping, fields, place in tables:
+        _check_fields(mapping, fields, place)
+        for key in fields.keys() - mapping.keys():
+            raise StudyError(f"{place} lacks the key {key!r}")
+
+
 def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
-    content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path.name} is not UTF-8 text ({error}); save it as such") from None
+    content = parse_yaml(text, path.name)
     _check_fields(content, STUDY_FIELDS, path.name)
     for key in ("study", "data", "notebooks"):
         if not content.get(key):
@@ -134,6 +183,8 @@ def read_study(path):
         raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
     if content.get("threads", 1) < 1:
         raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
+    if "estimate" in content:
+        _check_estimate(content["estimate"], path.name)
     for number, entry in enumerate(content["notebooks"], 1):
         _check_entry(entry, f"{path.name}: notebook {number}")
     return Study(
@@ -143,6 +194,7 @@ def read_study(path):
         content.get("rendering", {}),
         content.get("threads", 1),
         tuple(content["notebooks"]),
+        content.get("estimate", {}),
     )
 
 

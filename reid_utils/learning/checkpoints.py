@@ -1,0 +1,84 @@
+"""Checkpoints of a training run: written whole, the one before kept, read back to the bit."""
+
+import pickle
+import zipfile
+import zlib
+
+import numpy as np
+import torch
+
+# What reading a checkpoint with spoilt bytes raises.
+_DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+_KEYS = {"described", "generator", "gpu_generators", "state"}
+
+
+def save_checkpoint(folder, described, parts, state):
+    """Write all that a run needs to go on; the checkpoint before it is kept as `checkpoint.previous.pt`.
+
+    `described`: plain JSON that determines the run; `parts`: {name: what has a state_dict}; `state`: where the run is,
+    with its `history`, dicts of numbers and arrays. The generators of the CPU and of the GPUs go with them.
+    """
+    history = [_convert(row, np.ndarray, torch.from_numpy) for row in state["history"]]
+    content = {name: part.state_dict() for name, part in parts.items()}
+    content |= {
+        "described": described,
+        "generator": torch.get_rng_state(),
+        "gpu_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "state": {**state, "history": history},
+    }
+    target, part_file = folder / "checkpoint.pt", folder / "checkpoint.part"
+    torch.save(content, part_file)
+    if target.exists():
+        target.replace(folder / "checkpoint.previous.pt")
+    part_file.replace(target)
+
+
+def load_checkpoint(folder, described, parts):
+    """Put the newest readable checkpoint of a folder into `parts`; returns its state, or None where there is none.
+
+    Raises ValueError when the only checkpoints are unreadable or belong to a run of other settings.
+    """
+    paths = [p for p in (folder / "checkpoint.pt", folder / "checkpoint.previous.pt") if p.exists()]
+    for path in paths:
+        content = _read(path)
+        if content is None:
+            continue
+        if content["described"] != described:
+            raise ValueError(f"{path} belongs to other settings; delete the folder {folder} or restore the settings")
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+        torch.set_rng_state(content["generator"])
+        if len(content["gpu_generators"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(content["gpu_generators"])
+        state = content["state"]
+        history = [_convert(row, torch.Tensor, torch.Tensor.numpy) for row in state["history"]]
+        return {**state, "history": history}
+    if paths:
+        raise ValueError(f"no checkpoint in {folder} can be read; delete checkpoint*.pt there to start again")
+    return None
+
+
+def _read(path):
+    """The content of a checkpoint, or None (and a line that says so) where the file is damaged."""
+    try:
+        reason = _damage(path)
+        content = None if reason else torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if not reason and not (isinstance(content, dict) and content.keys() >= _KEYS):
+        reason = "it is no checkpoint of a training"
+    if not reason:
+        return content
+    print(f"{path} is damaged ({reason}); trying the one before it")
+    return None
+
+
+def _damage(path):
+    """What a checksum says against a file, or None: torch.load does not look at them."""
+    with zipfile.ZipFile(path) as file:
+        bad = file.testzip()
+    return bad and f"the checksum of {bad} is wrong"
+
+
+def _convert(row, kind, convert):
+    return {key: convert(value) if isinstance(value, kind) else value for key, value in row.items()}
