@@ -139,6 +139,8 @@ def _touch_the_explorer(page):
     page.wait_for_function("([e, t]) => e.innerText != t", arg=[view.element_handle(), first])
     processing.select_option("none")
     page.wait_for_function("e => !/[▲▼] \\d/.test(e.innerText)", arg=view.element_handle())
+    chosen = query.evaluate("list => list.selectedOptions[0].innerText.replaceAll('\\u00a0', ' ')")
+    assert chosen.split(" · ")[1] + "," in view.inner_text()  # the list names the query that is shown
     images = view.locator("img")
     assert images.count() == 11
     assert images.evaluate_all("images => images.every(image => image.naturalWidth > 0)")
