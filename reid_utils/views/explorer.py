@@ -105,7 +105,7 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
     from IPython.display import HTML
 
     start = (next(iter(runs)), post_processing, k1, k2, jaccard_weight)
-    rank = lru_cache(maxsize=32)(partial(_distances_and_aps, runs))
+    rank = lru_cache(maxsize=8)(partial(_distances_and_aps, runs))
     picture = lru_cache(maxsize=4096)(lambda role, image: thumbnail(read_image(role, image)))
 
     def view(settings, q):
