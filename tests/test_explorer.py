@@ -65,6 +65,11 @@ def test_where_nobody_sits_the_worst_query_is_shown_without_scripts():
     assert "All 5 true matches" in shown.data and {"✓", "✗"} & set(shown.data)
 
 
+def shown_ap(view):
+    """The average precision after post-processing that a view tells."""
+    return float(re.search(r"→ ([0-9.]+)", view.value)[1])
+
+
 def test_controls_change_what_is_shown():
     box = explore({"first": run(), "second": run(1)}, read_image, k1=5, k2=2, live=True)
     (query, chosen, processing), (k1, _, weight) = box.children[0].children, box.children[1].children
@@ -75,7 +80,8 @@ def test_controls_change_what_is_shown():
     for control, value in ((query, 2), (k1, 9), (weight, 0.2), (processing, "none"), (chosen, "second")):
         control.value = value
         seen.add(view.value)
-        assert query.value == 2 or control is chosen
+        assert query.value == query.options[query.index][1] == 2  # the query stays, wherever it now stands in the list
+        assert query.label == f"AP {shown_ap(view):.2f} · player 2"
     assert len(seen) == 6
     assert not re.search(r"[▲▼] \d", view.value) and k1.disabled
 

@@ -98,7 +98,7 @@ def test_notebooks_are_closed_to_who_has_no_token(lab):
     assert refused.value.code == 403 and lab["token"]
 
 
-def test_the_way_through_the_notebooks_opens_them_and_they_run_and_react(lab, chromium, tmp_path):
+def test_the_way_through_the_notebooks_opens_them_and_they_run_and_react(lab, chromium):
     page = chromium.new_page(viewport={"width": 1500, "height": 1000})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{lab['url']}lab/tree/notebooks/README.md?token={lab['token']}")
@@ -113,7 +113,6 @@ def test_the_way_through_the_notebooks_opens_them_and_they_run_and_react(lab, ch
     page.click('.lm-TabBar-tabLabel:has-text("05_embedding")')
     assert _finish(page, 0) == []
     _touch_the_explorer(page)
-    page.screenshot(path=tmp_path / "explorer.png")
     page.close()
 
 
@@ -135,11 +134,13 @@ def _touch_the_explorer(page):
     view.scroll_into_view_if_needed()
     first = view.inner_text()
     query, run, processing = (page.locator(f"{SHOWN} .widget-dropdown select").nth(k) for k in range(3))
-    assert "AP 0." in query.inner_text() and run.input_value() and "▲" in first
+    assert query.inner_text().startswith("AP") and run.input_value() and "▲" in first
     query.select_option(index=3)
     page.wait_for_function("([e, t]) => e.innerText != t", arg=[view.element_handle(), first])
     processing.select_option("none")
     page.wait_for_function("e => !/[▲▼] \\d/.test(e.innerText)", arg=view.element_handle())
+    chosen = query.evaluate("list => list.selectedOptions[0].innerText.replaceAll('\\u00a0', ' ')")
+    assert chosen.split(" · ")[1] + "," in view.inner_text()  # the list names the query that is shown
     images = view.locator("img")
     assert images.count() == 11
     assert images.evaluate_all("images => images.every(image => image.naturalWidth > 0)")

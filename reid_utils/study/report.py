@@ -111,15 +111,15 @@ def _index(root, notebooks):
     study = read_json(root / "study.json") or {}
     data = ", ".join(sorted({str(r["values"]["note"]) for r in results if "note" in r["values"]}))
     yield f"# Report of the {root.name} study\n\n{study.get('question', '')}\n\nData: {data or study.get('data', '')}."
-    findings = [text for result in results for text in result["values"].get("findings", [])]
-    if findings:
-        yield "## Do the paper's claims hold here?\n\n" + "\n".join(f"- {text}" for text in findings)
+    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root / "tables").glob("*.md"))}
+    if "findings" in found:
+        yield f"## Do the paper's claims hold here?\n\n{found.pop('findings')}"
     yield "## Notebooks, as executed\n\n" + "\n".join(f"- [{p.stem}]({quote(p.stem)}.html)" for p in notebooks)
     yield "## Tables"
     for name, asked in TABLES.items():
-        file = root / "tables" / f"{name}.md"
-        found = file.read_text(encoding="utf-8") if file.exists() else "This study has not made this table."
-        yield f"### {name} · {asked}\n\n{found}"
+        yield f"### {name} · {asked}\n\n{found.pop(name, 'This study has not made this table.')}"
+    for name, table in found.items():
+        yield f"### {name}\n\n{table}"
     yield "## Figures"
     for path in sorted((root / "figures").glob("*.png")):
         yield f"### {path.stem}\n\n{_picture(path)}"

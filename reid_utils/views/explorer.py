@@ -105,7 +105,7 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
     from IPython.display import HTML
 
     start = (next(iter(runs)), post_processing, k1, k2, jaccard_weight)
-    rank = lru_cache(maxsize=32)(partial(_distances_and_aps, runs))
+    rank = lru_cache(maxsize=8)(partial(_distances_and_aps, runs))
     picture = lru_cache(maxsize=4096)(lambda role, image: thumbnail(read_image(role, image)))
 
     def view(settings, q):
@@ -174,7 +174,7 @@ def _live_view(runs, start, rank, view):
     def renew(_=None):
         features, aps = runs[settings()[0]], rank(settings())[1]
         order, former = worst_first(aps), query.value
-        query.unobserve_all("value")  # new options pick the first one: not a choice of the user's
+        query.unobserve(show, "value")  # new options pick the first one: not a choice of the user's
         query.options = [(f"AP {aps[q]:.2f} · player {features['query_players'][q]}", q) for q in order]
         query.value = former if former in order else order[0]
         query.observe(show, "value")
@@ -182,6 +182,7 @@ def _live_view(runs, start, rank, view):
             controls[name].disabled = controls["processing"].value == "none"
         show()
 
+    query.observe(show, "value")
     for control in controls.values():
         control.observe(renew, "value")
     renew()
