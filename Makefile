@@ -6,11 +6,20 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study test lint lab bench clean
+.PHONY: env study verify figures report test test-faults lint lab bench clean
 .DELETE_ON_ERROR:
 
 study: env
 	$(BIN)/python run_all.py $(STUDY)
+
+verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
+	$(BIN)/python -m reid_utils.study.verify
+
+figures: env  # show the finished quick study in figures/ and in the README
+	$(BIN)/python -m reid_utils.study.publish
+
+report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
+	$(BIN)/python -m reid_utils.study.report $(STUDY)
 
 env: .venv/.installed
 
@@ -27,12 +36,17 @@ env: .venv/.installed
 test: env
 	$(BIN)/python -m pytest
 
+test-faults: env
+	$(BIN)/python tests/faults.py
+
 lint: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+# .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks.
 lab: env
-	$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/01_data_exploration.ipynb
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/README.md
 
 bench: env
 	$(BIN)/python -m benchmarks

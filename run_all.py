@@ -18,6 +18,7 @@ def read_plan(args):
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = notebooks.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
+    command.confirm_size(study, args.yes)
     root = args.runs.resolve() / study_file.results_name(study, args.data, args.features)
     runs = plan.expand(study, declared, bool(args.features))
     return study, runs, jobs.pick(runs, args.only), root
@@ -48,13 +49,26 @@ def check_images(folder, fingerprint, root, workers):
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 
-def run_study(args, study, runs, picked, root, folder, fingerprint):
-    """Find out what is left to do and do it, or print it -> exit status."""
+@contextlib.contextmanager
+def place_of(args):
+    """Yield the place where runs are executed: this machine, or a cluster."""
+    if args.scheduler is None or args.dry_run:
+        yield execution.Local(args.jobs)
+        return
+    from reid_utils.study import cluster  # Dask is for those who ask for it: 1 s
+
+    with cluster.connect(args.scheduler) as place:
+        print(f"cluster: {len(place.workers)} workers at {place.address}; dashboard: {place.dashboard}", flush=True)
+        yield place
+
+
+def run_study(args, study, runs, picked, place, root, folder, fingerprint):
+    """Find out what is left to do and do it in a place, or print it -> exit status."""
     runs, needs = estimates.with_estimates(runs, notebooks.declared_in(study, NOTEBOOKS), study.estimate)
     key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
     states = jobs.run_states(runs, root, key)
     chosen, fresh = jobs.choose(runs, states, picked, args.force)
-    print(progress.plan_text(runs, states, chosen, args.jobs, root, args.dry_run, needs), flush=True)
+    print(progress.plan_text(runs, states, chosen, place.slots, root, args.dry_run, needs), flush=True)
     if args.dry_run and needs:
         print(estimates.assumptions(study.estimate))
     if args.dry_run or not chosen:
@@ -63,7 +77,7 @@ def run_study(args, study, runs, picked, root, folder, fingerprint):
     write_json(root / "study.json", {**vars(study), "data folder": str(folder), "command": sys.argv[1:]})
     places = {"root": root, "notebooks": NOTEBOOKS, "data": folder, "features": args.features}
     work = [jobs.make_job(run, runs, key, fresh=run.id in fresh, **places) for run in jobs.in_order(chosen, states)]
-    outcomes = execution.execute(work, args.jobs, progress.Progress(chosen, states, args.jobs))
+    outcomes = execution.execute(work, place, progress.Progress(chosen, states, place.slots))
     print(progress.summary_text(runs, states, outcomes), f"tables in {root / 'tables'}", sep="\n")
     return int(any(result.name != "done" for result in outcomes.values()))
 
@@ -76,9 +90,10 @@ def main(arguments=None):
     try:
         args = command.parse(arguments, __doc__, ROOT / "runs")
         study, runs, picked, root = read_plan(args)
-        data = data_folder(args, study)
-        with contextlib.nullcontext() if args.dry_run else execution.hold(root):
-            return run_study(args, study, runs, picked, root, *data)
+        with place_of(args) as place:
+            data = data_folder(args, study)
+            with contextlib.nullcontext() if args.dry_run else execution.hold(root):
+                return run_study(args, study, runs, picked, place, root, *data)
     except (ValueError, OSError) as error:
         print(f"run_all: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -254,7 +254,7 @@ def test_runs_wait_for_their_inputs_and_keep_the_limit(tmp_path, monkeypatch):
     nap = "import time; time.sleep(0.2)"
     scripts = {name: ([], nap) for name in "abcd"} | {"e": (["a", "b"], nap), "f": (["e", "done before"], nap)}
     show = Show()
-    outcomes = execution.execute(script_jobs(tmp_path, monkeypatch, scripts), 2, show, pause=0.02)
+    outcomes = execution.execute(script_jobs(tmp_path, monkeypatch, scripts), execution.Local(2), show, pause=0.02)
     assert {result.name for result in outcomes.values()} == {"done"} and set(outcomes) == set("abcdef")
     assert show.most == 2 and show.events.index("-b") < show.events.index("+e") and show.events[-1] == "-f"
 
@@ -268,7 +268,7 @@ def test_a_failure_stops_its_dependents_only(tmp_path, monkeypatch):
         "after that": (["good", "after bad"], ""),
         "after good": (["good"], ""),
     }
-    outcomes = execution.execute(script_jobs(tmp_path, monkeypatch, scripts), 2, Show(), pause=0.02)
+    outcomes = execution.execute(script_jobs(tmp_path, monkeypatch, scripts), execution.Local(2), Show(), pause=0.02)
     assert {name: result.name for name, result in outcomes.items()} == {
         "bad": "failed", "killed": "failed", "good": "done",
         "after bad": "not run", "after that": "not run", "after good": "done",
@@ -289,7 +289,7 @@ def test_no_worker_outlives_an_interrupted_loop(tmp_path, monkeypatch):
     start = execution.start_worker
     monkeypatch.setattr(execution, "start_worker", lambda job: processes.append(start(job)) or processes[-1])
     with pytest.raises(KeyboardInterrupt):
-        execution.execute(work, 2, Interrupting(), pause=0.02)
+        execution.execute(work, execution.Local(2), Interrupting(), pause=0.02)
     assert [process.poll() for process in processes] == [-9, -9]
 
 

@@ -58,7 +58,22 @@ def test_weighted_sums_add_up_and_carry_gradients():
     assert features.grad.abs().sum() > 0 and whole.logit_scale.grad is not None
 
 
-@pytest.mark.parametrize("loss", ["arcface", "infonce+ids", ""])
-def test_unknown_loss_names_the_known_ones(loss):
-    with pytest.raises(ValueError, match="known: infonce, id, triplet"):
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ("arcface", "known: infonce, id, triplet"),
+        ("infonce+ids", "known: infonce, id, triplet"),
+        ("", "known: infonce, id, triplet"),
+        ("x*triplet", "'x' is no weight"),
+        ("infonce+0*triplet", "'0' is no weight"),
+        ("*id", "'' is no weight"),
+        ("id+0.5*id", "names id twice"),
+    ],
+)
+def test_a_loss_that_cannot_be_read_is_named_with_the_mend(loss, told):
+    with pytest.raises(ValueError, match=told):
         parse_loss(loss)
+
+
+def test_weights_of_a_sum():
+    assert parse_loss("infonce+.5*triplet+2*id") == {"infonce": 1.0, "triplet": 0.5, "id": 2.0}

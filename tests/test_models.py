@@ -115,6 +115,11 @@ def _file(path, **changes):
         ({"query_players": [1]}, r"query has shape \(2, 3\)"),
         ({"query": np.full((2, 3), np.nan)}, "query row 0 holds NaN"),
         ({"gallery": np.ones((3, 4))}, "query has 3 columns, gallery 4"),
+        ({"query": np.full((2, 3), "x")}, r"mine\.npz is no readable npz .*could not convert string"),
+        ({"query_players": np.array([1, None])}, r"mine\.npz is no readable npz .*Object arrays cannot be loaded"),
+        ({"query_players": 7}, r"query has shape \(2, 3\)"),
+        ({"query_cameras": [0]}, r"query_cameras has shape \(1,\)"),
+        ({"gallery_images": ["a", "b"]}, r"gallery_images has shape \(2,\)"),
     ],
 )
 def test_bad_feature_files_are_named_with_what_is_wrong(tmp_path, changes, message):

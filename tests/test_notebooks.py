@@ -1,7 +1,6 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -76,29 +75,6 @@ def test_parameters_are_literals_with_a_comment_or_a_plain_name(path):
         )
 
 
-def _open_alone(tree, stem):
-    """Execute a notebook with its own parameters, as JupyterLab would, in a copy of the repository."""
-    target = tree / f"{stem}.ipynb"
-    command = ["-m", "papermill", "--no-progress-bar", f"{stem}.ipynb", str(target)]
-    _run(command, cwd=tree / "notebooks", PYTHONPATH=str(tree))
-    return target
-
-
-@pytest.fixture(scope="module")
-def small_study(tmp_path_factory):
-    """runs/lab of a copy of the repository in which 06, 01 and 02 were opened on their own; 06 makes the rest."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("notebooks", "reid_utils", "studies"):
-        shutil.copytree(ROOT / name, tree / name)
-    for name in ("run_all.py", "requirements.lock"):
-        shutil.copy(ROOT / name, tree / name)
-    lab = tree / "studies" / "lab.yaml"
-    lab.write_text(lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1"))
-    alone = [_open_alone(tree, stem) for stem in ("06_paper_tables", "01_data_exploration", "02_training")]
-    assert not any(_errors_of(path) for path in alone)
-    return tree / "runs" / "lab"
-
-
 def test_every_notebook_runs_and_every_table_and_figure_is_there(small_study):
     executed = sorted((small_study / "notebooks").glob("*.ipynb"))
     assert {path.stem[:2] for path in executed} == {"02", "03", "04", "05"}
@@ -128,6 +104,57 @@ def test_tables_agree_with_each_other_and_with_the_features(small_study):
     assert values == {round(100 * float(np.mean(scores)), 2)}
     assert (tables[1]["mAP low"] <= tables[1]["mAP"]).all() and (tables[1]["mAP"] <= tables[1]["mAP high"]).all()
     assert set(tables[1]["seeds"]) == {2} and set(tables[1]["queries"]) == {24}
+    assert (tables[4]["flattery"].dropna() >= 0).all()
+    assert tables[2].loc["test_byobnet: id", "dispersion"] == pytest.approx(_dispersion(small_study, "id"), abs=0.001)
+
+
+def _dispersion(study, loss):
+    """Mean distance of two queries, over both seeds, the plain way."""
+    folder, means = study / "results" / f"02_training__test-byobnet_{loss}_erasing+sharpen", []
+    for seed in (0, 1):
+        query = np.load(folder / f"seed{seed}" / "test.npz")["query"].astype(float)
+        pairs = [np.linalg.norm(a - b) for i, a in enumerate(query) for b in query[:i]]
+        means.append(np.mean(pairs))
+    return np.mean(means)
+
+
+def test_a_pretrained_encoder_starts_from_the_pool_and_is_a_row_of_no_table_but_t4(small_study):
+    tables = {k: pd.read_csv(small_study / "tables" / f"T{k}.csv") for k in (1, 2, 3, 4)}
+    assert sorted(tables[1]["row"]) == ["erasing+sharpen"] and len(tables[2]) == 3 and len(tables[3]) == 10
+    t4 = tables[4].set_index("row")
+    assert list(t4.index[-2:]) == ["test_byobnet pre-trained, plain", "test_byobnet pre-trained, re-ranked (hard)"]
+    pool, pretrained = (
+        pd.read_csv(small_study / "results" / f"02_training__{name}_test-byobnet" / "history.csv")
+        for name in ("pool", "pretrained")
+    )
+    assert list(pretrained.query("epoch == 0")["mAP"]) == list(pool.query("epoch == 1")["mAP"])
+    base, row = t4.loc["test_byobnet, plain"], t4.loc["test_byobnet pre-trained, plain"]
+    assert row["difference"] == pytest.approx(row["mAP"] - base["mAP"], abs=0.011)
+
+
+def test_every_claim_of_the_paper_gets_a_verdict(small_study):
+    from reid_utils.ranking.post_processing import FUSIONS, stack_scores
+    from reid_utils.study.claims import paper_claims
+    from reid_utils.study.tables import SCORES, gather
+
+    findings = pd.read_csv(small_study / "tables" / "findings.csv")
+    told = findings.set_index("claim")["verdict"]
+    assert told.str.startswith(("supported", "not supported", "cannot be told")).all()
+    words = ("InfoNCE beats", "InfoNCE spreads", "hard weights help", "Gaussian", "best single", "pre-training")
+    assert [word for word in words if not any(word in claim for claim in told.index)] == []
+
+    runs = gather(sorted((small_study / "results").glob("02*")))
+    levels = {"a": 0.5, "b": 0.4, "c": 0.3}
+    levels |= {f"a + b + c: {name}": level for name, level in zip(FUSIONS, np.linspace(0.9, 0.6, 7), strict=True)}
+    rng = np.random.default_rng(0)
+    aps = {name: np.clip(level + rng.normal(0, 0.02, (2, 40)), 0, 1) for name, level in levels.items()}
+    scores = [{name: dict.fromkeys(SCORES, each[s]) for name, each in aps.items()} for s in (0, 1)]
+    fused = {"run": "04", "settings": {"models": list("abc"), "post_processing": "hard"}}
+    runs["04_fusion"] = [fused | {"scores": stack_scores(scores)}]
+    verdicts = paper_claims(runs, ["erasing+sharpen"]).set_index("compared")["verdict"]
+    assert verdicts["two-stage against a"] == "supported"
+    for pair in ("dissimilarity against similarity", "two-stage against similarity", "two-stage against dissimilarity"):
+        assert verdicts[pair] == "not supported, the opposite holds"
 
 
 def test_the_challenge_file_has_the_ids_of_the_challenge(small_study):
@@ -221,7 +248,7 @@ def test_a_killed_study_started_again_ends_with_the_same_tables_whatever_the_job
     assert not (tmp_path / "killed" / "micro" / "tables" / "T1.csv").exists()
     assert "3 of 3 runs to execute" in _run(again)
     assert _tables(tmp_path / "whole") == _tables(tmp_path / "killed")
-    assert len(_tables(tmp_path / "whole")) == 12
+    assert len(_tables(tmp_path / "whole")) == 14  # T1 to T6 and the findings, csv and md
 
 
 @pytest.mark.skipif(not SHARED_CROPS.is_dir(), reason="the real crops in ../shared are not here")

@@ -1,9 +1,12 @@
 """Study files: what they expand to, and that every mistake is told before anything runs."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 from tiny_study import GIVEN, write_notebook
 
-from reid_utils.study import study_file
+from reid_utils.study import command, study_file
 from reid_utils.study.notebooks import declared_parameters
 from reid_utils.study.plan import expand
 from reid_utils.study.study_file import StudyError, override, read_study
@@ -77,6 +80,32 @@ def test_runs_read_what_they_select(tmp_path):
     assert runs["04_fusion__both"].inputs == (resnet, "02_training__test-resnet_id_erasing+sharpen")
     assert runs["06_paper_tables"].inputs == tuple(runs)[:-1]
     assert runs[resnet].parameters["seeds"] == [0, 1, 2] and runs[resnet].minutes == 1.5
+
+
+def test_a_named_entry_is_read_only_by_its_name(tmp_path):
+    named = """
+  - notebook: 02_training
+    name: pool
+    grid: [{backbone: test_resnet, loss: infonce, augmentation: "erasing+sharpen"}]
+    named_by: [backbone, loss, augmentation]
+  - notebook: 02_training
+    name: pretrained
+    parameters: {backbone: test_resnet, augmentation: "erasing+sharpen"}
+    each: {notebook: 02_training, name: pool}
+  - notebook: 03_post_processing
+"""
+    plain = {run.id: run for run in runs_of(tmp_path)}
+    runs = {run.id: run for run in runs_of(tmp_path, STUDY.replace("  - notebook: 03_post_processing\n", named[1:], 1))}
+    pool, pretrained = (f"02_training__{name}_test-resnet_infonce_erasing+sharpen" for name in ("pool", "pretrained"))
+    assert runs.keys() - plain.keys() == {pool, pretrained}
+    assert runs[pretrained].inputs == (pool,) and runs[pool].inputs == ()
+    same = [name for name in plain if name != "06_paper_tables"]
+    assert [runs[name].inputs for name in same] == [plain[name].inputs for name in same]
+    with pytest.raises(StudyError, match="of the entry 'pol' is unknown; did you mean 'pool'"):
+        runs_of(
+            tmp_path,
+            STUDY.replace("  - notebook: 03_post_processing\n", named[1:].replace("name: pool}", "name: pol}"), 1),
+        )
 
 
 def test_where_sees_defaults_and_a_default_written_out_is_the_same_run(tmp_path):
@@ -179,6 +208,13 @@ def test_mistaken_settings_are_told_in_one_line(tmp_path, setting, message):
         ("- {backbone: test_byobnet,", "- {back: test_byobnet,", "did you mean 'backbone'"),
         ("augmentation: [none, flip,", "augmentation: [], seeds: [", "augmentation has no value"),
         ("notebooks:", "notebooks: [", "not readable YAML"),
+        ("threads: 1", "threads: 1\nthreads: 2", "the key 'threads' stands twice"),
+        ("epochs: 6}", "epochs: 6, epochs: 7}", "the key 'epochs' stands twice"),
+        ("epochs: 6}", "augmentation: &a [*a]}", "refers to itself"),
+        ("epochs: 6}", "epochs: " + "[" * 5000, "nested too deep"),
+        ("epochs: 6}", "epochs: !!python/name:os.system x}", "could not determine a constructor"),
+        ("minutes: 1.5", "minutes: .nan", "minutes must be at least 0, not nan"),
+        ("notebook: 06_paper_tables", "notebook: ../06_paper_tables", "without folder and .ipynb, not '../06"),
     ],
 )
 def test_mistakes_in_a_study_file_are_told_in_one_line(tmp_path, old, new, message):
@@ -186,6 +222,29 @@ def test_mistakes_in_a_study_file_are_told_in_one_line(tmp_path, old, new, messa
     with pytest.raises(StudyError, match=message) as caught:
         runs_of(tmp_path, STUDY.replace(old, new, 1))
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "s.yaml").write_bytes("question: Größe".encode("latin1"))
+    with pytest.raises(StudyError, match=r"s\.yaml is not UTF-8 text"):
+        read_study(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("YES \n", True), ("", False), ("n\n", False)])
+def test_large_grids_ask_on_a_terminal_and_name_the_option_elsewhere(tmp_path, monkeypatch, capsys, answer, goes_on):
+    few, many = (
+        study_of(tmp_path, f"study: s\ndata: d\nnotebooks: [{{notebook: n, grid: [{{a: {values}, b: {values}}}]}}]")
+        for values in (list(range(3)), list(range(100)))
+    )
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    command.confirm_size(few, False)
+    command.confirm_size(many, True)
+    with pytest.raises(StudyError, match=r"the grids of study s span 10,000 runs; make them smaller, or add --yes"):
+        command.confirm_size(many, False)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: answer))
+    with contextlib.nullcontext() if goes_on else pytest.raises(StudyError, match="nothing was done"):
+        command.confirm_size(many, False)
+    assert capsys.readouterr().out == "the grids of study s span 10,000 runs; go on? [y/N] "
 
 
 def test_an_unknown_study_names_the_closest(tmp_path):

@@ -3,25 +3,14 @@
 import shutil
 import signal
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_study import GIVEN, call, make_clone, start, write_notebook
+from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_images, write_notebook
 
 from reid_utils.study.files import read_json
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-
-def write_images(folder):
-    """A Synergy-layout folder of plain crops."""
-    names = [f"reid_training/{player}_{player}_0{frame}.jpeg" for player in (1, 2) for frame in (0, 1)]
-    for name in [*names, "reid_test/query/3_3_00.jpeg", "reid_test/gallery/3_3_01.jpeg"]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 32), (len(name), 80, 160)).save(folder / name)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +25,6 @@ def files_of(folder):
     return {
         path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
     }
-
-
-def processes_of(clone):
-    """The ids of the processes that work in a clone: workers by their job file, kernels by their working directory."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(clone) in (entry / "cmdline").read_text() or str(clone) in str((entry / "cwd").readlink()):
-                found.append(int(entry.name))
-        except OSError:
-            continue  # ended while we looked
-    return found
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_a_study_leaves_tables_figures_notebooks_and_a_summary(finished):

@@ -56,6 +56,12 @@ def test_reading_back(tmp_path):
         ("0,1,2\n5,0.1,nan\n", r"d\.csv: distances row 0 holds NaN"),
         ("3,1,2\n5,0.1,0.2\n", "the first cell is 3, not 0"),
         ("0,1,2.5\n5,0.1,0.2\n", "gallery id at position 1 is 2.5, not a whole number"),
+        ("0,1,2\n5,0.1,inf\n", r"d\.csv: distances row 0 holds NaN or infinity"),
+        ("0,1,2\n5,,0.1\n", r"d\.csv is not a distance CSV"),
+        ("0,1,inf\n5,0.1,0.2\n", "gallery id at position 1 is inf, not a whole number"),
+        ("0,1,9007199254740993\n5,0.1,0.2\n", r"not a whole number below 2\^53"),
+        ("0,1,2\n1e300,0.1,0.2\n", r"query id at position 0 is 1e\+300, not a whole number below 2\^53"),
+        ("0;1;2\n5;0.1;0.2\n", r"d\.csv is not a distance CSV"),
         ("0,1,2\n", "it needs a row of gallery ids and a row for each query"),
     ],
 )

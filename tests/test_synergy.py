@@ -1,5 +1,6 @@
 """A folder in the Synergy layout: manifest, folds, counts, image checks, fingerprint, challenge truth."""
 
+import io
 import os
 import shutil
 import warnings
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from reid_utils.data import synergy
 
@@ -91,6 +93,10 @@ def test_a_missing_folder_is_named(data, folder):
     ("name", "message"),
     [
         ("reid_training/7_1.jpeg", r"7_1\.jpeg is not named \{player\}_\{sequence\}_\{frame\}\.jpeg"),
+        ("reid_training/7 _1_2.jpeg", r"7 _1_2\.jpeg is not named"),
+        ("reid_training/٧_1_2.jpeg", r"٧_1_2\.jpeg is not named"),
+        ("reid_training/1_0_3.jpeg\u2028", r"1_0_3\.jpeg.* is not named"),
+        ("reid_training/1234567890_0_2.jpeg", r"1234567890_0_2\.jpeg is not named"),
         ("reid_training/001_000_03.png", r"001_000_03\.png is not named"),
         ("reid_challenge/query/a1.jpeg", r"a1\.jpeg is not named \{image_id\}\.jpeg"),
         ("reid_training/1_0_2.jpeg", r"001_000_02\.jpeg and .*1_0_2\.jpeg have the same player, sequence and frame"),
@@ -135,6 +141,25 @@ def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
     (data / "cameras.csv").write_text("\n".join(["path,camera", *rows, "reid_test/query/nobody.jpeg,1"]))
     with pytest.raises(ValueError, match="nobody"):
         synergy.load_manifest(data)
+
+
+@pytest.mark.parametrize("name", ["cameras.csv", "challenge_truth.csv"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"path,camera\n\xe9,1\n", b'path,player\n"a,1\n', b"path,camera\nx,1,2\n", b"path,player\nx,1\ny,2,3\n"],
+)
+def test_side_files_that_are_no_csv_are_named(data, name, content):
+    (data / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is no readable CSV") as caught:
+        synergy.load_manifest(data) if name == "cameras.csv" else synergy.challenge_truth(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_with_spaces_and_other_letters_are_nothing_special(data, tmp_path):
+    moved = data.rename(tmp_path / "set ü {0} 球员")
+    manifest = synergy.load_manifest(moved)
+    synergy.validate_images(moved, manifest)
+    assert len(manifest) == 69
 
 
 def test_folds_never_split_a_sequence_and_cover_training(data):
@@ -196,7 +221,15 @@ def test_counts_are_compared_with_both_published_years():
     assert table["identities"].tolist()[:3] == [436, 50, 50] and table["identities"][3:].isna().all()
 
 
+def _encoded(mode, kind):
+    content = io.BytesIO()
+    Image.new(mode, (8, 8)).save(content, kind)
+    return content.getvalue()
+
+
 BAD_IMAGES = {
+    "colour mode CMYK": _encoded("CMYK", "JPEG"),
+    "is not a JPEG file: fetch": _encoded("I;16", "PNG"),
     "is not a JPEG": cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes(),
     "truncated": JPEG[:-40],
     "colour mode L": cv2.imencode(".jpeg", np.zeros((8, 8), np.uint8))[1].tobytes(),

@@ -1,5 +1,5 @@
+import io
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,37 +15,65 @@ from safetensors.torch import save_file
 from reid_utils.data.images import load_images
 from reid_utils.data.rendering import render_dataset
 from reid_utils.data.synergy import load_manifest, training_and_validation
+from reid_utils.learning import training
 from reid_utils.learning.features import extract_features
+from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder, load_weights, save_weights
 from reid_utils.learning.runs import choose_sets, load_pool, start_weights_file, train_seed
-from reid_utils.learning.training import Recipe, learning_rate_at, train
-from reid_utils.ranking.post_processing import score, squared_euclidean
+from reid_utils.learning.training import (
+    Recipe,
+    epoch_batches,
+    learning_rate_at,
+    parameter_groups,
+    take_step,
+    train,
+)
+from reid_utils.ranking.inputs import load_features
+from reid_utils.ranking.post_processing import POST_PROCESSINGS, score, squared_euclidean
 
 HERE = str(Path(__file__).parent)
 SIZE = (48, 24)
 ENCODER = {"backbone": "test_byobnet", "image_size": SIZE}
+SCALER = torch.amp.GradScaler("cpu", enabled=False)
 TINY = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=4, learning_rate=1e-2, checkpoint_steps=2)
 
-# Trains as the tests do, but stops dead at a given step.
+# Trains as the tests do, in children that are killed: at given steps, then halfway through writing a checkpoint.
 TRAIN = """
 import os, signal, sys
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, timm, torch
 from reid_utils.learning import training
-from test_training import SIZE, TINY, encoder, labels_of
-folder, stop = Path(sys.argv[1]), int(sys.argv[2])
+from test_training import TINY, constant, encoder, labels_of
+folder, stops = Path(sys.argv[1]), [int(stop) for stop in sys.argv[2:]]
+images, rate, save = np.load(folder.parent / "images.npy"), training.learning_rate_at, torch.save
 torch.set_num_threads(1)
-taken = 0
-rate = training.learning_rate_at
-def counted(*arguments):
-    global taken
-    taken += 1
-    if taken == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rate(*arguments)
-training.learning_rate_at = counted
-images = np.load(folder.parent / "images.npy")
-training.train(encoder(), images, labels_of(images), TINY, folder, lambda e: {"mAP": 0.5, "aps": np.ones(2)}, print)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def run(stop=None):
+    steps = iter(range(1, 1000))
+    training.learning_rate_at = lambda *given: die() if next(steps) == stop else rate(*given)
+    training.train(encoder(), images, labels_of(images), TINY, folder, constant, report=str)
+
+def half(content, path):
+    save(content, path)
+    os.truncate(path, path.stat().st_size // 2)
+    die()
+
+def in_child(work, *given):
+    child = os.fork()
+    if not child:
+        work(*given)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+for stop in stops:
+    in_child(run, stop)
+torch.save = half
+in_child(run)
+torch.save = save
+run()
 """
 
 
@@ -58,8 +86,17 @@ def labels_of(images):
     return np.repeat(np.arange(len(images) // 6), 6)
 
 
-def _constant(_):
+def constant(_):
     return {"mAP": 0.5, "aps": np.ones(2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors are quicker so, and the bits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +119,10 @@ def test_each_loss_can_learn_eight_players_by_heart(eight_players, loss, tmp_pat
     training = manifest[manifest["split"] == "train"]
     images = images[: len(training)]
     labels = np.unique(training["player"], return_inverse=True)[1]
-    epochs = {"infonce": 40, "triplet": 80, "id": 140}[loss]
-    recipe = Recipe(loss=loss, augmentation="none", epochs=epochs, batch_pairs=8, learning_rate=1e-2)
+    epochs, rate = {"infonce": (20, 1e-2), "triplet": (40, 1e-2), "id": (40, 2e-2)}[loss]
+    recipe = Recipe(loss=loss, augmentation="none", epochs=epochs, batch_pairs=8, learning_rate=rate)
     trained = encoder()
-    train(trained, images, labels, recipe, tmp_path, _constant, report=str)
+    train(trained, images, labels, recipe, tmp_path, constant, report=str)
     features, is_query = extract_features(trained, images), (training["frame"] == 0).to_numpy()
     distances = squared_euclidean(features[is_query], features[~is_query])
     assert score(distances, labels[is_query], labels[~is_query])["mAP"] > 0.99
@@ -94,11 +131,10 @@ def test_each_loss_can_learn_eight_players_by_heart(eight_players, loss, tmp_pat
 def test_equal_seeds_and_any_number_of_workers_give_equal_bytes(eight_players, tmp_path):
     _, images = eight_players
     images = images[:48]
-    torch.set_num_threads(1)
     for name, workers, seed in (("one", 0, 0), ("again", 0, 0), ("workers", 2, 0), ("other", 0, 1)):
         (tmp_path / name).mkdir()
-        recipe = Recipe(**{**vars(TINY), "workers": workers, "seed": seed})
-        train(encoder(seed), images, labels_of(images), recipe, tmp_path / name, _constant, report=str)
+        recipe = replace(TINY, workers=workers, seed=seed)
+        train(encoder(seed), images, labels_of(images), recipe, tmp_path / name, constant, report=str)
     tensors = {name: load_weights(tmp_path / name / "weights.safetensors", encoder()) for name in ("one", "workers")}
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "again")
     assert _bytes(tmp_path / "one") != _bytes(tmp_path / "other")
@@ -109,38 +145,77 @@ def test_equal_seeds_and_any_number_of_workers_give_equal_bytes(eight_players, t
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(eight_players, tmp_path):
     images = eight_players[1][:48]
     np.save(tmp_path / "images.npy", images)
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "whole").mkdir()
-    for stop in (2, 6, 9, 0):
-        command = [sys.executable, "-c", TRAIN, str(tmp_path / "killed"), str(stop)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": HERE})
-        assert done.returncode == (-signal.SIGKILL if stop else 0), done.stderr
-    torch.set_num_threads(1)
-    train(encoder(), images, labels_of(images), TINY, tmp_path / "whole", _constant, report=str)
-    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "killed")
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+    stops = np.random.default_rng().integers(1, 8, 3).astype(str).tolist()
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "killed"), *stops]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": HERE})
+    assert done.returncode == 0, done.stderr
+    train(encoder(), images, labels_of(images), TINY, tmp_path / "whole", constant, report=str)
+    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "killed"), f"killed at steps {stops}"
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(eight_players, tmp_path, capsys):
+def test_an_interrupted_epoch_of_accumulated_steps_and_dropout_goes_on_to_the_same_bits(
+    eight_players, tmp_path, monkeypatch
+):
+    images, recipe = eight_players[1][:48], replace(TINY, accumulation=5, checkpoint_steps=1, clip_norm=1.0)
+
+    def dropping():
+        whole = encoder()
+        whole.trunk.conv_head = torch.nn.Dropout(0.5)
+        return whole
+
+    def interrupted(step, *given):
+        if step == 4:
+            raise KeyboardInterrupt
+        return learning_rate_at(step, *given)
+
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    train(dropping(), images, labels_of(images), recipe, tmp_path / "whole", constant, report=str)
+    monkeypatch.setattr(training, "learning_rate_at", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(dropping(), images, labels_of(images), recipe, tmp_path / "cut", constant, report=str)
+    monkeypatch.undo()
+    torch.manual_seed(99)
+    train(dropping(), images, labels_of(images), recipe, tmp_path / "cut", constant, report=str)
+    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "cut")
+
+
+def _flip_a_bit(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def _foreign(_):
+    torch.save({"state_dict": {}}, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:1000], _flip_a_bit, lambda content: b"", lambda content: b"nonsense", _foreign]
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(eight_players, tmp_path, capsys, damage):
     images = eight_players[1][:48]
-    train(encoder(), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+    train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
     whole = _bytes(tmp_path)
     newest = tmp_path / "checkpoint.pt"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    train(encoder(1), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+    newest.write_bytes(damage(newest.read_bytes()))
+    train(encoder(1), images, labels_of(images), TINY, tmp_path, constant, report=str)
     assert "checkpoint.pt is damaged" in capsys.readouterr().out
     assert _bytes(tmp_path) == whole
 
 
 def test_a_checkpoint_of_other_settings_or_none_that_can_be_read_is_an_error(eight_players, tmp_path):
     images = eight_players[1][:48]
-    train(encoder(), images, labels_of(images), TINY, tmp_path, _constant, report=str)
-    other = Recipe(**{**vars(TINY), "learning_rate": 1e-3})
+    train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
+    other = replace(TINY, learning_rate=1e-3)
     with pytest.raises(ValueError, match="belongs to other settings"):
-        train(encoder(), images, labels_of(images), other, tmp_path, _constant, report=str)
+        train(encoder(), images, labels_of(images), other, tmp_path, constant, report=str)
     for path in tmp_path.glob("checkpoint*.pt"):
         path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="delete checkpoint"):
-        train(encoder(), images, labels_of(images), TINY, tmp_path, _constant, report=str)
+        train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
 
 
 def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path):
@@ -205,6 +280,18 @@ def test_no_epochs_evaluate_the_start_and_a_start_is_another_runs_end(eight_play
     assert all(torch.equal(value, same[f"trunk.{name}"]) for name, value in bare.items() if "head.fc" not in name)
 
 
+def test_epochs_can_be_validated_under_every_post_processing_and_with_mirrored_images(eight_players, tmp_path):
+    sets = choose_sets(*eight_players, "data")
+    recipe = replace(TINY, epochs=1)
+    history, scores = train_seed(sets, recipe, tmp_path / "all", ENCODER, "", True, True, report=str)
+    names = [name for name in POST_PROCESSINGS if name != "none"]
+    assert all(history[1][f"mAP {name}"] == scores[name]["mAP"] for name in names)
+    trained = load_weights(tmp_path / "all" / "weights.safetensors", encoder(1))
+    rows = sets.evaluated["test"].query("role == 'query'").index.to_numpy()
+    mirrored = extract_features(trained, sets.images[:, :, ::-1], flip=True, rows=rows)
+    assert np.allclose(load_features(tmp_path / "all" / "test.npz")["query"], mirrored, atol=1e-5)
+
+
 def test_start_weights_that_are_missing_or_of_another_backbone_are_named(eight_players, tmp_path):
     (tmp_path / "seed0").mkdir()
     with pytest.raises(FileNotFoundError, match=r"seed1/weights.safetensors is missing; .* trained seed 1"):
@@ -232,9 +319,74 @@ def test_other_schedules_at_half_way(schedule, middle):
     assert learning_rate_at(50, 100, 0, recipe) == pytest.approx(middle)
 
 
-def test_unknown_schedule_names_the_known_ones():
-    with pytest.raises(ValueError, match="known: polynomial, cosine"):
-        learning_rate_at(50, 100, 0, Recipe(schedule="step"))
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"schedule": "step"}, "known: polynomial, cosine"),
+        ({"loss": "arcface"}, "known: infonce, id"),
+        ({"augmentation": "blur"}, "known: none, flip"),
+        ({"accumulation": 0}, "accumulation is 0; give at least 1"),
+        ({"clip_norm": float("nan")}, "clip_norm is nan"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(settings, told):
+    with pytest.raises(ValueError, match=told):
+        Recipe(**settings)
+
+
+def _flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _tiny_step(clip_norm=0.0, batches=1, fill=None):
+    """(change of the parameters, loss) of a step with plain gradient descent of rate 1 on random images."""
+    trained = encoder()
+    objective = Objective("infonce", 4, trained.dim)
+    groups = parameter_groups(trained, objective, replace(TINY, weight_decay=0.0))
+    optimiser = torch.optim.SGD(groups, lr=1.0)
+    images = torch.randn(batches, 8, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    images = images if fill is None else torch.full_like(images, fill)
+    before = _flat(trained.parameters())
+    loss = take_step([(i, torch.arange(8) % 4) for i in images], trained, objective, optimiser, SCALER, clip_norm)
+    return _flat(trained.parameters()) - before, loss
+
+
+def test_accumulated_batches_average_and_clipping_bounds_the_whole_step():
+    images = torch.randn(2, 8, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    trained, objective = encoder(), Objective("infonce", 4, encoder().dim)
+    losses = [objective(trained(part), torch.arange(8) % 4) for part in images]
+    (sum(losses) / 2).backward()
+    gradient = _flat(p.grad for p in trained.parameters())
+    change, loss = _tiny_step(batches=2)
+    assert torch.allclose(change, -gradient, atol=1e-5) and loss == pytest.approx(sum(losses).item() / 2)
+    assert change.norm() > 0.1
+    assert _tiny_step(clip_norm=0.05)[0].norm() == pytest.approx(0.05, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(FloatingPointError, match=r"became nan; lower learning_rate"):
+        _tiny_step(fill=float("nan"))
+
+
+def test_parameter_groups_hold_every_parameter_once_and_decay_as_asked():
+    trained, objective = encoder(), Objective("infonce+id", 4, 256)
+    every = [*trained.parameters(), *objective.parameters()]
+    (whole,) = parameter_groups(trained, objective, TINY)
+    assert whole["weight_decay"] == TINY.weight_decay and list(map(id, whole["params"])) == list(map(id, every))
+    decayed, kept = parameter_groups(trained, objective, replace(TINY, decay_all=False))
+    assert kept["weight_decay"] == 0 and any(p is objective.logit_scale for p in kept["params"])
+    assert all(p.ndim <= 1 for p in kept["params"]) and all(p.ndim > 1 for p in decayed["params"])
+    assert len(kept["params"]) + len(decayed["params"]) == len(every)
+
+
+@pytest.mark.parametrize(("loss", "pairs"), [("infonce+0.5*triplet", True), ("id", True), ("id+0.5*triplet", False)])
+def test_a_triplet_without_infonce_gets_players_times_images(loss, pairs):
+    labels = np.array([-1, -1, *np.repeat(np.arange(8), 5)])
+    images = np.zeros((len(labels), 8, 4, 3), np.uint8)
+    batches = epoch_batches(images, labels, encoder(), replace(TINY, loss=loss, batch_pairs=8), 1)
+    assert batches.pairs == pairs and batches.batches.min() >= 2
+    _, counts = np.unique(batches[0][2], return_counts=True)
+    assert set(counts) == {2 if pairs else 4}
 
 
 def test_best_weights_are_those_of_the_best_epoch(eight_players, tmp_path):
@@ -246,7 +398,7 @@ def test_best_weights_are_those_of_the_best_epoch(eight_players, tmp_path):
         kept[len(kept)] = {name: value.clone() for name, value in current.state_dict().items()}
         return {"mAP": next(maps), "aps": np.ones(2)}
 
-    recipe = Recipe(**{**vars(TINY), "epochs": 3})
+    recipe = replace(TINY, epochs=3)
     history = train(encoder(), images, labels_of(images), recipe, tmp_path, validate, report=str)
     best = load_weights(tmp_path / "best.safetensors", encoder(1)).state_dict()
     assert pd.DataFrame(history)["mAP"].tolist() == [0.9, 0.3, 0.8, 0.4]

@@ -3,31 +3,35 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GIVEN = 'data = ""\nout = ""\nrun_id = ""\ninputs = []\n'
 TRAIN = """\
 import json, os, time
 from pathlib import Path
+from reid_utils.study.files import write_text
 folder = Path(out) / "results" / run_id
 step = folder / "step.txt"
 for number in range(int(step.read_text()) if step.exists() else 0, steps):
     time.sleep(pause)
-    step.write_text(str(number + 1))
+    write_text(step, str(number + 1))
     print("step", number + 1)
 print(*sorted(f"{name}={value}" for name, value in os.environ.items() if name.endswith("_NUM_THREADS")))
-(Path(out) / "figures" / f"{run_id}_curve.svg").write_text("<svg/>")
-(folder / "results.json").write_text(json.dumps({"score": len(augmentation)}))
+write_text(Path(out) / "figures" / f"{run_id}_curve.svg", "<svg/>")
+write_text(folder / "results.json", json.dumps({"score": len(augmentation)}))
 """
 TABLE = """\
 import json
 from pathlib import Path
+from reid_utils.study.files import write_text
 rows = [f"{Path(folder).name},{json.loads((Path(folder) / 'results.json').read_text())['score']}" for folder in inputs]
-(Path(out) / "tables" / "T1.csv").write_text("\\n".join(rows) + "\\n")
-(Path(out) / "results" / run_id / "results.json").write_text("{}")
+write_text(Path(out) / "tables" / "T1.csv", "\\n".join(rows) + "\\n")
+write_text(Path(out) / "results" / run_id / "results.json", "{}")
 """
 STUDY = """\
 study: tiny
@@ -97,3 +101,32 @@ def call(clone, *arguments):
     process = start(clone, *arguments)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+def write_images(folder, colour=80):
+    """Write a Synergy-layout folder of plain crops -> folder."""
+    names = [f"reid_training/{player}_{player}_0{frame}.jpeg" for player in (1, 2) for frame in (0, 1)]
+    for name in [*names, "reid_test/query/3_3_00.jpeg", "reid_test/gallery/3_3_01.jpeg"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 32), (len(name), colour, 160)).save(folder / name)
+    return folder
+
+
+def processes_of(clone):
+    """The ids of the processes that work in a clone: workers by their job file, kernels by their working directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(clone) in (entry / "cmdline").read_text() or str(clone) in str((entry / "cwd").readlink()):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # ended while we looked
+    return found
+
+
+def wait_until(condition, seconds=60):
+    """Wait for a condition; assert that it comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -50,12 +51,22 @@ def refuse_repeats(keys, paths, what):
         raise ValueError(f"{paths[first]} and {paths[second]} have {what}: remove or rename one of them")
 
 
+def _read_table(source):
+    """A side file as text cells; raises ValueError naming a file that is empty, ragged or not UTF-8."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
+            return pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False)
+    except (ValueError, pd.errors.ParserWarning) as error:
+        raise ValueError(f"{source} is no readable CSV ({' '.join(str(error).split())}): mend or remove it") from error
+
+
 def read_cameras(root, manifest):
     """The camera of each row (int Series): from cameras.csv where it lies there, else as the manifest has it."""
     source = beside(root, "cameras.csv")
     if source is None:
         return manifest["camera"]
-    table = pd.read_csv(source, dtype=str, keep_default_na=False)
+    table = _read_table(source)
     if not {"path", "camera"} <= set(table.columns):
         raise ValueError(f"{source} has the columns {list(table.columns)}: it needs path and camera")
     refuse_repeats(table["path"], str(source) + ": " + table["path"], "two rows")
@@ -105,7 +116,7 @@ def challenge_truth(data_dir) -> pd.DataFrame | None:
 
 def _truth_rows(source):
     """role, number (int) and player of each row of a truth file, whichever of the two forms it has."""
-    table = pd.read_csv(source, dtype=str, keep_default_na=False)
+    table = _read_table(source)
     if {"path", "player"} <= set(table.columns):
         paths = table["path"].str.extract(r"reid_challenge/(query|gallery)/([0-9]{1,9})\.jpe?g$", flags=re.IGNORECASE)
         table = pd.DataFrame({"role": paths[0], "number": paths[1], "player": table["player"]})

@@ -1,9 +1,15 @@
 """Checkpoints of a training run: written whole, the one before kept, read back to the bit."""
 
 import pickle
+import zipfile
+import zlib
 
 import numpy as np
 import torch
+
+# What reading a checkpoint with spoilt bytes raises.
+_DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+_KEYS = {"described", "generator", "gpu_generators", "state"}
 
 
 def save_checkpoint(folder, described, parts, state):
@@ -55,15 +61,23 @@ def load_checkpoint(folder, described, parts):
 def _read(path):
     """The content of a checkpoint, or None (and a line that says so) where the file is damaged."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        whole = isinstance(content, dict) and content.keys() >= {"described", "generator", "gpu_generators", "state"}
-        reason = "not a checkpoint of this project"
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        whole, reason = False, (str(error).splitlines() or [type(error).__name__])[0]
-    if whole:
+        reason = _damage(path)
+        content = None if reason else torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if not reason and not (isinstance(content, dict) and content.keys() >= _KEYS):
+        reason = "it is no checkpoint of a training"
+    if not reason:
         return content
     print(f"{path} is damaged ({reason}); trying the one before it")
     return None
+
+
+def _damage(path):
+    """What a checksum says against a file, or None: torch.load does not look at them."""
+    with zipfile.ZipFile(path) as file:
+        bad = file.testzip()
+    return bad and f"the checksum of {bad} is wrong"
 
 
 def _convert(row, kind, convert):

@@ -6,12 +6,14 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 
 import itertools
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from reid_utils.data.augmentation import parse_augmentation
 from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
 from reid_utils.learning.checkpoints import load_checkpoint, save_checkpoint
 from reid_utils.learning.devices import (
@@ -63,6 +65,17 @@ class Recipe:
     checkpoint_steps: int = 200
     workers: int = 0
 
+    def __post_init__(self):
+        """Raises ValueError naming a setting that cannot be, before anything is computed."""
+        least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "checkpoint_steps": 1, "workers": 0, "clip_norm": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {bound}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+        parse_loss(self.loss)
+        parse_augmentation(self.augmentation)
+
 
 def determining(recipe):
     """The settings that determine the weights: all but those that only say how the work is done."""
@@ -70,10 +83,8 @@ def determining(recipe):
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
-    """Learning rate of a step (0-based); raises ValueError for an unknown schedule. Source: report, code."""
+    """Learning rate of a step (0-based). Source: report, code."""
     peak, final = recipe.learning_rate, recipe.final_learning_rate
-    if recipe.schedule not in SCHEDULES:
-        raise ValueError(f"schedule {recipe.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -143,7 +154,7 @@ def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0, hal
 
     A batch is (images (n, 3, h, w) float32, players (N,) int64) on the encoder's device: this process's share of the
     images and the players of all. `half`: number type of mixed precision, None for float32. Raises FloatingPointError,
-    with the weights as they were, when the loss is not finite.
+    before the parameters move, when the loss is not finite.
     """
     device, total = next(encoder.parameters()).device, 0.0
     for images, players in batches:
@@ -184,7 +195,8 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
     if state is None:
         before = {"epoch": 0, "loss": math.nan, "learning_rate": math.nan, **validate(encoder)}
         state = {"epoch": 1, "step": 0, "loss_sum": 0.0, "history": [before]}
-    for epoch in range(state["epoch"], recipe.epochs + 1):
+    first, started = state["epoch"], time.monotonic()
+    for epoch in range(first, recipe.epochs + 1):
         batches = epoch_batches(images, labels, encoder, recipe, epoch)
         steps = math.ceil(len(batches) / recipe.accumulation)
         total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
@@ -203,6 +215,10 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
             on_main(save_weights)(folder / "best.safetensors", encoder, {**described, "epoch": epoch})
         state = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0, "history": [*state["history"], row]}
         on_main(save_checkpoint)(folder, described, parts, state)
-        report(f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}")
+        to_go = (time.monotonic() - started) / (epoch + 1 - first) * (recipe.epochs - epoch)
+        report(
+            f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}  "
+            f"{to_go / 60:.1f} minutes to go"
+        )
     on_main(save_weights)(folder / "weights.safetensors", encoder, {**described, "epoch": recipe.epochs})
     return state["history"]

@@ -1,6 +1,7 @@
 """Read what is ranked: feature files, and folders of feature files or distance CSVs."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ def load_features(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        found |= {role: np.asarray(found[role], np.float32) for role in ("query", "gallery") if role in found}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is no readable npz without pickles ({error}); save ids as int or astype(str)"
         ) from error
@@ -28,8 +30,8 @@ def load_features(path):
     if missing:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
     for camera, role in enumerate(("query", "gallery")):
-        features = found[role] = np.asarray(found[role], np.float32)
-        if features.ndim != 2 or len(features) != len(found[f"{role}_players"]):
+        features = found[role]
+        if features.ndim != 2 or features.shape[:1] != found[f"{role}_players"].shape:
             raise ValueError(
                 f"{path}: {role} has shape {features.shape}; it needs one row a player id in {role}_players"
             )
@@ -38,6 +40,9 @@ def load_features(path):
             raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
         found.setdefault(f"{role}_cameras", np.full(len(features), camera))
         found.setdefault(f"{role}_images", np.arange(len(features)).astype(np.str_))
+        for name in (f"{role}_cameras", f"{role}_images"):
+            if found[name].shape != features.shape[:1]:
+                raise ValueError(f"{path}: {name} has shape {found[name].shape}; it needs an entry a row of {role}")
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
     return found

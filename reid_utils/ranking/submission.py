@@ -16,6 +16,7 @@ from reid_utils.ranking.metrics import average_precisions, first_match_ranks, me
 from reid_utils.ranking.neighbours import thread_count
 
 _BLOCK = 16  # rows that a thread formats at a time
+_EXACT = 2**53  # from here on neighbouring ids are read as the same number
 _AT_ONCE = 512  # rows that stand in memory as text
 
 
@@ -77,9 +78,9 @@ def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
 
 
 def _id_column(values: np.ndarray, path: Path, name: str) -> np.ndarray:
-    bad = np.flatnonzero(values != np.trunc(values))
+    bad = np.flatnonzero((values != np.trunc(values)) | (np.abs(values) >= _EXACT))
     if bad.size:
-        raise ValueError(f"{path}: {name} id at position {bad[0]} is {values[bad[0]]}, not a whole number")
+        raise ValueError(f"{path}: {name} id at position {bad[0]} is {values[bad[0]]}, not a whole number below 2^53")
     return values.astype(np.int64)
 
 

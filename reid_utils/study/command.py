@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
+from reid_utils.study.plan import MANY, grid_size
 from reid_utils.study.study_file import StudyError
 
 
@@ -23,10 +25,25 @@ def parse(arguments, description, runs):
     )
     add("--dry-run", action="store_true", help="print the plan and end")
     add("--force", action="store_true", help="redo runs that are done")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: number of cores)")
+    add("--jobs", type=int, default=os.cpu_count(), help="runs at once on this machine (default: number of cores)")
+    add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster (tcp://host:port), over a shared folder")
+    add("--yes", action="store_true", help=f"go on without asking where grids span more than {MANY} runs")
     add("--accept-md5", metavar="SUM", help="accept a downloaded zip with this MD5")
     add("--runs", default=runs, type=Path, help="where results go (default: runs/)")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         raise StudyError(f"--jobs must be at least 1, not {options.jobs}")
     return options
+
+
+def confirm_size(study, yes):
+    """Ask before a study of more than MANY runs, unless `yes`. Raises StudyError where that is not wanted."""
+    size = grid_size(study)
+    if yes or size <= MANY:
+        return
+    question = f"the grids of study {study.name} span {size:,} runs"
+    if not sys.stdin.isatty():
+        raise StudyError(f"{question}; make them smaller, or add --yes")
+    print(f"{question}; go on? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise StudyError("nothing was done")

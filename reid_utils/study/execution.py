@@ -1,6 +1,7 @@
 """Running jobs: a process a run, so many at once, each after its inputs; what each came to."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -87,15 +88,53 @@ def outcome(job, status, seconds):
         message = f"its process was killed by signal {-status} (out of memory?); see {log}"
     else:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        message = f"its process ended with status {status}: {''.join(last)}; see {log}"
+        message = f"its process ended with status {status}: {''.join(last)}{_if_full(root)}; see {log}"
     return Outcome(run_id, "failed", seconds, message=message)
 
 
-def execute(jobs, limit, show, pause=0.1):
-    """Run jobs, each after its inputs and at most `limit` at once, in the order given -> {run id: Outcome}.
+def _if_full(folder):
+    """What a full disk keeps from being logged, in words; empty where at least 1 MB is left."""
+    return f" (the disk of {folder} is full)" if shutil.disk_usage(folder).free < 2**20 else ""
+
+
+class Local:
+    """This machine as the place of runs: a process each, at most `slots` at once."""
+
+    def __init__(self, slots):
+        self.slots = slots
+
+    def room(self, job, running, show):
+        """Whether a job may start beside the `running` ones."""
+        return len(running) < self.slots
+
+    def start(self, job, show):
+        """Start a job -> LocalRun."""
+        return LocalRun(job, show)
+
+
+class LocalRun:
+    """A run in a process of this machine."""
+
+    def __init__(self, job, show):
+        self.job, self.process, self.began = job, start_worker(job), time.monotonic()
+        show.started(job["run"])
+
+    def poll(self):
+        """The run's Outcome, None while it is running."""
+        status = self.process.poll()
+        return None if status is None else outcome(self.job, status, time.monotonic() - self.began)
+
+    def kill(self):
+        """End the run's process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def execute(jobs, place, show, pause=0.1):
+    """Run jobs in a place (Local, or a cluster), each after its inputs, in the order given -> {run id: Outcome}.
 
     A failed run leaves those that read it "not run"; the others go on. show: object with started(run id),
-    ended(Outcome) and tick(). Whatever ends this call, no worker outlives it.
+    ended(Outcome), note(text) and tick(). Whatever ends this call, no worker outlives it.
     """
     waiting, running, outcomes = list(jobs), {}, {}
     ids = {job["run"] for job in jobs}
@@ -105,20 +144,20 @@ def execute(jobs, limit, show, pause=0.1):
                 waiting.remove(job)
                 needed = next(name for name in job["inputs"] if name in outcomes and outcomes[name].name != "done")
                 _note(outcomes, Outcome(job["run"], "not run", message=f"needs {needed}"), show)
-            for job in [job for job in waiting if _ready(job, ids, outcomes)][: limit - len(running)]:
-                waiting.remove(job)
-                running[job["run"]] = (job, start_worker(job), time.monotonic())
-                show.started(job["run"])
-            for run_id, (job, process, began) in list(running.items()):
-                if process.poll() is not None:
+            for job in [job for job in waiting if _ready(job, ids, outcomes)]:
+                if place.room(job, [run.job for run in running.values()], show):
+                    waiting.remove(job)
+                    running[job["run"]] = place.start(job, show)
+            for run_id, run in list(running.items()):
+                result = run.poll()
+                if result is not None:
                     del running[run_id]
-                    _note(outcomes, outcome(job, process.returncode, time.monotonic() - began), show)
+                    _note(outcomes, result, show)
             show.tick()
             time.sleep(pause)
     finally:
-        for _, process, _ in running.values():
-            process.kill()
-            process.wait()
+        for run in running.values():
+            run.kill()
     return outcomes
 
 

@@ -83,6 +83,7 @@ def make_job(run, runs, keys, *, root, notebooks, data, features=None, fresh=Fal
         "parameters": {**run.parameters, **given},
         "key": keys[run.id][0],
         "parts": keys[run.id][1],
+        "gpus": run.gpus,
         "fresh": fresh,
         "longer_ids": [other.id for other in runs if other.id.startswith(f"{run.id}_")],
     }

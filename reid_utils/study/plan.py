@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -10,7 +11,11 @@ from reid_utils.study.study_file import GIVEN, StudyError, check_plain, unknown
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of one notebook: `inputs` are the ids of the runs it reads, `label` the readable end of its id."""
+    """One execution of one notebook: `inputs` are the ids of the runs it reads, `label` the readable end of its id.
+
+    gpus: what it asks of a cluster; the results' key does not hold it.
+    group: the name of its entry, "" for an entry without one; selections keep to one group.
+    """
 
     id: str
     notebook: str
@@ -18,6 +23,17 @@ class Run:
     parameters: dict
     inputs: tuple
     minutes: float
+    gpus: int = 0
+    group: str = ""
+
+
+MANY = 1000  # runs of a grid beyond which run_all asks first
+
+
+def grid_size(study):
+    """How many runs the grids of a study span at most (equal ones counted twice), without expanding them."""
+    blocks = [block for entry in study.entries for block in entry.get("grid", [])]
+    return sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
 
 
 def expand(study, declared, own_features=False):
@@ -52,11 +68,13 @@ def _difference(first, second):
 
 def _entry_runs(entry, declared, earlier):
     """The runs of one entry; equal ones are merged."""
-    stem, runs = entry["notebook"], {}
+    stem, group, runs = entry["notebook"], entry.get("name", ""), {}
     for label, parameters, inputs in _variants(entry, declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
-        run_id = f"{stem}__{label}" if label else stem
-        run = Run(run_id, stem, label, parameters, tuple(inputs), float(entry.get("minutes", 1)))
+        parts = [part for part in (_readable(group), label) if part]
+        run_id = f"{stem}__{'_'.join(parts)}" if parts else stem
+        given = float(entry.get("minutes", 1)), entry.get("gpus", 0), group
+        run = Run(run_id, stem, label, parameters, tuple(inputs), *given)
         runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
     return list(runs.values())
 
@@ -85,19 +103,23 @@ def _variants(entry, declared, earlier):
 
 
 def _select(where, selection, declared, earlier):
-    """The earlier runs of a notebook whose settings in force match `where` (a value, or a list of accepted values)."""
-    stem, wanted = selection["notebook"], selection.get("where", {})
-    candidates = [run for run in earlier if run.notebook == stem]
-    if not candidates:
+    """The earlier runs of a notebook whose settings in force match `where` (a value, or a list of accepted values).
+
+    Only runs of the entry called `name`; without it, of entries that have no name.
+    """
+    stem, wanted, name = selection["notebook"], selection.get("where", {}), selection.get("name", "")
+    of_stem = [run for run in earlier if run.notebook == stem]
+    if not of_stem:
         raise unknown(f"{where} reads a notebook that no earlier entry runs:", stem, {run.notebook for run in earlier})
-    for name in wanted:
-        if name not in declared[stem]:
-            raise unknown(f"{where}: where: parameter", name, declared[stem])
-    accepted = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
+    candidates = [run for run in of_stem if run.group == name]
+    if not candidates:
+        raise unknown(f"{where} reads {stem} of the entry", name, {run.group for run in of_stem})
+    for key in wanted:
+        if key not in declared[stem]:
+            raise unknown(f"{where}: where: parameter", key, declared[stem])
+    accepted = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
     chosen = [
-        run
-        for run in candidates
-        if all({**declared[stem], **run.parameters}[name] in accepted[name] for name in accepted)
+        run for run in candidates if all({**declared[stem], **run.parameters}[key] in accepted[key] for key in accepted)
     ]
     if not chosen:
         raise StudyError(f"{where}: no run of {stem} matches where {json.dumps(wanted)}")

@@ -107,6 +107,11 @@ class Progress:
         if not self.live:
             self._line(f"start   {run_id} (about {duration(self.seconds[run_id])})")
 
+    def note(self, text):
+        """Write a line that is neither a start nor an end."""
+        self._clear()
+        self._line(text)
+
     def ended(self, result):
         """Note what a run came to, with its message where it failed."""
         self.running.pop(result.run, None)

@@ -123,7 +123,15 @@ def _device():
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
-    return f"cpu: {platform.machine()}"
+    return f"cpu: {_processor()}" + (f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else "")
+
+
+def _processor():
+    """The processor's name; the architecture where the system does not tell."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _peak_memory():

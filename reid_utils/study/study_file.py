@@ -1,6 +1,7 @@
 """The study file: reading, checking and overriding it; a mistake costs one line, not a run."""
 
 import difflib
+import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ STUDY_FIELDS = {
 }
 ENTRY_FIELDS = {
     "notebook": str,
+    "name": str,
     "minutes": (int, float),
+    "gpus": int,
     "parameters": dict,
     "grid": list,
     "named_by": list,
@@ -26,16 +29,8 @@ ENTRY_FIELDS = {
     "sets": dict,
     "after": (str, list),
 }
-SELECTION_FIELDS = {"notebook": str, "where": dict}
-ESTIMATE_FIELDS = {
-    "notebook": str,
-    "teraflops": (int, float),
-    "training_images": int,
-    "other_images": int,
-    "final_images": int,
-    "backbones": dict,
-}
-COST_FIELDS = dict.fromkeys(("parameters", "gflops", "activations"), (int, float))
+SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
@@ -58,7 +53,14 @@ class Study:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 4e-5 is a number, as it is in YAML 1.2."""
+    """YAML in which 4e-5 is a number, as it is in YAML 1.2, and a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -71,9 +73,15 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text, origin):
     """The value of a YAML text (str); `origin` names it in errors. Raises StudyError where it is not YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+        json.dumps(value, default=str, skipkeys=True)  # ends where a value holds itself
     except yaml.YAMLError as error:
         raise StudyError(f"{origin} is not readable YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError):
+        raise StudyError(
+            f"{origin} holds a value that cannot be read, is nested too deep or refers to itself"
+        ) from None
+    return value
 
 
 def unknown(what, name, known):
@@ -96,7 +104,7 @@ def find_study(name, studies):
     return known[name]
 
 
-def _check_fields(mapping, fields, where):
+def check_fields(mapping, fields, where):
     """Raise StudyError for an unknown key or a value of the wrong type."""
     if not isinstance(mapping, dict):
         raise StudyError(f"{where} must be a mapping of names to values, not {mapping!r}")
@@ -111,10 +119,17 @@ def _check_fields(mapping, fields, where):
 
 def _check_entry(entry, where):
     """Raise StudyError unless an entry under `notebooks` is well formed."""
-    _check_fields(entry, ENTRY_FIELDS, where)
+    check_fields(entry, ENTRY_FIELDS, where)
     if "notebook" not in entry:
         raise StudyError(f"{where} lacks the key 'notebook'")
+    if not re.fullmatch(NAME, entry["notebook"]):
+        raise StudyError(
+            f"{where}: notebook must be a file's name without folder and .ipynb, not {entry['notebook']!r}"
+        )
     where = f"{where} ({entry['notebook']})"
+    for key in ("minutes", "gpus"):
+        if not 0 <= entry.get(key, 0) < float("inf"):
+            raise StudyError(f"{where}: {key} must be at least 0, not {entry[key]}")
     shapes = [key for key in SHAPES if key in entry]
     if len(shapes) > 1:
         raise StudyError(f"{where} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
@@ -128,26 +143,20 @@ def _check_entry(entry, where):
             raise StudyError(f"{where}: grid: {empty} has no value; an empty list as a value is written [[]]")
     selections = {"each": entry["each"]} if "each" in entry else entry.get("sets", {})
     for name, selection in selections.items():
-        _check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")
+        check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")
         if "notebook" not in selection:
             raise StudyError(f"{where}: {name} lacks the key 'notebook'")
-
-
-def _check_estimate(content, where):
-    """Raise StudyError unless the study's `estimate` names every cost of every backbone."""
-    tables = [(content, ESTIMATE_FIELDS, f"{where}: estimate")]
-    tables += [(cost, COST_FIELDS, f"{where}: estimate: {name}") for name, cost in content.get("backbones", {}).items()]
-    for mapping, fields, place in tables:
-        _check_fields(mapping, fields, place)
-        for key in fields.keys() - mapping.keys():
-            raise StudyError(f"{place} lacks the key {key!r}")
 
 
 def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
-    content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-    _check_fields(content, STUDY_FIELDS, path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path.name} is not UTF-8 text ({error}); save it as such") from None
+    content = parse_yaml(text, path.name)
+    check_fields(content, STUDY_FIELDS, path.name)
     for key in ("study", "data", "notebooks"):
         if not content.get(key):
             raise StudyError(f"{path.name} lacks the key {key!r}")
@@ -155,8 +164,6 @@ def read_study(path):
         raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
     if content.get("threads", 1) < 1:
         raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
-    if "estimate" in content:
-        _check_estimate(content["estimate"], path.name)
     for number, entry in enumerate(content["notebooks"], 1):
         _check_entry(entry, f"{path.name}: notebook {number}")
     return Study(

@@ -4,18 +4,18 @@ A row is {name: arrays}, the arrays those of `stack_scores`: aps (S, Q), mAP, ra
 of the run that made it. Row functions return the rows and the notes that stand below the table.
 """
 
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import pdist
 
+from reid_utils.ranking.inputs import load_features
 from reid_utils.ranking.post_processing import POST_PROCESSINGS
-from reid_utils.ranking.statistics import compare_rows, holm
-from reid_utils.study.files import read_json
 from reid_utils.study.results import load_arrays, load_results
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
+SELECTION = "Selection of the epoch: the last one."
 PUBLISHED = (
     # entry, mAP on test, on challenge 2022, on challenge 2023, source
     ("toolkit baseline", 72.7, None, 61.1, "challenge toolkit, about"),
@@ -40,12 +40,14 @@ def gather(folders):
 
 
 def training_history(runs, recipes):
-    """Histories of the runs that use an augmentation of `recipes`, with a column `label` (backbone and loss)."""
+    """Histories of the runs that use an augmentation of `recipes`, with a column `label` (backbone, start and loss)."""
+    chosen = {"": training_runs(runs, recipes), " pre-trained": training_runs(runs, recipes, pretrained=True)}
     parts = [
         pd.read_csv(run["folder"] / "history.csv").assign(
-            label=f"{run['settings']['backbone']}, {run['settings']['loss']}"
+            label=f"{run['settings']['backbone']}{start}, {run['settings']['loss']}"
         )
-        for run in training_runs(runs, recipes)
+        for start, found in chosen.items()
+        for run in found
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -55,13 +57,20 @@ def row(result, name):
     return {key: result["scores"][f"{name}|{key}"] for key in SCORES} | {"run": result["run"]}
 
 
-def training_runs(runs, recipes=None, **settings):
-    """Runs of notebook 02 whose settings have these values, and whose augmentation is one of `recipes` where given."""
+def training_runs(runs, recipes=None, pretrained=False, **settings):
+    """Runs of notebook 02 on the training split whose settings have these values, augmentation one of `recipes`.
+
+    pretrained: those that start from another run's weights; else those that do not. Runs on a pool or on test players
+    are rows of no table.
+    """
     return [
         run
         for run in runs.get("02_training", [])
         if all(run["settings"][key] == value for key, value in settings.items())
         and (recipes is None or run["settings"]["augmentation"] in recipes)
+        and bool(run["settings"]["start_weights"]) == pretrained
+        and not run["settings"]["pool"]
+        and run["settings"]["train_on"] == "train"
     ]
 
 
@@ -77,17 +86,26 @@ def augmentation_rows(runs):
     rows = {run["settings"]["augmentation"]: row(run, "none") for run in found}
     base = "none" if "none" in rows else next(iter(rows), None)
     order = [base, *(name for name in rows if name != base)] if rows else []
-    return {name: rows[name] for name in order}, [], base
+    return {name: rows[name] for name in order}, [SELECTION], base
 
 
 def loss_rows(runs, recipes):
-    """T2: each backbone under each loss, all with an augmentation of `recipes`; returns rows, notes, baselines."""
-    rows, baselines = {}, {}
+    """T2: each backbone under each loss, one augmentation; returns rows, notes, baselines and {row: dispersion}."""
+    rows, baselines, spread = {}, {}, {}
     for run in training_runs(runs, recipes):
         backbone, loss = run["settings"]["backbone"], run["settings"]["loss"]
         rows[f"{backbone}: {loss}"] = row(run, "none")
         baselines[f"{backbone}: {loss}"] = f"{backbone}: infonce"
-    return rows, [], {name: base if base in rows else name for name, base in baselines.items()}
+        spread[f"{backbone}: {loss}"] = {"dispersion": dispersion(run).mean()}
+    note = "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite"
+    baselines = {name: base if base in rows else name for name, base in baselines.items()}
+    return rows, [SELECTION, note], baselines, spread
+
+
+def dispersion(run):
+    """Mean pairwise distance of the query features, a seed each (S,): how far apart a training puts the players."""
+    files = [run["folder"] / f"seed{seed}" / "test.npz" for seed in run["settings"]["seeds"]]
+    return np.array([pdist(load_features(file)["query"]).mean() for file in files])
 
 
 def post_processing_rows(runs):
@@ -100,19 +118,39 @@ def post_processing_rows(runs):
         for name in POST_PROCESSINGS:
             rows[f"{backbone}: {name}"], baselines[f"{backbone}: {name}"] = row(run, name), f"{backbone}: none"
     note = "'hard in place' is the 2023 code as published (depends on image order), 'hard' its order-free form"
-    return rows, [note], baselines
+    return rows, [SELECTION, note], baselines
 
 
 def backbone_rows(runs, recipes):
-    """T4: each backbone with InfoNCE, plain and re-ranked; returns rows, notes, baselines and {row: cost columns}."""
-    rows, costs, baselines = {}, {}, {}
-    for run in training_runs(runs, recipes, loss="infonce"):
-        for name in ("none", "hard"):
-            label = f"{run['settings']['backbone']}, {'plain' if name == 'none' else 're-ranked (hard)'}"
-            rows[label], cost = row(run, name), run["values"]["cost"]
-            baselines[label] = f"{run['settings']['backbone']}, plain" if name == "hard" else next(iter(rows))
-            costs[label] = {"parameters (M)": cost["parameters"] / 1e6, "GFLOPs": cost["gflops"]}
-    return rows, [], baselines, costs
+    """T4: each backbone with InfoNCE, from scratch and pre-trained on a pool, plain and re-ranked.
+
+    Returns rows, notes, baselines and {row: further columns}: parameters, GFLOPs, and for plain rows what choosing the
+    best epoch on test would have given.
+    """
+    rows, more, baselines = {}, {}, {}
+    trained = [(run, "") for run in training_runs(runs, recipes, loss="infonce")]
+    trained += [(run, " pre-trained") for run in training_runs(runs, recipes, pretrained=True, loss="infonce")]
+    for run, start in trained:
+        backbone, cost = run["settings"]["backbone"], run["values"]["cost"]
+        plain, reranked = f"{backbone}{start}, plain", f"{backbone}{start}, re-ranked (hard)"
+        rows[plain], rows[reranked] = row(run, "none"), row(run, "hard")
+        baselines |= {plain: f"{backbone}, plain" if start else next(iter(rows)), reranked: plain}
+        size = {"parameters (M)": cost["parameters"] / 1e6, "GFLOPs": cost["gflops"]}
+        best, last = (100 * run["scores"][f"{epoch}|mAP"].mean() for epoch in ("best", "none"))
+        more |= {plain: size | {"best on test": best, "flattery": best - last}, reranked: size}
+    notes = [f"{SELECTION} 'best on test': mAP had each seed's best epoch on test been chosen, as in the paper."]
+    return rows, [*notes, *_pools(runs, trained)], baselines, more
+
+
+def _pools(runs, trained):
+    """A note on what the pre-trained rows started from."""
+    starts = {run["settings"]["start_weights"] for run, start in trained if start}
+    pools = [run["settings"] for run in runs.get("02_training", []) if run["run"] in starts]
+    return [
+        f"pre-trained: {pool['epochs']} epochs on a rendered pool of {pool['pool']['train_players']} other players "
+        "(other teams), then the same training as from scratch."
+        for pool in pools
+    ]
 
 
 def fusion_rows(runs):
@@ -124,6 +162,7 @@ def fusion_rows(runs):
     rows = {name: row(run, name) for name in names}
     best = max(run["settings"]["models"], key=lambda name: rows[name]["mAP"].mean())
     notes = [
+        SELECTION,
         f"Baseline: {best}, the best single model.",
         "With two models every agreed item is in both lists, both weigh alike, and dissimilarity and two-stage equal "
         "similarity: pairs of a larger set leave them out.",
@@ -132,11 +171,11 @@ def fusion_rows(runs):
     return rows, notes, best
 
 
-def published_rows(runs, note):
-    """T6: what is published beside what this study measured; blanks stay blank."""
+def published_rows(runs, note, command):
+    """T6: what is published beside what this study measured, made by `command`; blanks stay blank."""
     columns = ["entry", "test mAP", "challenge 2022 mAP", "challenge 2023 mAP", "source"]
     lines = [dict(zip(columns, published, strict=True)) for published in PUBLISHED]
-    own = note.startswith("Synergy")
+    own, commands = note.startswith("Synergy"), []
     column = f"{note.removeprefix('Synergy, ') if own else note} mAP"
     for run in runs.get("04_fusion", []):
         settings = run["settings"]
@@ -150,85 +189,10 @@ def published_rows(runs, note):
         line["test mAP" if own else f"{note} test mAP"] = round(100 * float(test.mean()), 2)
         line[column if own else f"{note} challenge mAP"] = challenge and round(100 * challenge, 2)
         lines.append(line)
+        commands.append(f"Row {len(lines)}: `{command} --only '{run['run']}'`")
     notes = ["Ours on test: the mean over seeds, last epoch; on the challenge split: the first seed, as one entry."]
     if not own:
         notes.append(f"Ours is measured on {note}: it stands beside the published figures, not against them.")
-    return pd.DataFrame(lines), notes
-
-
-def best_on_test(runs, recipes):
-    """How many points of mAP choosing the best epoch on the test split would have added, a row a backbone and loss."""
-    lines = [
-        {
-            "run": f"{run['settings']['backbone']}: {run['settings']['loss']}",
-            "last epoch": 100 * run["scores"]["none|mAP"].mean(),
-            "best on test": 100 * run["scores"]["best|mAP"].mean(),
-        }
-        for run in training_runs(runs, recipes)
-    ]
-    return pd.DataFrame(lines).eval("flattery = `best on test` - `last epoch`").round(2)
-
-
-def compare(rows, baseline):
-    """`compare_rows` of a table; `baseline` is one name, or {row: its baseline}. Holm corrects over the whole table."""
-    baselines = baseline if isinstance(baseline, dict) else dict.fromkeys(rows, baseline)
-    if not rows:
-        return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-    parts = []
-    for base in dict.fromkeys(baselines.values()):
-        members = dict.fromkeys([base, *(name for name in rows if baselines[name] == base)])
-        part = compare_rows({name: rows[name]["aps"] for name in members}, baseline=base)
-        parts.append(part[part["row"].map(baselines) == base])
-    table = pd.concat(parts).set_index("row").loc[list(rows)].reset_index()
-    return table.assign(p_holm=holm(table["p"]))
-
-
-def printable(comparison, rows, extra=None):
-    """A table as it is written: row numbers, per cent with two decimals, `extra` columns last."""
-    lines = []
-    for number, line in enumerate(comparison.to_dict("records"), start=1):
-        arrays = rows[line["row"]]
-        percent = {key: 100 * float(np.mean(arrays[column])) for key, column in _PRINTED.items()}
-        interval = {"mAP low": 100 * line["low"], "mAP high": 100 * line["high"]}
-        change = {key: 100 * line[column] for key, column in _CHANGES.items()}
-        shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
-        shown |= {"p (Holm)": round(line["p_holm"], 4), "seeds": line["seeds"], "queries": line["queries"]}
-        more = {key: round(value, 3) for key, value in (extra or {}).get(line["row"], {}).items()}
-        lines.append({"no.": number, "row": line["row"], **shown, **more})
-    return pd.DataFrame(lines)
-
-
-_PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
-_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high", "seed sd": "seed_sd"}
-
-
-def study_command(folder):
-    """`python run_all.py …` as the study in `folder` was started, without what only picks runs or places."""
-    record = read_json(folder / "study.json") or {"name": folder.name, "command": []}
-    words, kept = iter(record["command"]), []
-    for word in words:
-        if word in ("--data", "--set", "--features"):
-            kept += [word, f"'{next(words)}'"]
-        elif word in ("--only", "--jobs", "--runs"):
-            next(words)
-    return " ".join(["python run_all.py", record["name"], *kept])
-
-
-def row_commands(command, comparison, rows):
-    """The commands that make the rows again, a line for each run of rows that one command makes."""
-    ids = [rows[name]["run"] for name in comparison["row"]]
-    lines, start = [], 0
-    for run, members in groupby(ids):
-        stop = start + len(list(members))
-        numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
-        lines.append(f"{numbers}: `{command} --only '{run}'`")
-        start = stop
-    return lines
-
-
-def question(comparison, baselines, text):
-    """The line "compare rows i and j, … to answer: text" for every row that has another as its baseline."""
-    numbers = {name: number for number, name in enumerate(comparison["row"], start=1)}
-    base = baselines if isinstance(baselines, dict) else dict.fromkeys(numbers, baselines)
-    pairs = [f"{numbers[base[name]]} and {number}" for name, number in numbers.items() if base[name] != name]
-    return f"Compare rows {', '.join(pairs)} to answer: {text}" if pairs else f"No two rows here answer: {text}"
+    frame = pd.DataFrame(lines)
+    frame.insert(0, "no.", range(1, len(frame) + 1))
+    return frame, notes + commands

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from reid_utils.study.files import read_json, write_json, write_text
 from reid_utils.study.lifeline import IN_KERNEL, die_with
 
+LOCK_LIMIT = 60  # seconds; a lost machine's lock on a shared folder outlives it by some
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
 SOCKET_PATH_LIMIT = 80  # characters; a socket's whole path must stay below 104
 
@@ -30,7 +31,7 @@ def main(arguments):
     root, run_id = Path(job["root"]), job["run"]
     lock = FileLock(root / "locks" / f"{run_id}.lock")
     try:
-        lock.acquire(timeout=10)
+        lock.acquire(timeout=LOCK_LIMIT)
     except Timeout:
         return _fail(root, run_id, f"another process is still running {run_id}; wait for it or end it")
     with lock:

@@ -21,6 +21,7 @@ from reid_utils.views.style import (
 )
 
 _LEVEL = 0.05  # of the Holm-corrected p that fills a dot
+_MANY_ROWS = 45  # of a forest plot; more are set closer
 
 
 def forest_plot(frame, groups=None, metric="mAP", note=None):
@@ -35,7 +36,8 @@ def forest_plot(frame, groups=None, metric="mAP", note=None):
         raise ValueError(f"{len(headings)} groups for {len(frame)} rows; give one a row")
     positions, starts = _forest_positions(headings)
     last = positions[-1]
-    figure, axes = new_figure(TEXT_WIDTH, 0.9 + 0.19 * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1))
+    step = 0.19 if last < _MANY_ROWS else 0.14  # inches; a page is 10 high
+    figure, axes = new_figure(TEXT_WIDTH, 0.9 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1))
     scores, changes = axes[0]
     for y, line in zip(positions, frame.to_dict("records"), strict=True):
         _forest_row(scores, changes, y, line, metric)

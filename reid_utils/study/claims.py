@@ -1,0 +1,124 @@
+"""The paper's claims, each put to the test on the runs of a study.
+
+A comparison is a pair of rows (see `tables`) over the same queries; p-values are Holm-corrected over the comparisons of
+one family, such as all augmentations against none.
+"""
+
+from itertools import product
+
+import pandas as pd
+
+from reid_utils.ranking.statistics import holm, paired_difference
+from reid_utils.study.findings import verdict
+from reid_utils.study.tables import (
+    augmentation_rows,
+    backbone_rows,
+    dispersion,
+    fusion_rows,
+    loss_rows,
+    post_processing_rows,
+    training_runs,
+)
+
+COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
+
+
+def paper_claims(runs, recipes):
+    """Every claim of the paper that these runs can test, one line a comparison.
+
+    runs: from `gather`; recipes: the augmentations that T2 to T5 hold fixed. Returns a DataFrame with claim, compared
+    ("ours against theirs"), verdict (supported / not supported / cannot be told), difference and its 95 % interval in
+    points of mAP, and the corrected p; blank where the claim is not about mAP.
+    """
+    lines = [
+        *_tested(_augmentations(runs)),
+        *_tested(_losses(runs, recipes)),
+        *_spread(runs, recipes),
+        *_tested(_post_processings(runs)),
+        *_tested(_fusions(runs)),
+        *_tested(_pretraining(runs, recipes)),
+    ]
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _tested(family):
+    """The lines of a family of comparisons {(claim, compared): (row, row it should beat)}."""
+    found = {key: paired_difference(ours["aps"], theirs["aps"]) for key, (ours, theirs) in family.items()}
+    corrected = holm([each["p"] for each in found.values()])
+    lines = []
+    for ((claim, compared), each), p in zip(found.items(), corrected, strict=True):
+        points = [round(100 * each[key], 2) for key in ("difference", "low", "high")]
+        told = verdict(each["low"], each["high"], p)
+        lines.append(dict(zip(COLUMNS, [claim, compared, told, *points, round(p, 4)], strict=True)))
+    return lines
+
+
+def _augmentations(runs):
+    rows, _, base = augmentation_rows(runs)
+    if base != "none":
+        return {}
+    return {
+        ("augmentation helps", f"{name} against none"): (rows[name], rows["none"]) for name in rows if name != "none"
+    }
+
+
+def _losses(runs, recipes):
+    rows, _, baselines, _ = loss_rows(runs, recipes)
+    return {
+        ("InfoNCE beats the ID loss", name.removesuffix(": id")): (rows[base], rows[name])
+        for name, base in baselines.items()
+        if name.endswith(": id") and base != name
+    }
+
+
+def _post_processings(runs):
+    rows = post_processing_rows(runs)[0]
+    backbones = list(dict.fromkeys(name.rpartition(": ")[0] for name in rows))
+    claims = {"re-ranking with hard weights helps": "none", "hard weights beat Gaussian ones": "gaussian"}
+    return {
+        (claim, f"{backbone}: hard against {other}"): (rows[f"{backbone}: hard"], rows[f"{backbone}: {other}"])
+        for (claim, other), backbone in product(claims.items(), backbones)
+    }
+
+
+def _fusions(runs):
+    rows, _, best = fusion_rows(runs)
+    models = [name for name in rows if ": " not in name]
+    whole = " + ".join(models)
+    if f"{whole}: two-stage" not in rows:
+        return {}
+    single = ("two-stage fusion beats the best single model", f"two-stage against {best}")
+    family = {single: (rows[f"{whole}: two-stage"], rows[best])}
+    if len(models) > 2:  # with two, the three fusions are equal
+        for claim, ours, theirs in _FUSION_CLAIMS:
+            family[claim, f"{ours} against {theirs}"] = rows[f"{whole}: {ours}"], rows[f"{whole}: {theirs}"]
+    return family
+
+
+_FUSION_CLAIMS = (
+    ("dissimilarity beats similarity fusion", "dissimilarity", "similarity"),
+    ("two-stage fusion beats both", "two-stage", "similarity"),
+    ("two-stage fusion beats both", "two-stage", "dissimilarity"),
+)
+
+
+def _pretraining(runs, recipes):
+    rows, _, baselines, _ = backbone_rows(runs, recipes)
+    return {
+        ("pre-training on a larger pool helps", f"{name} against {base}"): (rows[name], rows[base])
+        for name, base in baselines.items()
+        if "pre-trained" in name and "plain" in name
+    }
+
+
+def _spread(runs, recipes):
+    """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features."""
+    claim, lines = "InfoNCE spreads the players more (its advantage, says the paper)", []
+    for run in training_runs(runs, recipes, loss="infonce"):
+        backbone = run["settings"]["backbone"]
+        for other in training_runs(runs, recipes, loss="id", backbone=backbone):
+            more = dispersion(run) > dispersion(other)
+            told = "cannot be told" if more.any() else "not supported, the opposite holds"
+            seeds = f"({more.sum()} of {len(more)} seeds)"
+            lines.append((claim, backbone, f"{'supported' if more.all() else told} {seeds}"))
+    return [dict(zip(COLUMNS, line, strict=False)) for line in lines]

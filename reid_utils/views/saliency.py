@@ -1,0 +1,126 @@
+"""Which regions of two crops make them similar: Grad-CAM towards the cosine similarity of their features."""
+
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+
+from reid_utils.data.augmentation import normalise
+from reid_utils.views.style import TEXT_WIDTH, blank_figure, finish
+
+_CELLS = 32  # a coarser map (the last one of a small encoder may be 2 × 1) tells no region from another
+
+
+def match_saliency(encoder, query_image, gallery_image, layer=None):
+    """Grad-CAM of a pair: what in each crop raises the cosine similarity to the other.
+
+    encoder: module with mean, std, (N, 3, h, w) -> (N, d) of unit length (`build_encoder`); the images: letterboxed RGB
+    uint8 (h, w, 3) of its size. layer: the module whose output is weighed; None takes, for a convolutional trunk, the
+    last one with a map of at least 32 cells, for a ViT the patch tokens before the last attention (behind it the class
+    token no longer sees them). Returns (query map, gallery map, similarity): maps (h, w) float32 with maximum 1, or all
+    0 where nothing raises the similarity. The encoder's mode and weights stay as they were. Selvaraju et al. 2017, with
+    the similarity in place of a class score; through captum.
+    """
+    import torch
+
+    device = next(encoder.parameters()).device
+    inputs = normalise(np.stack([query_image, gallery_image]), encoder.mean, encoder.std).to(device)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            query, gallery = encoder(inputs)
+        with _map_of(encoder, layer, inputs) as watched:
+            maps = [_grad_cam(encoder, watched, inputs[i : i + 1], other) for i, other in enumerate((gallery, query))]
+    finally:
+        encoder.train(was_training)
+    return (*maps, float(query @ gallery))
+
+
+def _grad_cam(encoder, layer, image, other):
+    """One side's map (h, w), scaled to a maximum of 1: image (1, 3, h, w), other (d,)."""
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    found = LayerGradCam(lambda pixels: encoder(pixels) @ other, layer).attribute(image, relu_attributions=True)
+    found = LayerAttribution.interpolate(found, tuple(image.shape[2:]), "bilinear")[0, 0].detach().cpu().numpy()
+    return (found / found.max() if found.max() > 0 else found).astype(np.float32)
+
+
+def _map_of(encoder, layer, inputs):
+    """A context that gives the module whose output is an (N, C, h, w) map."""
+    if layer is not None:
+        return nullcontext(layer)
+    trunk = encoder.trunk
+    if hasattr(trunk, "patch_embed") and hasattr(trunk, "blocks"):  # timm: ViT, EVA, BEiT
+        return _token_map(trunk.blocks[-1].norm1, trunk.num_prefix_tokens, trunk.patch_embed.grid_size)
+    if hasattr(trunk, "transformer"):  # open_clip
+        return _token_map(trunk.transformer.resblocks[-1].ln_1, 1, trunk.grid_size)
+    return nullcontext(_last_map(trunk, inputs))
+
+
+@contextmanager
+def _token_map(norm, prefix, grid):
+    """Lead the patch tokens of a module's output (N, tokens, C) through an identity as a map (N, C, h, w)."""
+    import torch
+
+    as_map = torch.nn.Identity()
+
+    def through_map(module, given, tokens):
+        patches = as_map(tokens[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid)))
+        return torch.cat([tokens[:, :prefix], patches.flatten(2).transpose(1, 2)], dim=1)
+
+    handle = norm.register_forward_hook(through_map)
+    try:
+        yield as_map
+    finally:
+        handle.remove()
+
+
+def _last_map(trunk, inputs):
+    """The last module to run in a convolutional trunk whose output (N, C, h, w) has enough cells."""
+    import torch
+
+    found = []
+
+    def note(module, given, output):
+        if torch.is_tensor(output) and output.ndim == 4 and output.shape[2] * output.shape[3] >= _CELLS:
+            found.append(module)
+
+    handles = [module.register_forward_hook(note) for module in trunk.modules() if module is not trunk]
+    try:
+        with torch.no_grad():
+            trunk(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ValueError(f"no layer of the encoder has a map of {_CELLS} cells or more; name one as layer")
+    return found[-1]
+
+
+def saliency_pairs(pairs, note=None):
+    """Pairs of crops with the regions that make them similar, three pairs a row: query, its map, gallery, its map.
+
+    pairs: list of (title, query image, gallery image, (query map, gallery map, similarity)) as `match_saliency` gives
+    them. Returns a Figure. Raises ValueError where there is none.
+    """
+    if not pairs:
+        raise ValueError("no pairs to show; give at least one")
+    columns = min(len(pairs), 3)
+    rows = -(-len(pairs) // columns)
+    tallest = max(image.shape[0] / image.shape[1] for _, image, _, _ in pairs)
+    figure = blank_figure(TEXT_WIDTH, rows * (tallest * TEXT_WIDTH / (4.4 * columns) + 0.4))
+    parts = figure.subfigures(rows, columns, squeeze=False)
+    for part, pair in zip(parts.flat, pairs, strict=False):
+        _draw_pair(part, *pair)
+    return finish(figure, note)
+
+
+def _draw_pair(figure, title, query, gallery, found):
+    """One pair in a SubFigure."""
+    axes = figure.subplots(1, 4)
+    figure.suptitle(f"{title}\ncosine {found[2]:.2f}", fontsize=8, x=0.02, ha="left")
+    for ax, image in zip(axes, (query, query, gallery, gallery), strict=True):
+        ax.imshow(image)
+        ax.axis("off")
+    for ax, heat in zip(axes[1::2], found[:2], strict=True):
+        ax.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)

@@ -1,0 +1,155 @@
+"""Publishing a finished study and verifying it again: what moved is told, what is unclean is refused."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from reid_utils.study import verify
+from reid_utils.study.files import read_json, write_json
+from reid_utils.study.publish import BEGIN, END, in_readme, main, publish, results_section
+from reid_utils.study.results import REPOSITORY, markdown_table
+from reid_utils.study.verify import moved_cells, tolerance
+
+FIGURES = REPOSITORY / "figures"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
+RUNS |= {"06_paper_tables": list(RUNS)}
+T1 = pd.DataFrame(
+    {"no.": [1, 2], "row": ["none", "flip"], "mAP": [56.76, 59.33], "seeds": [3, 3], "verdict": ["", "a"]}
+)
+
+
+def write_run(folder, name, upstream, **git):
+    values = {"note": "rendered data", "queries": 150, "smallest_detectable": 0.02516}
+    result = {"run": name, "notebook": name.partition("__")[0], "values": values, "seeds": [0, 1, 2]}
+    result |= {"device": "cpu: Abacus", "versions": {"numpy": "2"}, "git": {"commit": COMMIT, "dirty": False, **git}}
+    write_json(folder / "results" / name / "results.json", result)
+    write_json(folder / "state" / f"{name}.json", {"parts": {"upstream": dict.fromkeys(upstream)}, "seconds": 240})
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A finished study called quick, a folder for figures with an old one in it, a README."""
+    folder, figures = tmp_path / "runs" / "quick", tmp_path / "figures"
+    for name, upstream in RUNS.items():
+        write_run(folder, name, upstream)
+    for path in (folder / "tables", folder / "figures", figures):
+        path.mkdir(parents=True)
+    T1.to_csv(folder / "tables" / "T1.csv", index=False)
+    pd.DataFrame({"claim": ["flip helps"], "verdict": ["supported"]}).to_csv(
+        folder / "tables" / "findings.csv", index=False
+    )
+    (folder / "figures" / "06_paper_tables_forest.png").write_bytes(b"png")
+    (folder / "figures" / "06_paper_tables_forest.svg").write_bytes(b"<svg/>")
+    (folder / "figures" / "05_heavy.svg").write_bytes(b"x" * 300_001)
+    (figures / "00_old.png").write_bytes(b"old")
+    (tmp_path / "README.md").write_text(f"# Study\n{BEGIN}\nold numbers\n{END}\nmore\n")
+    return folder, figures, tmp_path / "README.md"
+
+
+def test_publishing_leaves_the_studys_files_and_a_readme_made_from_them(study):
+    folder, figures, readme = study
+    publish(folder, figures, readme)
+    assert sorted(path.name for path in figures.iterdir()) == [
+        "06_paper_tables_forest.png", "06_paper_tables_forest.svg", "README.md", "study.json", "tables",
+    ]  # fmt: skip
+    assert (figures / "tables" / "T1.csv").read_bytes() == (folder / "tables" / "T1.csv").read_bytes()
+    text = readme.read_text()
+    assert "old numbers" not in text and text.startswith("# Study\n") and text.endswith(f"{END}\nmore\n")
+    assert all(part in text for part in (COMMIT[:10], "3 seeds, 150 queries", "2.52 points", "flip helps"))
+    minutes = read_json(figures / "study.json")["minutes on two cores"]
+    assert (minutes["T3"], minutes["T6"]) == (4.0, 6.0)  # with what they read: 2 and 3 runs of 4 minutes on 2 cores
+    assert results_section(figures) in text
+
+
+@pytest.mark.parametrize(
+    ("git", "message"),
+    [
+        ({"dirty": True}, "02_training__a was not made at a clean commit"),
+        ({"commit": None, "dirty": None}, "02_training__a was not made at a clean commit"),
+        ({"commit": "f" * 40}, "02_training__a was made at commit ffffffffff, 06_paper_tables at 0123456789"),
+    ],
+)
+def test_an_unclean_study_is_refused_and_nothing_is_touched(study, git, message):
+    folder, figures, readme = study
+    write_run(folder, "02_training__a", [], **git)
+    with pytest.raises(ValueError, match=message):
+        publish(folder, figures, readme)
+    assert [path.name for path in figures.iterdir()] == ["00_old.png"] and "old numbers" in readme.read_text()
+
+
+def test_an_unfinished_study_and_a_readme_without_markers_are_refused(study, tmp_path, capsys):
+    folder, figures, readme = study
+    assert main([str(tmp_path)]) == 2 and "holds no finished study" in capsys.readouterr().err
+    (folder / "state" / "03_post_processing__a.json").unlink()
+    with pytest.raises(ValueError, match="03_post_processing__a is not done"):
+        publish(folder, figures, readme)
+    with pytest.raises(ValueError, match="lacks the line"):
+        in_readme("# no markers", "")
+
+
+def two_folders(tmp_path, change):
+    """Folders with table T1 as committed and as made again, the second after `change` of its frame."""
+    for name, frame in (("committed", T1), ("again", change(T1.copy()))):
+        (tmp_path / name).mkdir()
+        frame.to_csv(tmp_path / name / "T1.csv", index=False)
+    return tmp_path / "committed", tmp_path / "again"
+
+
+def change_of(row, column, value):
+    def change(frame):
+        frame.loc[frame["row"] == row, column] = value
+        return frame
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "same", "elsewhere"),
+    [
+        (lambda frame: frame, [], []),
+        (change_of("flip", "mAP", 59.34), [False], [True]),
+        (change_of("flip", "mAP", 70.0), [False], [False]),
+        (change_of("flip", "seeds", 2), [False], [False]),
+        (change_of("flip", "verdict", "b"), [False], [True]),
+        (change_of("flip", "mAP", None), [False], [False]),
+        (lambda frame: frame.iloc[:1], [False] * 4, [False] * 3 + [True]),
+        (lambda frame: frame.iloc[::-1], [], []),
+    ],
+)
+def test_cells_that_moved_are_told_and_held_to_the_tolerance(tmp_path, change, same, elsewhere):
+    folders = two_folders(tmp_path, change)
+    for expected, same_machine in ((same, True), (elsewhere, False)):
+        count, moved = moved_cells(*folders, same_machine)
+        assert count == 8 and list(moved["within"]) == expected
+        assert moved.empty or set(moved["row"]) == {"flip"}
+
+
+def test_elsewhere_a_number_of_one_seed_may_move_further_than_a_mean_and_a_distance_less():
+    columns = {"queries": 0, "mAP": 6, "diff low": 6, "first seed mAP": 12, "rendered data challenge mAP": 12}
+    columns |= {"dispersion": 0.3, "verdict": None}
+    assert {column: tolerance(column, same_machine=False) for column in columns} == columns
+    assert {tolerance(column, same_machine=True) for column in columns} == {0}
+
+
+def test_verify_compares_a_given_study_and_ends_with_1_where_a_cell_is_outside(study, monkeypatch, capsys):
+    folder, figures, readme = study
+    publish(folder, figures, readme)
+    monkeypatch.setattr(verify, "REPOSITORY", figures.parent)
+    command = ["--runs", str(folder.parent)]
+    assert verify.main(command) == 0
+    assert "(the same machine type: exact), 0 moved, 0 outside" in capsys.readouterr().out
+    change_of("flip", "mAP", 61.0)(T1.copy()).to_csv(folder / "tables" / "T1.csv", index=False)
+    assert verify.main(command) == 1
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("flip", "mAP", "59.33", "61.0", "1 moved, 1 outside"))
+    there = json.loads((figures / "study.json").read_text()) | {"device": "cpu: Slide rule"}
+    write_json(figures / "study.json", there)
+    assert verify.main(command) == 0 and "1 moved, 0 outside" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (FIGURES / "study.json").exists(), reason="no study is published yet: make figures")
+def test_the_readme_shows_what_the_committed_figures_hold():
+    assert f"{BEGIN}\n{results_section(FIGURES)}{END}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert markdown_table(pd.read_csv(FIGURES / "tables" / "findings.csv")) in results_section(FIGURES)
