@@ -24,7 +24,7 @@ from reid_utils.learning.devices import (
     process_count,
     process_index,
 )
-from reid_utils.learning.losses import Objective, takes_pairs
+from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
 from reid_utils.learning.models import save_weights
 
 SCHEDULES = {  # share of the way from the final to the peak rate, by progress after the warm-up
