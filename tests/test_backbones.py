@@ -41,6 +41,17 @@ def tiny_clip(tmp_path, monkeypatch):
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, known)
 
 
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """BEiT's 300 million weights are drawn from a normal distribution that is not cut: in a tenth of the seconds."""
+
+    def draw(tensor, std=1.0):
+        with torch.no_grad():
+            return tensor.normal_(std=std)
+
+    monkeypatch.setattr("timm.models.beit.trunc_normal_", draw)
+
+
 @pytest.mark.parametrize("backbone", PUBLISHED)
 def test_published_backbones_have_their_true_size_and_the_costs_that_the_study_file_states(backbone):
     with torch.device("meta"):
@@ -117,7 +128,7 @@ def test_a_local_file_loads_as_a_downloaded_one_and_position_tables_take_another
     smaller = tuple(side // 2 for side in same.image_size)
     other = build_encoder(backbone, smaller, pretrained=True, weights_dir=tmp_path).eval()
     assert other(torch.rand(1, 3, *smaller)).shape == (1, other.dim)
-    if hasattr(own, "set_input_size"):
+    if backbone in ("test_vit", "eva02_tiny_patch14_224"):  # small enough to write twice
         _downloaded(timm.create_model(backbone, img_size=smaller), path)
         assert build_encoder(backbone, pretrained=True, weights_dir=tmp_path).eval()(images).shape == (1, other.dim)
 

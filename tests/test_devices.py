@@ -111,7 +111,9 @@ def test_two_processes_train_as_one_and_go_on_after_an_interruption_to_the_same_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_process_outlives_the_session_that_launched_it(tmp_path):
-    source = COMMON + "import os, time\nlaunch(lambda: (print(os.getpid(), flush=True), time.sleep(60)), (), 2)\n"
+    source = (
+        COMMON + "import os, time\nlaunch(lambda: (os.write(1, f'{os.getpid()}\\n'.encode()), time.sleep(60)), (), 2)\n"
+    )
     command = [sys.executable, "-c", source, str(tmp_path)]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE)
     children = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reid_utils.study.estimates import estimate
+from reid_utils.study.estimates import check_costs, estimate
 from reid_utils.study.study_file import StudyError, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def test_a_study_file_whose_costs_are_incomplete_is_refused(tmp_path):
     ):
         (tmp_path / "mine.yaml").write_text(text.replace(old, new))
         with pytest.raises(StudyError, match=message):
-            read_study(tmp_path / "mine.yaml")
+            check_costs(read_study(tmp_path / "mine.yaml").estimate)
 
 
 def test_a_dry_run_of_the_paper_study_needs_no_data_and_tells_hours_and_memory(tmp_path):

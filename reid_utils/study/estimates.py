@@ -8,7 +8,19 @@ kept activation, of which gradient checkpointing leaves a tenth; the GPU sustain
 
 from dataclasses import dataclass, replace
 
+from reid_utils.study.study_file import StudyError, check_fields
+
 BYTES_PER_PARAMETER, BYTES_PER_ACTIVATION, KEPT_BY_CHECKPOINTING, FLOAT32_SLOWDOWN = 18, 2, 0.1, 8
+
+ESTIMATE_FIELDS = {
+    "notebook": str,
+    "teraflops": (int, float),
+    "training_images": int,
+    "other_images": int,
+    "final_images": int,
+    "backbones": dict,
+}
+COST_FIELDS = dict.fromkeys(("parameters", "gflops", "activations"), (int, float))
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,24 @@ def estimate(settings, costs):
     return Estimate(seconds / 3600, gib, processes)
 
 
+def check_costs(costs):
+    """Raise StudyError unless the study's `estimate` names every cost of every backbone, and nothing else."""
+    tables = [(costs, ESTIMATE_FIELDS, "estimate")]
+    tables += [(one, COST_FIELDS, f"estimate: {name}") for name, one in costs.get("backbones", {}).items()]
+    for mapping, fields, place in tables:
+        check_fields(mapping, fields, place)
+        for key in fields.keys() - mapping.keys():
+            raise StudyError(f"{place} lacks the key {key!r}")
+
+
 def with_estimates(runs, declared, costs):
     """Runs whose minutes come from the estimate where there is one, and {run id: Estimate} of these.
 
-    declared: notebook -> {parameter: default}; costs: the study's `estimate`, or empty.
+    declared: notebook -> {parameter: default}; costs: the study's `estimate`, or empty. Raises as `check_costs`.
     """
     found = {}
+    if costs:
+        check_costs(costs)
     for run in runs if costs else ():
         settings = {**declared[run.notebook], **run.parameters}
         told = estimate(settings, costs) if run.notebook == costs["notebook"] else None

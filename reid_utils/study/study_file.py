@@ -31,15 +31,6 @@ ENTRY_FIELDS = {
 }
 SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
-ESTIMATE_FIELDS = {
-    "notebook": str,
-    "teraflops": (int, float),
-    "training_images": int,
-    "other_images": int,
-    "final_images": int,
-    "backbones": dict,
-}
-COST_FIELDS = dict.fromkeys(("parameters", "gflops", "activations"), (int, float))
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
@@ -113,7 +104,7 @@ def find_study(name, studies):
     return known[name]
 
 
-def _check_fields(mapping, fields, where):
+def check_fields(mapping, fields, where):
     """Raise StudyError for an unknown key or a value of the wrong type."""
     if not isinstance(mapping, dict):
         raise StudyError(f"{where} must be a mapping of names to values, not {mapping!r}")
@@ -128,7 +119,7 @@ def _check_fields(mapping, fields, where):
 
 def _check_entry(entry, where):
     """Raise StudyError unless an entry under `notebooks` is well formed."""
-    _check_fields(entry, ENTRY_FIELDS, where)
+    check_fields(entry, ENTRY_FIELDS, where)
     if "notebook" not in entry:
         raise StudyError(f"{where} lacks the key 'notebook'")
     if not re.fullmatch(NAME, entry["notebook"]):
@@ -152,19 +143,9 @@ def _check_entry(entry, where):
             raise StudyError(f"{where}: grid: {empty} has no value; an empty list as a value is written [[]]")
     selections = {"each": entry["each"]} if "each" in entry else entry.get("sets", {})
     for name, selection in selections.items():
-        _check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")
+        check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")
         if "notebook" not in selection:
             raise StudyError(f"{where}: {name} lacks the key 'notebook'")
-
-
-def _check_estimate(content, where):
-    """Raise StudyError unless the study's `estimate` names every cost of every backbone."""
-    tables = [(content, ESTIMATE_FIELDS, f"{where}: estimate")]
-    tables += [(cost, COST_FIELDS, f"{where}: estimate: {name}") for name, cost in content.get("backbones", {}).items()]
-    for mapping, fields, place in tables:
-        _check_fields(mapping, fields, place)
-        for key in fields.keys() - mapping.keys():
-            raise StudyError(f"{place} lacks the key {key!r}")
 
 
 def read_study(path):
@@ -175,7 +156,7 @@ def read_study(path):
     except UnicodeDecodeError as error:
         raise StudyError(f"{path.name} is not UTF-8 text ({error}); save it as such") from None
     content = parse_yaml(text, path.name)
-    _check_fields(content, STUDY_FIELDS, path.name)
+    check_fields(content, STUDY_FIELDS, path.name)
     for key in ("study", "data", "notebooks"):
         if not content.get(key):
             raise StudyError(f"{path.name} lacks the key {key!r}")
@@ -183,8 +164,6 @@ def read_study(path):
         raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
     if content.get("threads", 1) < 1:
         raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
-    if "estimate" in content:
-        _check_estimate(content["estimate"], path.name)
     for number, entry in enumerate(content["notebooks"], 1):
         _check_entry(entry, f"{path.name}: notebook {number}")
     return Study(
