@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from reid_utils.study import command, estimates, execution, jobs, keys, notebooks, plan, progress, study_file
+from reid_utils.study import command, estimates, execution, jobs, keys, notebooks, overrides, plan, progress, study_file
 from reid_utils.study.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent
@@ -17,7 +17,7 @@ def read_plan(args):
     """The study with its overrides, its runs, the ids asked for, the folder of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = notebooks.declared_in(study, NOTEBOOKS)
-    study = study_file.override(study, args.set, declared)
+    study = overrides.override(study, args.set, declared)
     command.confirm_size(study, args.yes)
     root = args.runs.resolve() / study_file.results_name(study, args.data, args.features)
     runs = plan.expand(study, declared, bool(args.features))
