@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from distributed import Client
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 # Ends with the process that started it, whatever becomes of that one.
@@ -56,6 +58,8 @@ def cluster(folder, workers=2):
     scheduler, address = start_scheduler(folder)
     processes = [start_worker(address) for _ in range(workers)]
     try:
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(workers, timeout=60)
         yield address, processes
     finally:
         stop(scheduler, *processes)

@@ -35,8 +35,9 @@ def check_whole(root, table=RESULT):
     for path in root.rglob("*"):
         final = not path.name.startswith(".") and ".running." not in path.name
         if path.suffix in (".json", ".ipynb") and final:
-            assert path.read_text(), f"{path} is empty"
-            read_json(path)
+            with contextlib.suppress(FileNotFoundError):  # a run that begins anew takes its files away
+                assert path.read_text(), f"{path} is empty"
+                read_json(path)
     written = root / "tables" / "T1.csv"
     assert not written.exists() or written.read_text() == table, f"{written} is not what it should be"
 
@@ -65,6 +66,13 @@ def killed_command(folder, rng, times=4):
     return times
 
 
+def command_of(pid):
+    """The command line of a process; "" where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
 def _killed_below(folder, rng, times, word, messages):
     """SIGKILL of a process below run_all.py whose command line holds `word`."""
     clone, killed = make_clone(folder / "clone"), 0
@@ -73,7 +81,7 @@ def _killed_below(folder, rng, times, word, messages):
         moment = time.monotonic() + rng.uniform(1, LONGEST - 2)
         found = []
         while study.poll() is None and not (found and time.monotonic() > moment):
-            found = [pid for pid in processes_of(clone) if word in Path(f"/proc/{pid}/cmdline").read_text()]
+            found = [pid for pid in processes_of(clone) if word in command_of(pid)]
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError, IndexError):  # it ended by itself: no fault
             os.kill(rng.choice(found), signal.SIGKILL)

@@ -43,8 +43,9 @@ def lab(small_study, tmp_path_factory):
             [*command, "--notebook-dir=."], cwd=tree, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        while not list((private / "runtime").glob("jpserver-*.json")):
-            assert server.poll() is None, (private / "log").read_text()[-3000:]
+        end = time.monotonic() + PATIENCE / 1000
+        while not any(path.read_text().endswith("}") for path in (private / "runtime").glob("jpserver-*.json")):
+            assert server.poll() is None and time.monotonic() < end, (private / "log").read_text()[-3000:]
             time.sleep(0.1)
         yield json.loads(next((private / "runtime").glob("jpserver-*.json")).read_text())
     finally:

@@ -7,14 +7,16 @@ import pytest
 
 from reid_utils.study import verify
 from reid_utils.study.files import read_json, write_json
-from reid_utils.study.publish import BEGIN, END, in_readme, main, publish, results_section
+from reid_utils.study.publish import BEGIN, END, LAST, in_readme, main, publish, results_section
 from reid_utils.study.results import REPOSITORY, markdown_table
 from reid_utils.study.verify import moved_cells, tolerance
 
 FIGURES = REPOSITORY / "figures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
-RUNS |= {"06_paper_tables": list(RUNS)}
+RUNS |= {LAST: list(RUNS)}
+FILES = ["tables/T1.csv", "tables/T3.csv", "tables/findings.csv", "figures/06_paper_tables_forest.png"]
+FILES += ["figures/06_paper_tables_forest.svg", "figures/05_heavy.svg", "results/06_paper_tables/results.json"]
 T1 = pd.DataFrame(
     {"no.": [1, 2], "row": ["none", "flip"], "mAP": [56.76, 59.33], "seeds": [3, 3], "verdict": ["", "a"]}
 )
@@ -25,7 +27,8 @@ def write_run(folder, name, upstream, **git):
     result = {"run": name, "notebook": name.partition("__")[0], "values": values, "seeds": [0, 1, 2]}
     result |= {"device": "cpu: Abacus", "versions": {"numpy": "2"}, "git": {"commit": COMMIT, "dirty": False, **git}}
     write_json(folder / "results" / name / "results.json", result)
-    write_json(folder / "state" / f"{name}.json", {"parts": {"upstream": dict.fromkeys(upstream)}, "seconds": 240})
+    record = {"key": f"key of {name}", "parts": {"upstream": {other: f"key of {other}" for other in upstream}}}
+    write_json(folder / "state" / f"{name}.json", {**record, "files": FILES if name == LAST else [], "seconds": 240})
 
 
 @pytest.fixture
@@ -44,6 +47,8 @@ def study(tmp_path):
     (folder / "figures" / "06_paper_tables_forest.png").write_bytes(b"png")
     (folder / "figures" / "06_paper_tables_forest.svg").write_bytes(b"<svg/>")
     (folder / "figures" / "05_heavy.svg").write_bytes(b"x" * 300_001)
+    (folder / "figures" / "05_of_a_former_plan.png").write_bytes(b"png")
+    write_json(folder / "study.json", {"command": ["quick", "--jobs", "2"]})
     (figures / "00_old.png").write_bytes(b"old")
     (tmp_path / "README.md").write_text(f"# Study\n{BEGIN}\nold numbers\n{END}\nmore\n")
     return folder, figures, tmp_path / "README.md"
@@ -88,6 +93,18 @@ def test_an_unfinished_study_and_a_readme_without_markers_are_refused(study, tmp
         publish(folder, figures, readme)
     with pytest.raises(ValueError, match="lacks the line"):
         in_readme("# no markers", "")
+
+
+def test_tables_older_than_their_runs_and_overridden_studies_are_refused(study):
+    folder, figures, readme = study
+    write_json(folder / "study.json", {"command": ["quick", "--set", "epochs=1"]})
+    with pytest.raises(ValueError, match="was run with --set"):
+        publish(folder, figures, readme)
+    record = read_json(folder / "state" / "02_training__a.json")
+    write_json(folder / "state" / "02_training__a.json", {**record, "key": "another"})
+    with pytest.raises(ValueError, match="02_training__a was done anew after the tables were made"):
+        publish(folder, figures, readme)
+    assert [path.name for path in figures.iterdir()] == ["00_old.png"]
 
 
 def two_folders(tmp_path, change):

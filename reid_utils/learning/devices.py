@@ -13,6 +13,7 @@ import pickle
 import signal
 import tempfile
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -37,6 +38,11 @@ def _shared():
 def default_device():
     """The device that this process trains on: the current GPU (Accelerate gives each process its own), else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision_in_force(precision):
+    """The precision that "auto" stands for on this machine, any other as it is; looking starts no GPU."""
+    return ("fp16" if torch.cuda.device_count() else "float32") if precision == "auto" else precision
 
 
 def half_precision(precision, device):
@@ -129,7 +135,8 @@ def _work(function, arguments, result):
 
     torch.set_num_threads(1)  # more would wait for threads that the fork left behind
     warnings.filterwarnings("ignore", message=".*all_gather is deprecated")
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "yes")
+    # The others wait while the main one validates and extracts, which may take longer than the libraries' own limits.
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "yes", timeout=timedelta(days=1))
     found = function(*arguments)
     if state.is_main_process:
         result.write_bytes(pickle.dumps(found))

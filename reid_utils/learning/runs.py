@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.learning.devices import default_device, launch, on_main
+from reid_utils.learning.devices import default_device, launch, on_main, precision_in_force
 from reid_utils.learning.features import extract_features, extract_sets, file_hash
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
-from reid_utils.learning.training import determining, train
+from reid_utils.learning.training import check_share, determining, train
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.inputs import load_features
 from reid_utils.ranking.post_processing import POST_PROCESSINGS, post_process, score, score_features
@@ -103,12 +103,15 @@ def train_seed(
     `every_post_processing` validates each epoch under all of them, not on plain distances alone. `folder` receives
     weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`; one left by other settings is emptied
     first. `processes`: how many share the training (see `launch`). Returns (history, scores): `scores` maps each
-    post-processing, "untrained" and "best" (the best epoch in validation) to a dict as `score` gives it.
+    post-processing, "untrained" and "best" (the best epoch in validation) to a dict as `score` gives it. Raises
+    ValueError where the processes cannot share a batch alike.
     """
     folder, start = Path(folder), start_weights_file(start_weights, recipe.seed)
+    recipe = replace(recipe, precision=precision_in_force(recipe.precision))
+    check_share(recipe, processes)
     names = POST_PROCESSINGS if every_post_processing else ("none",)
     described = _describe_run(sets, encoder_settings, start, flip)
-    evaluation = {"post_processings": names, "source": _source_hash()}
+    evaluation = {"post_processings": names, "processes": processes, "source": _source_hash()}
     _empty_unless_same_run(folder, {**described, **determining(recipe), **evaluation})
     given = sets, recipe, folder, encoder_settings, start, flip, names, described, report
     history = launch(_train_and_extract, given, processes)
@@ -185,7 +188,7 @@ def _source_hash():
 
 
 _HOW = ("weights_dir", "gradient_checkpointing")  # where the weights lie and how gradients are computed, not which
-_PIPELINE = ("augmentation.py", "batches.py", "images.py")
+_PIPELINE = ("augmentation.py", "batches.py", "images.py", "synergy.py")
 
 
 def _empty_unless_same_run(folder, described):

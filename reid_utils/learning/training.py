@@ -103,6 +103,15 @@ def parameter_groups(encoder, objective, recipe):
     return [group for group in groups if group["params"]]
 
 
+def check_share(recipe, processes):
+    """Raise ValueError unless this many processes can share a batch alike."""
+    draws = recipe.batch_pairs if takes_pairs(recipe.loss) else 4 * max(2, recipe.batch_pairs // 4)
+    if processes < 1 or draws % processes:
+        raise ValueError(
+            f"processes is {processes}; give a number that divides the {draws} draws of a batch (batch_pairs)"
+        )
+
+
 def epoch_batches(images, labels, encoder, recipe, epoch):
     """The batches of one epoch: pairs of unique players, or players × images for triplet losses without InfoNCE.
 
@@ -159,7 +168,8 @@ def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0, hal
     device, total = next(encoder.parameters()).device, 0.0
     for images, players in batches:
         with torch.autocast(device.type, half, enabled=half is not None):
-            loss = objective(gather_features(encoder(images), objective.sides), players) / len(batches)
+            features = gather_features(encoder(images), objective.sides)
+        loss = objective(features, players) / len(batches)
         scaler.scale(loss).backward()
         total += loss.item()
     if not math.isfinite(total):

@@ -9,14 +9,15 @@ from reid_utils.ranking.post_processing import SCORED_BY, post_process, score
 from reid_utils.ranking.submission import write_distance_csv
 
 
-def write_predictions(folder, feature_folders, reranking="hard"):
+def write_predictions(folder, feature_folders, sets=("test", "challenge"), reranking="hard"):
     """Write the distance CSVs of one model or of several averaged: <set>.csv and <set>_reranked.csv for each set.
 
-    `feature_folders`: one a model, with <set>.npz each. The mean of their distance matrices is written, as the
-    published code predicts. Returns {file stem: scores as `score` gives them} of the sets whose players are known.
+    `feature_folders`: one a model, with <set>.npz for each of `sets`. The mean of their distance matrices is written,
+    as the published code predicts. Returns {file stem: scores as `score` gives them} of the sets whose players are
+    known.
     """
     scores = {}
-    for name in sorted(path.stem for path in Path(feature_folders[0]).glob("*.npz")):
+    for name in sets:
         models = [load_features(Path(given) / f"{name}.npz") for given in feature_folders]
         for stem, processing in ((name, "none"), (f"{name}_reranked", reranking)):
             distances = mean_distances(models, processing)

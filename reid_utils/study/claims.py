@@ -87,7 +87,7 @@ def _fusions(runs):
     whole = " + ".join(models)
     if f"{whole}: two-stage" not in rows:
         return {}
-    single = ("two-stage fusion beats the best single model", f"two-stage against {best}")
+    single = ("two-stage fusion beats the best single model", "two-stage against the best single")
     family = {single: (rows[f"{whole}: two-stage"], rows[best])}
     if len(models) > 2:  # with two, the three fusions are equal
         for claim, ours, theirs in _FUSION_CLAIMS:

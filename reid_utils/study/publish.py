@@ -32,7 +32,10 @@ TABLES = (
 
 
 def finished(folder):
-    """{run id: (its results.json, its record)} of a finished study, notebook 06 last. Raises ValueError otherwise."""
+    """{run id: (its results.json, its record)} of a finished study, notebook 06 last.
+
+    Raises ValueError where a run that the tables are made from is not done, or was done anew since.
+    """
     record = read_json(folder / "state" / f"{LAST}.json")
     if record is None:
         raise ValueError(f"{folder} holds no finished study; finish it with run_all.py first")
@@ -41,6 +44,9 @@ def finished(folder):
     undone = [name for name in ids if records[name] is None]
     if undone:
         raise ValueError(f"{folder}: {undone[0]} is not done; start the study again")
+    anew = [name for name, key in record["parts"]["upstream"].items() if records[name]["key"] != key]
+    if anew:
+        raise ValueError(f"{folder}: {anew[0]} was done anew after the tables were made; start the study again")
     return {name: (load_results(folder / "results" / name), records[name]) for name in ids}
 
 
@@ -73,6 +79,14 @@ def machine(runs):
     return {"device": result["device"], "versions": result["versions"]}
 
 
+def refuse_overrides(folder):
+    """Raise ValueError where the study was started with other settings, data or features than its file's own."""
+    command = read_json(folder / "study.json")["command"]
+    other = [word for word in command if word.startswith(("--set", "--data", "--features"))]
+    if other:
+        raise ValueError(f"{folder} was run with {other[0]}; publish a study that ran as its file says")
+
+
 def summary(folder, runs):
     """The content of figures/study.json: where the committed numbers come from."""
     last = runs[LAST][0]
@@ -90,16 +104,16 @@ def summary(folder, runs):
     }
 
 
-def copy_files(folder, figures):
-    """Replace the tables and figures in `figures` by those of the study in `folder`."""
-    tables = figures / "tables"
-    shutil.rmtree(tables, ignore_errors=True)
+def copy_files(folder, runs, figures):
+    """Replace the tables and figures in `figures` by those that the runs of the study in `folder` made."""
+    shutil.rmtree(figures / "tables", ignore_errors=True)
+    (figures / "tables").mkdir(parents=True)
     for path in [*figures.glob("*.png"), *figures.glob("*.svg")]:
         path.unlink()
-    shutil.copytree(folder / "tables", tables)
-    for path in sorted((folder / "figures").iterdir()):
-        if path.suffix == ".png" or (path.suffix == ".svg" and path.stat().st_size <= FIGURE_LIMIT):
-            shutil.copy(path, figures / path.name)
+    for path in (folder / name for _, record in runs.values() for name in record["files"]):
+        drawn = path.suffix == ".png" or (path.suffix == ".svg" and path.stat().st_size <= FIGURE_LIMIT)
+        if path.parent == folder / "tables" or (path.parent == folder / "figures" and drawn):
+            shutil.copy(path, figures / "tables" if path.parent.name == "tables" else figures)
 
 
 def about(study):
@@ -154,11 +168,13 @@ def in_readme(text, section):
 def publish(folder, figures, readme):
     """Copy the finished study in `folder` to `figures` and write the README's section -> the summary written.
 
-    Raises ValueError, before anything is touched, unless all its runs were made at one clean commit.
+    Raises ValueError, before anything is touched, unless all its runs were made as its file says at one clean commit.
     """
-    study = summary(folder, finished(folder))
+    runs = finished(folder)
+    refuse_overrides(folder)
+    study = summary(folder, runs)
     in_readme(readme.read_text(encoding="utf-8"), "")
-    copy_files(folder, figures)
+    copy_files(folder, runs, figures)
     write_json(figures / "study.json", study)
     write_text(figures / "README.md", about(study))
     write_text(readme, in_readme(readme.read_text(encoding="utf-8"), results_section(figures)))

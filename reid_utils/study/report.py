@@ -14,17 +14,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from reid_utils.study.files import read_json
+from reid_utils.study.publish import TABLES
 from reid_utils.study.results import REPOSITORY, load_results
 from reid_utils.study.study_file import StudyError
 
-TABLES = {
-    "T1": "which augmentations help?",
-    "T2": "InfoNCE or ID loss?",
-    "T3": "which post-processing?",
-    "T4": "which backbone, with and without re-ranking?",
-    "T5": "what does fusion add?",
-    "T6": "how does that stand beside what is published?",
-}
 _STATIC = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
 _STYLE = """
 body { max-width: 62rem; margin: 0 auto !important; padding: 0 0.8rem 3rem !important; }
@@ -48,7 +41,8 @@ def build_report(root):
     import nbformat
 
     root = Path(root)
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    executed = sorted((root / "notebooks").glob("*.ipynb"))
+    notebooks = [path for path in executed if not path.stem.endswith((".running", ".failed"))]
     if not notebooks:
         raise StudyError(f"{root} holds no executed notebook; run `python run_all.py {root.name}` first")
     export = _exporter()
@@ -116,7 +110,7 @@ def _index(root, notebooks):
         yield f"## Do the paper's claims hold here?\n\n{found.pop('findings')}"
     yield "## Notebooks, as executed\n\n" + "\n".join(f"- [{p.stem}]({quote(p.stem)}.html)" for p in notebooks)
     yield "## Tables"
-    for name, asked in TABLES.items():
+    for name, asked, *_ in TABLES:
         yield f"### {name} · {asked}\n\n{found.pop(name, 'This study has not made this table.')}"
     for name, table in found.items():
         yield f"### {name}\n\n{table}"
@@ -169,8 +163,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         folder = build_report(options.runs / options.study)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
         return 2
     pages = list(folder.iterdir())
     print(f"{folder / 'index.html'}: {len(pages)} pages, {sum(p.stat().st_size for p in pages) / 1e6:.1f} MB")

@@ -49,9 +49,12 @@ def study_command(folder):
     for word in words:
         if word in ("--data", "--set", "--features"):
             kept += [word, f"'{next(words)}'"]
-        elif word in ("--only", "--jobs", "--runs"):
+        elif word.startswith(("--data=", "--set=", "--features=")):
+            kept.append(f"'{word}'")
+        elif word in ("--only", "--jobs", "--runs", "--scheduler", "--accept-md5"):
             next(words)
-    return " ".join(["python run_all.py", record["name"], *kept])
+    file = next((f"'{word}'" for word in record["command"] if word.endswith((".yaml", ".yml"))), record["name"])
+    return " ".join(["python run_all.py", file, *kept])
 
 
 def row_commands(command, comparison, rows):

@@ -18,8 +18,9 @@ from reid_utils.study.results import REPOSITORY
 
 # On another machine a training ends as with other seeds. Tolerances there, by column; None: reported, not held:
 LOOSE = {"seed sd": 4.0, "p (Holm)": 1.0, "dispersion": 0.3, "verdict": None}
-POINTS, ONE_SEED_POINTS = 6.0, 12.0  # all other scores and differences: means over the seeds, numbers of one seed
-ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hold one seed's numbers
+# All other scores and differences: means over the seeds, and numbers of one seed or one entry.
+POINTS, ONE_SEED_POINTS = 6.0, 12.0
+ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hold one seed's numbers or one entry's
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
 
 

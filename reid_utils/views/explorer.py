@@ -113,6 +113,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
         return _view(runs[settings[0]], plain, rank(settings), q, picture, top, _described(*settings))
 
     _, aps = rank(start)
+    if np.isnan(aps).all():
+        raise ValueError("no query has a match; check that query and gallery share players")
     if not (is_live() if live is None else live):
         return HTML(view(start, worst_first(aps)[0]))
     return _live_view(runs, start, rank, view)
