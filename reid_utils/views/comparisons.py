@@ -106,7 +106,8 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     margins = np.stack([percent - 100 * frame.low, 100 * frame.high - percent])
     ax.barh(y, percent, xerr=margins, color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2)
     for height, number, end in zip(y, percent, np.fmax(percent, 100 * frame.high), strict=True):
-        ax.annotate(f"{number:.1f}", (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        shown = f"{number:.1f}".replace("-", "−")
+        ax.annotate(shown, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7)
     ax.set(yticks=y, yticklabels=frame.row, xlabel=label, ylim=(len(frame) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     return finish(figure, note)
