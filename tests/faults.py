@@ -52,18 +52,23 @@ def check_ends_well(clone, *arguments, table=RESULT):
     assert ENDED in call(clone, "--dry-run", *arguments)[1]
 
 
-def killed_command(folder, rng, times=4):
-    """SIGKILL of run_all.py: its children die too."""
-    clone = make_clone(folder / "clone")
-    for _ in range(times):
-        study = start(clone, *SLOW)
-        time.sleep(rng.uniform(0, LONGEST))
+def _kill_commands(clone, options, moments, seconds):
+    """SIGKILL run_all.py at each of the moments after its start: its runs end within so many seconds."""
+    for moment in moments:
+        study = start(clone, *options)
+        time.sleep(moment)
         study.kill()
         study.communicate()
-        wait_until(lambda: not processes_of(clone), seconds=15)
+        wait_until(lambda: not processes_of(clone), seconds=seconds)
         check_whole(clone / "runs")
-    check_ends_well(clone, *SLOW)
-    return times
+    check_ends_well(clone, *options)
+    return len(moments)
+
+
+def killed_command(folder, rng, times=4):
+    """SIGKILL of run_all.py: its children die too."""
+    moments = [rng.uniform(0, LONGEST) for _ in range(times)]
+    return _kill_commands(make_clone(folder / "clone"), SLOW, moments, seconds=15)
 
 
 def command_of(pid):
@@ -127,18 +132,9 @@ def killed_dask_worker(folder, rng, times=4):
 
 def killed_command_on_a_cluster(folder, rng, times=3):
     """SIGKILL of run_all.py while its runs are on a cluster: they end, and the cluster takes the next command."""
-    clone = make_clone(folder / "clone")
+    moments = [rng.uniform(1, LONGEST) for _ in range(times)]
     with cluster(folder) as (address, _):
-        option = ("--scheduler", address, *SLOW)
-        for _ in range(times):
-            study = start(clone, *option)
-            time.sleep(rng.uniform(1, LONGEST))
-            study.kill()
-            study.communicate()
-            wait_until(lambda: not processes_of(clone), seconds=30)
-            check_whole(clone / "runs")
-        check_ends_well(clone, *option)
-    return times
+        return _kill_commands(make_clone(folder / "clone"), ("--scheduler", address, *SLOW), moments, seconds=30)
 
 
 def killed_scheduler(folder, rng, times=2):

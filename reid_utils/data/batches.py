@@ -79,8 +79,8 @@ class EpochBatches:
     (n, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
     into what an encoder takes. With `pairs` the queries come first, then their partners in the same order; without, the
     images of `batches` alone. `share` (k, n): the images of part k of n of each batch alone, and the labels of all of
-    it. Every draw follows from (seed, epoch, image index), with the place in the epoch where an
-    image may recur, so any number of workers gives the same tensors.
+    it. Every draw follows from (seed, epoch, image index), with the place in the epoch where an image may recur, so any
+    number of workers gives the same tensors.
     """
 
     def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True, share=(0, 1)):

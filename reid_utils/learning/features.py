@@ -69,4 +69,5 @@ def save_features(path, manifest, features, weights_file=None):
 
 def file_hash(path):
     """SHA-256 (hex) of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with Path(path).open("rb") as file:  # weights may be larger than the memory that is left
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -105,11 +105,16 @@ def parameter_groups(encoder, objective, recipe):
 
 def check_share(recipe, processes):
     """Raise ValueError unless this many processes can share a batch alike."""
-    draws = recipe.batch_pairs if takes_pairs(recipe.loss) else 4 * max(2, recipe.batch_pairs // 4)
+    draws = recipe.batch_pairs if takes_pairs(recipe.loss) else math.prod(_players_and_images(recipe))
     if processes < 1 or draws % processes:
         raise ValueError(
             f"processes is {processes}; give a number that divides the {draws} draws of a batch (batch_pairs)"
         )
+
+
+def _players_and_images(recipe):
+    """Players of a batch without pairs, and images of each."""
+    return max(2, recipe.batch_pairs // 4), 4
 
 
 def epoch_batches(images, labels, encoder, recipe, epoch):
@@ -121,7 +126,7 @@ def epoch_batches(images, labels, encoder, recipe, epoch):
     if pairs:
         batches = unique_player_batches(labels[rows], recipe.batch_pairs, recipe.seed, epoch)
     else:
-        batches = pk_batches(labels[rows], max(2, recipe.batch_pairs // 4), 4, recipe.seed, epoch)
+        batches = pk_batches(labels[rows], *_players_and_images(recipe), recipe.seed, epoch)
     return EpochBatches(
         images,
         labels,
