@@ -6,8 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from reid_utils.study import command, estimates, execution, jobs, keys, notebooks, overrides, plan, progress, study_file
-from reid_utils.study.files import read_json, write_json
+from reid_utils.files import read_json, write_json
+from reid_utils.study import command, estimates, execution, jobs, keys, notebooks, plan, progress, study_file
+from reid_utils.study import study_file as overrides
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.__main__ import synthetic_features
-from reid_utils.learning.devices import default_device, half_precision
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder
+from reid_utils.learning.processes import default_device, half_precision
 from reid_utils.learning.training import Recipe, batches_of_steps, epoch_batches, parameter_groups, take_step
 from reid_utils.ranking.neighbours import search_features, search_tensors
 

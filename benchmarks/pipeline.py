@@ -14,11 +14,11 @@ from benchmarks.measure import in_turns, machine
 from reid_utils.data.augmentation import draw_erasing, draw_sharpen, normalise, sharpen
 from reid_utils.data.batches import EpochBatches
 from reid_utils.data.images import decode, letterbox, load_images
-from reid_utils.data.rendering import render_dataset
 from reid_utils.data.synergy import load_manifest
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder
 from reid_utils.learning.training import Recipe, batches_of_steps, epoch_batches, parameter_groups, take_step
+from rendered_players.dataset import render_dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TABLE = ((np.arange(256)[None, :, None] / 255 - MEAN) / STD).astype(np.float32)

@@ -22,7 +22,7 @@ import damaged
 from dask_cluster import cluster, start_scheduler, start_worker, stop
 from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_images, write_notebook
 
-from reid_utils.study.files import read_json
+from reid_utils.files import read_json
 
 RESULT = "02_training__none,4\n02_training__flip,4\n"
 SLOW = ("--set", "steps=10", "--set", "pause=0.1")
@@ -231,7 +231,7 @@ def two_commands(folder, rng, times=4):
 
 SUM = """\
 from pathlib import Path
-from reid_utils.study.files import write_text
+from reid_utils.files import write_text
 total = sum(sum(path.read_bytes()) * int(path.stem.split("_")[0]) for path in Path(data).rglob("*.jpeg"))
 write_text(Path(out) / "results" / run_id / "results.json", f'{{"score": {total}}}')
 """

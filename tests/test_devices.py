@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reid_utils.learning.devices import half_precision, launch
+from reid_utils.learning.processes import half_precision, launch
 
 HERE = Path(__file__).parent
 COMMON = """
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
 from reid_utils.learning import training
-from reid_utils.learning.devices import distribute, gather_features, launch
+from reid_utils.learning.processes import distribute, gather_features, launch
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder
 from reid_utils.learning.training import Recipe, epoch_batches, train

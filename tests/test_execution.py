@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_study import GIVEN, write_notebook
 
+from reid_utils.files import read_json, write_json, write_text
 from reid_utils.study import execution, jobs, keys, progress
-from reid_utils.study.files import read_json, write_json, write_text
 from reid_utils.study.plan import Run
 from reid_utils.study.study_file import StudyError
 from reid_utils.study.worker import prepare_folders
@@ -242,7 +242,7 @@ def script_jobs(tmp_path, monkeypatch, scripts):
         (tmp_path / "logs").mkdir(exist_ok=True)
         code = scripts[job["run"]][1]
         state = tmp_path / "state" / f"{job['run']}.json"
-        done = f"\nfrom reid_utils.study.files import write_json\nwrite_json({str(state)!r}, {{'kernel_seconds': 1.0}})"
+        done = f"\nfrom reid_utils.files import write_json\nwrite_json({str(state)!r}, {{'kernel_seconds': 1.0}})"
         with (tmp_path / "logs" / f"{job['run']}.log").open("w") as log:
             return subprocess.Popen([sys.executable, "-c", code + done], stdout=log, stderr=log)
 
@@ -307,7 +307,7 @@ def test_a_held_study_tells_who_holds_it(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system ends orphans on Linux only")
 def test_a_process_ends_with_its_parent_even_inside_a_long_call():
-    child = "import os; from reid_utils.study.lifeline import die_with; die_with(os.getppid()); "
+    child = "import os; from reid_utils.study.worker import die_with; die_with(os.getppid()); "
     child += "print(os.getpid(), flush=True); sum(range(10**12))"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from reid_utils.learning.costs import count_gflops, count_parameters
 from reid_utils.learning.features import extract_features, save_features
 from reid_utils.learning.models import build_encoder, load_weights, save_weights, weights_file_name
-from reid_utils.ranking.inputs import load_features, load_folder
+from reid_utils.ranking.feature_files import load_features, load_folder
 
 SIZE = (32, 16)
 

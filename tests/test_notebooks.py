@@ -89,8 +89,8 @@ def test_every_notebook_runs_and_every_table_and_figure_is_there(small_study):
 
 
 def test_tables_agree_with_each_other_and_with_the_features(small_study):
-    from reid_utils.ranking.inputs import load_features
-    from reid_utils.ranking.post_processing import score_features
+    from reid_utils.ranking.feature_files import load_features
+    from reid_utils.ranking.methods import score_features
 
     tables = {k: pd.read_csv(small_study / "tables" / f"T{k}.csv").set_index("row") for k in (1, 2, 3, 4)}
     values = {
@@ -133,9 +133,9 @@ def test_a_pretrained_encoder_starts_from_the_pool_and_is_a_row_of_no_table_but_
 
 
 def test_every_claim_of_the_paper_gets_a_verdict(small_study):
-    from reid_utils.ranking.post_processing import FUSIONS, stack_scores
-    from reid_utils.study.claims import paper_claims
-    from reid_utils.study.tables import SCORES, gather
+    from reid_utils.paper.claims import paper_claims
+    from reid_utils.paper.tables import SCORES, gather
+    from reid_utils.ranking.methods import FUSIONS, stack_scores
 
     findings = pd.read_csv(small_study / "tables" / "findings.csv")
     told = findings.set_index("claim")["verdict"]
@@ -182,7 +182,7 @@ notebooks:
 def test_two_processes_share_a_training_under_papermill_and_given_weights_are_averaged(tmp_path):
     from reid_utils.learning.models import build_encoder, save_weights
     from reid_utils.ranking import squared_euclidean
-    from reid_utils.ranking.inputs import load_features
+    from reid_utils.ranking.feature_files import load_features
     from reid_utils.ranking.submission import read_distance_csv
 
     files = [tmp_path / f"{name}.safetensors" for name in "ab"]

@@ -8,9 +8,8 @@ from tiny_study import GIVEN, write_notebook
 
 from reid_utils.study import command, study_file
 from reid_utils.study.notebooks import declared_parameters
-from reid_utils.study.overrides import override
 from reid_utils.study.plan import expand
-from reid_utils.study.study_file import StudyError, read_study
+from reid_utils.study.study_file import StudyError, override, read_study
 
 DECLARED = {
     "02_training": {

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from reid_utils.ranking.statistics import compare_rows
-from reid_utils.views import comparisons, galleries, plots, style
+from reid_utils.views import galleries, plots, style
+from reid_utils.views import plots as comparisons
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from reid_utils.ranking import (
     read_distance_csv,
     write_distance_csv,
 )
-from reid_utils.ranking.post_processing import FUSIONS, fuse
+from reid_utils.ranking.methods import FUSIONS, fuse
 from reid_utils.study.plan import expand
 from reid_utils.study.study_file import StudyError, parse_yaml, read_study
 

@@ -5,11 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from reid_utils.study import verify
-from reid_utils.study.files import read_json, write_json
-from reid_utils.study.publish import BEGIN, END, LAST, in_readme, main, publish, results_section
-from reid_utils.study.results import REPOSITORY, markdown_table
-from reid_utils.study.verify import moved_cells, tolerance
+from reid_utils.files import read_json, write_json
+from reid_utils.paper import verify
+from reid_utils.paper.publish import BEGIN, END, LAST, in_readme, main, publish, results_section
+from reid_utils.paper.results import REPOSITORY, markdown_table
+from reid_utils.paper.verify import moved_cells, tolerance
 
 FIGURES = REPOSITORY / "figures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reid_utils.data import rendering
-from reid_utils.data.crops import render_crop
 from reid_utils.data.histograms import histogram_bound
-from reid_utils.data.rendering import render_dataset
-from reid_utils.data.rosters import look_of
+from rendered_players import dataset as rendering
+from rendered_players.crops import render_crop
+from rendered_players.dataset import render_dataset
+from rendered_players.rosters import look_of
 
 SMALL = {"train_players": 4, "test_players": 3, "challenge_players": 3, "frames": 3, "test_frames": 3, "height": 48}
 
@@ -153,7 +153,7 @@ def test_occluded_share_is_what_the_passer_in_front_hides(monkeypatch):
     shares = {frame: render_crop(0, "test", 3, frame, 64)[1]["occluded"] for frame in range(20)}
     frame = max(shares, key=shares.get)
     assert shares[frame] > 0.2
-    monkeypatch.setattr("reid_utils.data.crops._draw_passer", lambda *_: None)
+    monkeypatch.setattr("rendered_players.crops._draw_passer", lambda *_: None)
     assert render_crop(0, "test", 3, frame, 64)[1]["occluded"] == 0
 
 

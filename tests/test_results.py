@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reid_utils.study import results
-from reid_utils.study.results import gather_results, load_arrays, load_results, save_arrays, start_run, write_results
+from reid_utils.files import load_arrays, save_arrays
+from reid_utils.paper import results
+from reid_utils.paper.results import gather_results, load_results, start_run, write_results
 
 SETTINGS = {"backbone": "test_resnet", "seeds": [0, 1], "learning_rate": 4e-4}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_images, write_notebook
 
-from reid_utils.study.files import read_json
+from reid_utils.files import read_json
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reid_utils.data import download, rendering, sources
+from reid_utils.data import download, sources
+from rendered_players import dataset as rendering
 
 TINY = {"train_players": 2, "test_players": 2, "challenge_players": 1, "frames": 2, "test_frames": 2, "height": 32}
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from reid_utils.data import synergy
+from reid_utils.data import integrity, synergy
 
 PKU = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid" / "data_reid"
 JPEG = cv2.imencode(".jpeg", np.random.default_rng(0).integers(0, 255, (24, 12, 3), np.uint8))[1].tobytes()
@@ -72,7 +72,7 @@ def test_a_folder_around_data_reid_is_taken_and_paths_still_open(data, tmp_path)
     data.rename(tmp_path / "data_reid")
     manifest = synergy.load_manifest(tmp_path)
     assert all((tmp_path / path).is_file() for path in manifest["path"])
-    synergy.validate_images(tmp_path, manifest)
+    integrity.validate_images(tmp_path, manifest)
 
 
 def test_challenge_is_optional_and_hidden_files_are_passed_over(data):
@@ -158,7 +158,7 @@ def test_side_files_that_are_no_csv_are_named(data, name, content):
 def test_folders_with_spaces_and_other_letters_are_nothing_special(data, tmp_path):
     moved = data.rename(tmp_path / "set ü {0} 球员")
     manifest = synergy.load_manifest(moved)
-    synergy.validate_images(moved, manifest)
+    integrity.validate_images(moved, manifest)
     assert len(manifest) == 69
 
 
@@ -243,7 +243,7 @@ BAD_IMAGES = {
 def test_the_first_bad_image_is_named(data, message, workers):
     put(data, "reid_training/004_002_01.jpeg", "reid_test/query/101_050_00.jpeg", data=BAD_IMAGES[message])
     with pytest.raises(ValueError, match=rf"004_002_01\.jpeg.*{message}"):
-        synergy.validate_images(data, synergy.load_manifest(data), workers)
+        integrity.validate_images(data, synergy.load_manifest(data), workers)
 
 
 def test_an_enormous_image_is_refused_before_it_is_decoded(data):
@@ -252,12 +252,12 @@ def test_an_enormous_image_is_refused_before_it_is_decoded(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=r"000_000_00.*64 Mpixel"):
-            synergy.validate_images(data, synergy.load_manifest(data))
+            integrity.validate_images(data, synergy.load_manifest(data))
 
 
 def test_fingerprint_follows_content_names_and_cameras_alone(data, tmp_path):
     def fingerprint(folder=data):
-        return synergy.data_fingerprint(folder, tmp_path / "cache.json")
+        return integrity.data_fingerprint(folder, tmp_path / "cache.json")
 
     first = fingerprint()
     shutil.copytree(data, tmp_path / "moved" / "data_reid")
@@ -277,28 +277,28 @@ def test_fingerprint_follows_content_names_and_cameras_alone(data, tmp_path):
 def test_fingerprint_reads_unchanged_files_once(data, tmp_path, monkeypatch):
     age(data)
     cache = tmp_path / "cache.json"
-    first = synergy.data_fingerprint(data, cache)
+    first = integrity.data_fingerprint(data, cache)
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("an unchanged file was read again"))
-    assert synergy.data_fingerprint(data, cache) == first
+    assert integrity.data_fingerprint(data, cache) == first
     monkeypatch.undo()
     cache.write_text('{"reid_training/000_000_00.jpeg": [1')
-    assert synergy.data_fingerprint(data, cache) == first
+    assert integrity.data_fingerprint(data, cache) == first
 
 
 def test_a_file_rewritten_within_a_clock_tick_is_noticed(data, tmp_path):
-    first = synergy.data_fingerprint(data, tmp_path / "cache.json")
+    first = integrity.data_fingerprint(data, tmp_path / "cache.json")
     file = data / "reid_training/004_002_01.jpeg"
     then = file.stat().st_mtime_ns
     file.write_bytes(JPEG[:-3] + b"a" + JPEG[-2:])
     os.utime(file, ns=(then, then))
-    assert synergy.data_fingerprint(data, tmp_path / "cache.json") != first
+    assert integrity.data_fingerprint(data, tmp_path / "cache.json") != first
 
 
 def test_default_fingerprint_cache_lies_outside_the_data(data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     age(data)
     before = sorted(data.rglob("*"))
-    synergy.data_fingerprint(data)
+    integrity.data_fingerprint(data)
     assert sorted(data.rglob("*")) == before
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
 
@@ -346,5 +346,5 @@ def test_real_crops_load_whole(tmp_path):
     with pytest.warns(UserWarning, match="4 sequences"):
         manifest = synergy.load_manifest(PKU)
     assert len(manifest) == 1184 and manifest.loc[manifest["split"] == "train", "player"].nunique() == 44
-    synergy.validate_images(PKU, manifest, workers=2)
+    integrity.validate_images(PKU, manifest, workers=2)
     assert len(synergy.challenge_truth(PKU)) == 240

@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from reid_utils.data.images import load_images
-from reid_utils.data.rendering import render_dataset
 from reid_utils.data.synergy import load_manifest, training_and_validation
 from reid_utils.learning import training
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder, load_weights, save_weights
-from reid_utils.learning.runs import choose_sets, load_pool, start_weights_file, train_seed
+from reid_utils.learning.seeds import choose_sets, load_pool, start_weights_file, train_seed
 from reid_utils.learning.training import (
     Recipe,
     epoch_batches,
@@ -28,8 +27,9 @@ from reid_utils.learning.training import (
     take_step,
     train,
 )
-from reid_utils.ranking.inputs import load_features
-from reid_utils.ranking.post_processing import POST_PROCESSINGS, score, squared_euclidean
+from reid_utils.ranking.feature_files import load_features
+from reid_utils.ranking.methods import POST_PROCESSINGS, score, squared_euclidean
+from rendered_players.dataset import render_dataset
 
 HERE = str(Path(__file__).parent)
 SIZE = (48, 24)

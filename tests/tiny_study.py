@@ -14,7 +14,7 @@ GIVEN = 'data = ""\nout = ""\nrun_id = ""\ninputs = []\n'
 TRAIN = """\
 import json, os, time
 from pathlib import Path
-from reid_utils.study.files import write_text
+from reid_utils.files import write_text
 folder = Path(out) / "results" / run_id
 step = folder / "step.txt"
 for number in range(int(step.read_text()) if step.exists() else 0, steps):
@@ -28,7 +28,7 @@ write_text(folder / "results.json", json.dumps({"score": len(augmentation)}))
 TABLE = """\
 import json
 from pathlib import Path
-from reid_utils.study.files import write_text
+from reid_utils.files import write_text
 rows = [f"{Path(folder).name},{json.loads((Path(folder) / 'results.json').read_text())['score']}" for folder in inputs]
 write_text(Path(out) / "tables" / "T1.csv", "\\n".join(rows) + "\\n")
 write_text(Path(out) / "results" / run_id / "results.json", "{}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reid_utils.data.layout import FOLDERS, beside, file_names, find_root
+from reid_utils.data.synergy import FOLDERS, beside, file_names, find_root
 
 MAX_PIXELS = 64 * 2**20
 # A file written again within a clock tick keeps its size and time, so hashes of files this young are not kept.

@@ -5,7 +5,7 @@ import inspect
 import json
 from pathlib import Path
 
-from reid_utils.data.layout import find_root
+from reid_utils.data.synergy import find_root
 
 
 def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept_md5=None) -> Path:
@@ -18,7 +18,7 @@ def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept
     """
     folder = planned_data_dir(data, root, rendering, accept_md5)
     if str(data) == "rendered":
-        from reid_utils.data.rendering import render_dataset
+        from rendered_players.dataset import render_dataset
 
         render_dataset(out_dir=folder, **(rendering or {}))
     elif str(data) == "synergy":
@@ -46,7 +46,7 @@ def planned_data_dir(data="rendered", root=Path("runs/data"), rendering=None, ac
 
 def _rendered_name(rendering):
     """A name for all settings in force, defaults too, that do change the images (`workers` does not)."""
-    from reid_utils.data.rendering import RENDERER_VERSION, render_dataset
+    from rendered_players.dataset import RENDERER_VERSION, render_dataset
 
     parameters = inspect.signature(render_dataset).parameters
     defaults = {name: p.default for name, p in parameters.items() if name not in ("out_dir", "workers")}

@@ -16,7 +16,9 @@ import torch
 from reid_utils.data.augmentation import parse_augmentation
 from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
 from reid_utils.learning.checkpoints import load_checkpoint, save_checkpoint
-from reid_utils.learning.devices import (
+from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
+from reid_utils.learning.models import save_weights
+from reid_utils.learning.processes import (
     distribute,
     gather_features,
     half_precision,
@@ -24,8 +26,6 @@ from reid_utils.learning.devices import (
     process_count,
     process_index,
 )
-from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
-from reid_utils.learning.models import save_weights
 
 SCHEDULES = {  # share of the way from the final to the peak rate, by progress after the warm-up
     "polynomial": lambda progress: (1 - progress) ** 2,

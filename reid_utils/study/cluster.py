@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from reid_utils.files import read_json
 from reid_utils.study.execution import Outcome, outcome, start_worker
-from reid_utils.study.files import read_json
 from reid_utils.study.keys import PACKAGE
 from reid_utils.study.study_file import StudyError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reid_utils.study.files import read_json, write_json
+from reid_utils.files import read_json, write_json
 from reid_utils.study.keys import PACKAGE
 from reid_utils.study.study_file import StudyError
 

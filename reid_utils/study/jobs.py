@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from reid_utils.study.files import read_json
+from reid_utils.files import read_json
 from reid_utils.study.keys import changes
 from reid_utils.study.notebooks import declared_parameters
 from reid_utils.study.study_file import StudyError

@@ -3,20 +3,13 @@
 import ast
 import functools
 import hashlib
-import json
 from pathlib import Path
 
+from reid_utils.files import digest
 from reid_utils.study.notebooks import read_cells
 from reid_utils.study.study_file import StudyError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def digest(value):
-    """SHA-256 (32 hex digits) of bytes, text or a plain value."""
-    if not isinstance(value, bytes | str):
-        value = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:32]
 
 
 def key_parts(run, notebook, lock, threads, upstream, data):
@@ -116,8 +109,8 @@ def _imports(source, package):
 
 
 def _source(module):
-    """The file of a module of this package, or None for anything else."""
-    if module.partition(".")[0] != PACKAGE.name:
+    """The file of a module of this package or of the renderer, or None for anything else."""
+    if module.partition(".")[0] not in (PACKAGE.name, "rendered_players"):
         return None
     path = PACKAGE.parent.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

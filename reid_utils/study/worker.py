@@ -4,9 +4,12 @@ The job names the notebook, its parameters and its key. The run's record under s
 killed at any moment counts as not done; its results folder keeps what a resuming run with the same key can use.
 """
 
+import ctypes
 import json
 import logging
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -15,8 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reid_utils.study.files import read_json, write_json, write_text
-from reid_utils.study.lifeline import IN_KERNEL, die_with
+from reid_utils.files import read_json, write_json, write_text
 
 LOCK_LIMIT = 60  # seconds; a lost machine's lock on a shared folder outlives it by some
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
@@ -151,6 +153,23 @@ def _fail(root, run_id, message):
     write_json(root / "state" / f"{run_id}.failed.json", {"message": message})
     logging.error(message)
     return 1
+
+
+PR_SET_PDEATHSIG = 1
+IN_KERNEL = "__import__('reid_utils.study.worker', fromlist=['_']).die_with()"  # leaves no name behind
+
+
+def die_with(parent=None):
+    """Have the system kill this process (Linux) as soon as its parent ends; exit at once where that has happened.
+
+    parent: process id, by default the one that Jupyter gives a kernel. A kernel's own watch over its parent waits for
+    the interpreter lock, so that a long call in C would keep it alive.
+    """
+    parent = parent or int(os.environ["JPY_PARENT_PID"])
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"the process {parent} that started this one is gone")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from math import degrees
 import cv2
 import numpy as np
 
-from reid_utils.data.figure_drawing import Placed, draw_person, draw_shadow, place
-from reid_utils.data.poses import HAND, Drifts, drifts_at, extent, passing_offset, pose_at, track_of
-from reid_utils.data.rosters import game_of, generator, look_of
-from reid_utils.data.scenery import arena, view
+from rendered_players.drawing import Placed, draw_person, draw_shadow, place
+from rendered_players.poses import HAND, Drifts, drifts_at, extent, passing_offset, pose_at, track_of
+from rendered_players.rosters import game_of, generator, look_of
+from rendered_players.scenery import arena, view
 
 _SUPERSAMPLING = 2
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid_utils.data.rosters import SLOTS, Look, generator
+from rendered_players.rosters import SLOTS, Look, generator
 
 _ELEVATION = 0.2  # radians that the camera looks down
 SIDES = ((0, 1.0), (1, -1.0))  # (left, right) with the sign of its lateral axis

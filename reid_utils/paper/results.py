@@ -7,11 +7,10 @@ import platform
 import subprocess
 import sys
 import time
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from reid_utils.study.files import read_json, replacing, write_json, write_text
+from reid_utils.files import read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARIES = {  # module: distribution
@@ -30,7 +29,10 @@ LIBRARIES = {  # module: distribution
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run writes: its own `folder`, the study's `figures` and `tables`; `started` is a time.monotonic value."""
+    """Where a run writes: its own `folder`, the study's `figures` and `tables`; `started` is a time.monotonic value.
+
+    `files`: what it wrote into `figures` and `tables` so far; results.json lists them.
+    """
 
     run_id: str
     notebook: str
@@ -38,6 +40,14 @@ class RunFolders:
     figures: Path
     tables: Path
     started: float
+    files: list = field(default_factory=list)
+
+    def figure(self, name, figure):
+        """Save a figure as figures/<run id>_<name>.png and .svg and record both -> the figure, for a cell to show."""
+        from reid_utils.views.style import save_figure
+
+        self.files.extend(save_figure(figure, self.figures, f"{self.run_id}_{name}"))
+        return figure
 
 
 def start_run(out, run_id, stem):
@@ -73,6 +83,7 @@ def write_results(run, settings, **values):
         "seeds": _plain(settings.get("seeds"), "seeds"),
         "values": {name: _plain(value, name) for name, value in values.items()},
         "data_fingerprint": fingerprint,
+        "files": sorted({path.relative_to(run.figures.parent).as_posix() for path in run.files}),
         "versions": _versions(),
         "git": _git_state(),
         "device": _device(),
@@ -175,8 +186,10 @@ def write_table(run, name, frame, notes=()):
 
     The index is left out, missing cells are blank. notes: lines of text. No cell may tell times, memory or hosts.
     """
-    write_text(run.tables / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    write_text(run.tables / f"{name}.md", markdown_table(frame) + "".join(f"\n{note}\n" for note in notes))
+    csv, markdown = run.tables / f"{name}.csv", run.tables / f"{name}.md"
+    write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(markdown, markdown_table(frame) + "".join(f"\n{note}\n" for note in notes))
+    run.files.extend((csv, markdown))
 
 
 def markdown_table(frame):
@@ -209,34 +222,3 @@ def _is_number(text):
     except ValueError:
         return False
     return True
-
-
-def save_arrays(path, **arrays):
-    """Write arrays to an npz file, atomically and without pickles; equal arrays give equal bytes.
-
-    Raises ValueError naming an array of Python objects.
-    """
-    import numpy as np
-
-    path = Path(path)
-    for name, array in arrays.items():
-        if np.asarray(array).dtype.hasobject:
-            raise ValueError(f"array {name!r} for {path.name} holds Python objects; convert it to numbers or text")
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def load_arrays(path):
-    """The arrays of an npz file -> {name: array}; pickles are refused.
-
-    Raises FileNotFoundError, or ValueError naming a damaged file.
-    """
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None

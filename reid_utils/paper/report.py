@@ -1,4 +1,4 @@
-"""`python -m reid_utils.study.report STUDY`: a study's tables, figures and executed notebooks as pages to send away.
+"""`python -m reid_utils.paper.report STUDY`: a study's tables, figures and executed notebooks as pages to send away.
 
 Every page stands alone: pictures and style lie within it, formulas are MathML, and no script is left, so that it reads
 the same from a disk, offline and on a phone.
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from reid_utils.study.files import read_json
-from reid_utils.study.publish import TABLES
-from reid_utils.study.results import REPOSITORY, load_results
+from reid_utils.files import read_json
+from reid_utils.paper.publish import TABLES
+from reid_utils.paper.results import REPOSITORY, load_results
 from reid_utils.study.study_file import StudyError
 
 _STATIC = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
@@ -157,7 +157,7 @@ def _commit(git):
 
 def main(arguments=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(prog="python -m reid_utils.study.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m reid_utils.paper.report", description=__doc__.splitlines()[0])
     parser.add_argument("study", nargs="?", default="quick", help="a folder in runs/ (default: quick)")
     parser.add_argument("--runs", default=REPOSITORY / "runs", type=Path, help="where results lie (default: runs/)")
     options = parser.parse_args(arguments)

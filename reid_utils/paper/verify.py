@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from reid_utils.study.files import read_json
-from reid_utils.study.publish import finished, machine
-from reid_utils.study.results import REPOSITORY
+from reid_utils.files import read_json
+from reid_utils.paper.publish import finished, machine
+from reid_utils.paper.results import REPOSITORY
 
 # On another machine a training ends as with other seeds. Tolerances there, by column; None: reported, not held:
 LOOSE = {"seed sd": 4.0, "p (Holm)": 1.0, "dispersion": 0.3, "verdict": None}

@@ -5,7 +5,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from reid_utils.data.rosters import generator, kits_of
+from rendered_players.rosters import generator, kits_of
 
 _HEIGHT, _WIDTH = 480, 1400
 _BOARDS, _FLOOR = 150, 190  # rows at which the boards and the floor begin

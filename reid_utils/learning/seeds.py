@@ -14,13 +14,13 @@ from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.learning.devices import default_device, launch, on_main, precision_in_force
 from reid_utils.learning.features import extract_features, extract_sets, file_hash
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
+from reid_utils.learning.processes import default_device, launch, on_main, precision_in_force
 from reid_utils.learning.training import check_share, determining, train
 from reid_utils.ranking.distances import squared_euclidean
-from reid_utils.ranking.inputs import load_features
-from reid_utils.ranking.post_processing import POST_PROCESSINGS, post_process, score, score_features
+from reid_utils.ranking.feature_files import load_features
+from reid_utils.ranking.methods import POST_PROCESSINGS, post_process, score, score_features
 
 
 @dataclass(frozen=True)

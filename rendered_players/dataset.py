@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import cv2
 
-from reid_utils.data.crops import render_crop
-from reid_utils.data.rosters import SLOTS, game_of, generator
+from rendered_players.crops import render_crop
+from rendered_players.rosters import SLOTS, game_of, generator
 
 RENDERER_VERSION = 1
 _FOLDERS = ("reid_training", "reid_test/query", "reid_test/gallery", "reid_challenge/query", "reid_challenge/gallery")

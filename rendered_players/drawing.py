@@ -7,8 +7,8 @@ from math import cos, hypot, sin
 import cv2
 import numpy as np
 
-from reid_utils.data.poses import ANKLE, CHEST, ELBOW, HAND, HEAD, HIP, KNEE, PELVIS, SHOULDER, TOE, Pose, half_width
-from reid_utils.data.rosters import Colour, Look
+from rendered_players.poses import ANKLE, CHEST, ELBOW, HAND, HEAD, HIP, KNEE, PELVIS, SHOULDER, TOE, Pose, half_width
+from rendered_players.rosters import Colour, Look
 
 # Strokes of the digits 0-9 in a unit box (x right, y down), angular as on a jersey.
 _DIGITS = (

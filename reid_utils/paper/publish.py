@@ -1,4 +1,4 @@
-"""Publish a finished study: `make figures`, or `python -m reid_utils.study.publish [FOLDER]`.
+"""Publish a finished study: `make figures`, or `python -m reid_utils.paper.publish [FOLDER]`.
 
 Copies its tables and figures to figures/, writes figures/study.json (commit, machine, minutes) and, from these files
 alone, the results section of the README.
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from reid_utils.study.files import read_json, write_json, write_text
-from reid_utils.study.results import REPOSITORY, load_results, markdown_table
+from reid_utils.files import read_json, write_json, write_text
+from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 
 LAST = "06_paper_tables"
 FIGURE_LIMIT = 300_000  # bytes; heavier vector figures stay in the study's folder

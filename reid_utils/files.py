@@ -1,0 +1,84 @@
+"""Files written whole or not at all (text, JSON, arrays), and hashes of what files hold."""
+
+import hashlib
+import json
+import os
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary name beside `path` that takes its place at the end, or goes where the block fails.
+
+    The folder is made if need be. An interrupted write leaves the former file untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write text (str, UTF-8) to a file, atomically. Raises OSError (disk full, read-only folder)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path, value):
+    """Write a plain value as indented JSON, atomically. Raises ValueError for NaN, TypeError for objects."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """The value of a JSON file, or None where there is no such file. Raises ValueError naming a damaged file."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); delete it and run again") from None
+
+
+def save_arrays(path, **arrays):
+    """Write arrays to an npz file, atomically and without pickles; equal arrays give equal bytes.
+
+    Raises ValueError naming an array of Python objects.
+    """
+    import numpy as np
+
+    path = Path(path)
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise ValueError(f"array {name!r} for {path.name} holds Python objects; convert it to numbers or text")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path):
+    """The arrays of an npz file -> {name: array}; pickles are refused.
+
+    Raises FileNotFoundError, or ValueError naming a damaged file.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None
+
+
+def digest(value):
+    """SHA-256 (32 hex digits) of bytes, text or a plain value."""
+    if not isinstance(value, bytes | str):
+        value = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""The press: what runs leave behind, tables, claims, publishing, the report."""
