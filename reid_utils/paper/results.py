@@ -42,6 +42,11 @@ class RunFolders:
     started: float
     files: list = field(default_factory=list)
 
+    @property
+    def runs(self):
+        """The folder of all studies, their data and caches: nothing that a run writes lies outside it."""
+        return self.figures.parents[1]
+
     def figure(self, name, figure):
         """Save a figure as figures/<run id>_<name>.png and .svg and record both -> the figure, for a cell to show."""
         from reid_utils.views.style import save_figure
