@@ -30,8 +30,8 @@ class Difficulty(NamedTuple):
     drift: float
 
 
-# Fixed before any training by the mAP that colour histograms alone reach (`reid_utils.data.histograms`; 150 test players
-# of 20 frames; lowest and highest of the seeds 0, 1 and 2).
+# Fixed before any training by the mAP that colour histograms alone reach (`reid_utils.data.histograms`; 150 test
+# players of 20 frames; lowest and highest of the seeds 0, 1 and 2).
 DIFFICULTIES = (
     Difficulty(0.0, 0.3, 0.3, 0.35),  # 0.92 to 0.95
     Difficulty(0.6, 0.6, 0.6, 0.7),  # 0.68 to 0.73
