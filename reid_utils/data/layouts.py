@@ -112,7 +112,7 @@ def market_rows(root):
     """Rows of bounding_box_train, query and bounding_box_test: {player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg.
 
     Player −1 is junk and 0 a distractor, in bounding_box_test alone. Folds keep a player whole (`sequence`), and take
-    the first image of each player and camera as queries (`frame` 0), as the benchmark does.
+    a player's first image as query (`frame` 0).
     """
     rows = []
     for folder, labels in (("bounding_box_train", _TRAIN), ("query", _QUERY), ("bounding_box_test", _GALLERY)):
@@ -124,7 +124,7 @@ def market_rows(root):
                     f"{root / folder / name} is junk (-1), which belongs into bounding_box_test: move it there"
                 )
             rows.append(Row(Path(name).stem, f"{folder}/{name}", *labels, player, player, 0, int(match[2])))
-    return _frames_by_camera(rows)
+    return _numbered(rows)
 
 
 def msmt_rows(root):
@@ -136,7 +136,7 @@ def msmt_rows(root):
     lists = (("list_train", _TRAIN), ("list_val", _TRAIN), ("list_query", _QUERY), ("list_gallery", _GALLERY))
     rows = [row for name, labels in lists for row in _listed(root, root / f"{name}.txt", labels)]
     rows.sort(key=lambda row: (SETS.index(row[2:4]), by_numbers(row.path)))
-    return _frames_by_camera(_after_training(rows))
+    return _numbered(_after_training(rows))
 
 
 def _listed(root, source, labels):
@@ -223,11 +223,11 @@ def _people(root):
     return [root / name for name in sorted(folders, key=by_numbers)]
 
 
-def _frames_by_camera(rows):
-    """Rows with `frame` counting the images of a player in a camera, within split and role."""
+def _numbered(rows):
+    """Rows with `frame` counting the images of a player, within split and role."""
     counted = {}
     for k, row in enumerate(rows):
-        key = row.split, row.role, row.player, row.camera
+        key = row.split, row.role, row.player
         counted[key] = counted.get(key, -1) + 1
         rows[k] = row._replace(frame=counted[key])
     return rows
