@@ -139,6 +139,12 @@ def test_market_counts_leave_junk_and_distractors_out_of_the_identities(build):
     assert table.loc["test gallery"].tolist() == [2, 6] and table.loc["training"].tolist() == [12, 48]
 
 
+def test_nobody_is_trained_on_junk_and_distractors(build):
+    manifest = synergy.load_manifest(build(market))
+    labels, _ = synergy.training_and_validation(manifest, "train+test")
+    assert manifest.loc[labels == -1, "player"].tolist() == [0, -1] and labels.max() == 13
+
+
 def test_market_folds_ask_once_a_player_and_keep_the_cameras(build):
     _, query, gallery = synergy.fold_split(synergy.load_manifest(build(market)), 0)
     assert not query["player"].duplicated().any() and set(query["camera"]) == {1}

@@ -129,7 +129,7 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
         training, *held_out = fold_split(manifest, int(fold[1]))
         validation = pd.concat(held_out)
     elif train_on == "train+test":
-        training = pd.concat([training, validation])
+        training = pd.concat([training, validation[~is_nobody(validation)]])
     elif train_on != "train":
         raise ValueError(f'train_on is {train_on!r}: give "train", "train+test" or "fold K", as in "fold 0"')
     labels = np.full(len(manifest), -1, np.int64)
@@ -137,12 +137,15 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
     return labels, validation
 
 
-def counts(manifest) -> pd.DataFrame:
-    """Identities and images of each set: columns set, identities (Int64, missing where hidden), images.
+def is_nobody(manifest) -> pd.Series:
+    """Which images (bool) show no player that is known: hidden ones and junk (−1), distractors (0 that no query is)."""
+    asked = manifest.loc[manifest["role"] != "gallery", "player"]
+    return (manifest["player"] == -1) | (manifest["player"] == 0) & (0 not in set(asked))
 
-    Junk (player −1) and distractors (0, where no query is of that player) are images of nobody.
-    """
-    known = set(manifest.loc[(manifest["role"] != "gallery") | (manifest["player"] > 0), "player"]) - {-1}
+
+def counts(manifest) -> pd.DataFrame:
+    """Identities and images of each set: columns set, identities (Int64, missing where hidden), images."""
+    known = set(manifest.loc[~is_nobody(manifest), "player"])
     rows = []
     for name, (split, role) in zip(_SETS, SETS, strict=True):
         part = manifest[(manifest["split"] == split) & (manifest["role"] == role)]
