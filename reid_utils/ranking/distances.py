@@ -1,5 +1,7 @@
 """Squared Euclidean distances, and the checks that features and distance matrices pass first."""
 
+from numbers import Integral
+
 import numpy as np
 
 _LARGEST_NORM = 1e18  # of a squared norm: distances reach four times that, and the gaussian variant squares them
@@ -47,6 +49,12 @@ def check_matrix(matrix, name: str) -> np.ndarray:
     if row is not None:
         raise ValueError(f"{name} row {row} holds NaN or infinity; remove or recompute that image")
     return np.ascontiguousarray(matrix)
+
+
+def check_count(value, name: str) -> None:
+    """Raise ValueError unless the value is a whole number of at least 1; True is none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
 
 
 def check_features(query, gallery) -> tuple[np.ndarray, np.ndarray]:

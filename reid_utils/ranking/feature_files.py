@@ -1,5 +1,6 @@
 """Read what is ranked: feature files, and folders of feature files or distance CSVs."""
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -98,12 +99,15 @@ def load_folder(folder):
 def scorable(models: Mapping) -> dict:
     """Those of `load_folder`'s models whose query players are known: a hidden challenge split has -1 throughout.
 
-    Raises ValueError where none is left.
+    Warns of those left out; raises ValueError where none remains.
     """
-    kept = {name: model for name, model in models.items() if known(model["query_players"]).any()}
-    if not kept:
-        raise ValueError(f"all query players of {', '.join(models)} are unknown (-1): a hidden split cannot be scored")
-    return kept
+    hidden = [name for name, model in models.items() if not known(model["query_players"]).any()]
+    message = f"all query players of {', '.join(hidden)} are unknown (-1), a hidden split: it is not scored"
+    if len(hidden) == len(models):
+        raise ValueError(f"{message}; give a set with known players")
+    if hidden:
+        warnings.warn(message, stacklevel=2)
+    return {name: model for name, model in models.items() if name not in hidden}
 
 
 def load_models(folders: Mapping, seeds) -> dict[str, list[dict]]:

@@ -44,6 +44,18 @@ def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
     return post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
 
 
+def check_same_images(tested):
+    """Raise ValueError naming the first difference unless all models are over the same queries and gallery.
+
+    `tested`: one {model name: as from `load_folder`} a seed; players and, where known, images must agree.
+    """
+    for models in tested:
+        for kind in ("players", "images"):
+            if all(f"query_{kind}" in model for model in models.values()):
+                ids = [(model[f"query_{kind}"], model[f"gallery_{kind}"]) for model in models.values()]
+                fusions.check_same_ids(ids, list(models))
+
+
 def fuse(matrices, name, top_k=15):
     """Fused distances (Q, G) of two or more matrices by a fusion of `FUSIONS`; `top_k` is for the weighted ones.
 

@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 
 from reid_utils.ranking import neighbours as nb
-from reid_utils.ranking.distances import check_features, check_matrix, is_tensor
+from reid_utils.ranking.distances import check_count, check_features, check_matrix, is_tensor
 
 VARIANTS = ("hard", "gaussian", "kreciprocal")
 
@@ -57,12 +56,6 @@ def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterabl
                 check_count(value, name)
             elif not 0 <= value <= 1:
                 raise ValueError(f"jaccard_weight must lie in [0, 1], not {value}")
-
-
-def check_count(value, name: str) -> None:
-    """Raise ValueError unless the value is a whole number of at least 1; True is none."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
 
 
 def _warn_if_clipped(k1: int, gallery: int) -> None:
