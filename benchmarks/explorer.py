@@ -42,7 +42,7 @@ def main():
     """Print the table as Markdown."""
     runs = {name: made_up_run(50, 910, seed) for seed, name in enumerate(("first", "second"))}
     began = time.perf_counter()
-    query_row, settings_row, _ = explore(runs, crop, live=True).children
+    query_row, settings_row, *_ = explore(runs, crop, live=True).children
     query, run, processing = query_row.children
     k1, k2, weight = settings_row.children
     queries = [value for _, value in query.options]
