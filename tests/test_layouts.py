@@ -9,6 +9,10 @@ import pytest
 from reid_utils.data import integrity, synergy
 from reid_utils.data.histograms import histogram_bound
 from reid_utils.data.layouts import find_layout
+from reid_utils.learning.features import save_features
+from reid_utils.ranking.feature_files import load_features
+from reid_utils.ranking.labels import labels_of
+from reid_utils.ranking.methods import distances_of, score
 from reid_utils.ranking.metrics import average_precisions
 
 RNG = np.random.default_rng(0)
@@ -168,6 +172,18 @@ def test_soccernet_keeps_the_action_and_drops_persons_seen_once(build):
     hidden = rows(manifest, "challenge", "gallery")
     assert hidden["image_id"].tolist() == ["2-4-48x24", "10-4-48x24"] and hidden["sequence"].tolist() == [4, 4]
     assert (hidden["player"] == -1).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*single image")
+def test_soccernet_ranks_a_query_within_its_action(build, tmp_path):
+    manifest = synergy.load_manifest(build(soccernet))
+    test = manifest[manifest["split"] == "test"]
+    assert test.groupby("role")["group"].unique().map(list).to_dict() == {"gallery": [1, 2], "query": [1, 2]}
+    # Queries at 0 and 9, the gallery of two actions: nearer images of the other action come last.
+    save_features(tmp_path / "a.npz", test, np.array([[0], [9], [3], [1], [5], [4]], np.float32))
+    features = load_features(tmp_path / "a.npz")
+    assert np.argsort(distances_of(features), axis=1).tolist() == [[1, 0, 3, 2], [2, 3, 0, 1]]
+    assert score(distances_of(features), *labels_of(features))["aps"].tolist() == [1 / 2, 1 / 2]
 
 
 @pytest.mark.filterwarnings("ignore:.*sequences")

@@ -28,7 +28,10 @@ SETS = (_TRAIN, _QUERY, _GALLERY, *_CHALLENGE)  # (split, role), in the manifest
 
 
 class Row(NamedTuple):
-    """One image: `path` is relative to the data's folder, numbers are −1 where hidden."""
+    """One image: `path` is relative to the data's folder, numbers are −1 where hidden.
+
+    A query is ranked against the gallery of its `group` alone, where that is not 0.
+    """
 
     image_id: str
     path: str
@@ -38,6 +41,7 @@ class Row(NamedTuple):
     sequence: int
     frame: int
     camera: int
+    group: int = 0
 
 
 def by_numbers(name):
@@ -157,9 +161,9 @@ def _listed(root, source, labels):
 def soccernet_rows(root):
     """Rows of train, test (else valid) and challenge: {box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{h}x{w}.png.
 
-    `sequence` is the action, within which alone SoccerNet retrieves; persons are numbered from 1, test persons after
-    those of training. Cameras as in the Synergy layout. A training person of a single image makes no pair and is left
-    out.
+    `sequence` is the action, and so is `group`, counted from 1: SoccerNet retrieves within an action alone. Persons are
+    numbered from 1, test persons after those of training. Cameras as in the Synergy layout. A training person of a
+    single image makes no pair and is left out.
     """
     test = "test" if (root / "test" / "query").is_dir() else "valid"
     folders = {"train": _TRAIN, f"{test}/query": _QUERY, f"{test}/gallery": _GALLERY}
@@ -188,8 +192,8 @@ def _actions(root, folder, labels):
             form = "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png"
             action, person, frame = _match(_SOCCER, path, form).groups()
             numbers = (person, int(action), int(frame))
-        path = path.relative_to(root).as_posix()
-        yield Row(Path(path).stem, path, *labels, *numbers, int("gallery" in labels))
+        name = path.relative_to(root).as_posix()
+        yield Row(path.stem, name, *labels, *numbers, int("gallery" in labels), numbers[1] + 1)
 
 
 def folder_rows(root):
