@@ -1,9 +1,10 @@
 """Keys of runs: what decides a result and what does not, and what they say of runs that are done."""
 
 import os
+import shutil
 
 import pytest
-from tiny_study import GIVEN, write_notebook
+from tiny_study import GIVEN, REPOSITORY, write_notebook
 
 from reid_utils.files import read_json, write_json, write_text
 from reid_utils.study import keys
@@ -131,3 +132,57 @@ def test_states_tell_done_stale_and_to_do(tmp_path):
         ("to do", "", 60),
     ]
     assert {state.name for state in keys.run_states(runs, StudyFolders(tmp_path), None).values()} == {"to do"}
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A copy of the package and the notebooks whose keys are computed -> its folder."""
+    for name in ("reid_utils", "rendered_players", "notebooks"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "reid_utils")
+    forget()
+    yield tmp_path
+    forget()
+
+
+def parts_of(house):
+    """{notebook: key parts} of every notebook as it stands now."""
+    forget()
+    paths = sorted((house / "notebooks").glob("*.ipynb"))
+    return {path.stem[:2]: keys.key_parts(run_of("n"), path, "none", 1, {}, "f") for path in paths}
+
+
+def changed_in(before, after):
+    return {stem for stem in before if before[stem] != after[stem]}
+
+
+def edit(house, module):
+    """Change what a module says."""
+    with (house / "reid_utils" / module).open("a") as file:
+        file.write("\nANOTHER = 1\n")
+
+
+def test_comments_docstrings_and_markdown_decide_nothing(house):
+    before = parts_of(house)
+    for path in [*(house / "reid_utils").rglob("*.py"), *(house / "rendered_players").rglob("*.py")]:
+        path.write_text(path.read_text().replace('"""', '"""Now ', 1) + "\n\n# a comment more\n")
+    for path in (house / "notebooks").glob("*.ipynb"):
+        content = read_json(path)
+        content["cells"] = [{"cell_type": "markdown", "metadata": {}, "source": ["new"]}, *content["cells"]]
+        for cell in content["cells"]:
+            cell["source"] = [*cell["source"], "\n# a remark" if cell["cell_type"] == "code" else " typo"]
+        write_json(path, content)
+    assert parts_of(house) == before
+
+
+def test_a_colour_or_a_table_costs_no_training_and_a_loss_does(house):
+    before = parts_of(house)
+    edit(house, "views/style.py")
+    after_colour = changed_in(before, parts_of(house))
+    assert "02" not in after_colour and {"05", "06"} <= after_colour  # drawn anew, which costs seconds
+    edit(house, "paper/tables.py")
+    assert "02" not in changed_in(before, parts_of(house))
+    edit(house, "study/progress.py")
+    edit(house, "learning/losses.py")
+    after = parts_of(house)
+    assert keys.changes(before["02"], after["02"]) == ["reid_utils.learning.losses changed"]

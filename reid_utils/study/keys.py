@@ -11,7 +11,7 @@ from reid_utils.study.notebooks import read_cells
 from reid_utils.study.study_file import StudyError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-TRAINS = "reid_utils.learning.training"
+TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains
 DRAW_OR_PRINT = ("reid_utils.views", "reid_utils.paper")  # except for what the next run reads:
 RECORDS = ("reid_utils.paper", "reid_utils.paper.results")
 
@@ -69,22 +69,15 @@ def imported_modules(notebook):
     Imports inside functions count; the engine's own modules do not, nor, where the notebook trains, those that only
     draw or print: another colour must not cost a training. Read anew once a process.
     """
-    found = _reachable(notebook, ("reid_utils.study",))
-    if TRAINS in found:
-        found = _reachable(notebook, ("reid_utils.study", *DRAW_OR_PRINT))
-    return dict(sorted(found.items()))
-
-
-def _reachable(notebook, left_out):
-    """{module: code_digest} of the modules that a notebook imports, directly or through others not left out."""
     waiting, found = _notebook_imports(notebook), {}
+    left_out = ("reid_utils.study", *(DRAW_OR_PRINT if TRAINS in waiting else ()))
     while waiting:
         module = waiting.pop()
         path, house = _source(module), ".".join(module.split(".")[:2])
         if module not in found and path is not None and (house not in left_out or module in RECORDS):
             found[module], names = _read_module(module, path)
             waiting |= names
-    return found
+    return dict(sorted(found.items()))
 
 
 @functools.cache
