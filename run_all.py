@@ -70,7 +70,7 @@ def data_folder(args, study):
     source = args.data or study.data, args.runs.resolve() / "data", rendering, args.accept_md5
     folder = sources.planned_data_dir(*source)
     if not args.dry_run:
-        print(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}", flush=True)
+        print(progress.shown(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}"), flush=True)
         folder = sources.prepare_data(*source)
     return folder, integrity.data_fingerprint(folder) + own if folder.is_dir() else None
 
@@ -102,6 +102,11 @@ def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
         client = client or stack.enter_context(engine.here(jobs, gpus))
         states, chosen, fresh = left()
         print(progress.plan_text(runs, states, chosen, jobs, folders.root, details=False), flush=True)
+        stale = sum(states[run.id].name == "stale" and run.id not in fresh for run in chosen)
+        if stale:
+            print(
+                f"what {stale} stale runs had made moves to {folders.superseded} (weights that still fit stay in use)"
+            )
         check_images(folder, fingerprint, folders.root, args.jobs or jobs)
         write_json(folders.study, described(args, study, folders, folder))
         most = {"command": command, "gpus": None if args.scheduler else len(gpus)}
@@ -111,7 +116,7 @@ def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
             for run in plan.in_order(chosen, states)
         ]
         outcomes = engine.execute(work, client, progress.Progress(chosen, states, jobs))
-    print(progress.summary_text(runs, states, outcomes), f"tables in {folders.tables}", sep="\n")
+    print(progress.summary_text(runs, states, outcomes), progress.shown(f"tables in {folders.tables}"), sep="\n")
     return int(any(result.name != "done" for result in outcomes.values()))
 
 

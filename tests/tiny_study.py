@@ -86,14 +86,15 @@ def make_clone(folder):
     return folder
 
 
-def start(clone, *arguments):
-    """Start the driver with `tiny` and more arguments -> Popen with piped output."""
+def start(clone, *arguments, cwd=None, **environment):
+    """Start the driver with `tiny` and more arguments, in a folder, with more variables -> Popen with piped output."""
     return subprocess.Popen(
         [sys.executable, str(clone / "driver.py"), "tiny", "--runs", str(clone / "runs"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
     )
 
 
