@@ -80,14 +80,24 @@ def test_seeds_of_shared_weights_give_the_paired_t_test():
 
 
 def test_one_seed_gives_the_paired_t_test_over_queries_and_says_so(aps):
-    better = np.clip(aps + np.linspace(-0.02, 0.06, 60), 0, 1)
-    oracle = stats.ttest_rel(better[0], aps.mean(axis=0))
-    found = paired_difference(better[0], aps)
+    better = np.minimum(aps.mean(axis=0), 0.9) + np.linspace(-0.02, 0.06, 60)
+    theirs = np.minimum(aps, 0.9)
+    theirs += np.minimum(aps.mean(axis=0), 0.9) - theirs.mean(axis=0)  # differences without heavy tails
+    oracle = stats.ttest_rel(better, theirs.mean(axis=0))
+    found = paired_difference(better, theirs)
     assert found["over"] == "queries"
     assert [found["low"], found["high"]] == pytest.approx(list(oracle.confidence_interval()))
     assert (found["low"], found["high"]) == (found["queries_low"], found["queries_high"])
     assert found["p"] == pytest.approx(max(oracle.pvalue, P_FLOOR))
     assert np.isnan(found["seeds_needed"])
+
+
+def test_heavy_tails_take_degrees_of_freedom():
+    # One outlier of eight has an excess kurtosis of 8, so that 2 / (2 / 7 + 8 / 8) degrees are left.
+    values = np.repeat([0.1, 0.5], [7, 1])
+    found = paired_difference(values, np.zeros(8))
+    half = stats.t.ppf(0.975, 2 / (2 / 7 + 1)) * values.std(ddof=1) / np.sqrt(8)
+    assert found["high"] - found["difference"] == pytest.approx(half)
 
 
 def test_repeating_a_seed_adds_no_certainty(aps):
