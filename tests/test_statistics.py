@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import coverage
 from reid_utils.ranking.statistics import P_FLOOR, compare_rows, holm, mean_interval, paired_difference
 
 
@@ -301,3 +302,17 @@ def test_seeds_cannot_make_up_for_too_few_queries():
     rng = np.random.default_rng(4)
     change = np.resize([0.31, -0.29], 40)
     assert np.isnan(paired_difference(drawn(rng, 4, 40, change=change), drawn(rng, 4, 40))["seeds_needed"])
+
+
+def test_components_of_the_coverage_study_are_found_again(tmp_path):
+    rng, components = np.random.default_rng(6), {"difference": 8.0, "queries": 20.0, "seeds": 2.0, "residual": 10.0}
+    queries = rng.normal(50, 20, 400)
+    for loss in ("infonce", "id"):  # the change's variance of 8² is shared by both
+        change, seeds = rng.normal(0, 8 / np.sqrt(2), 400), rng.normal(0, 2, (12, 1))
+        points = queries + change + seeds + rng.normal(0, 10, (12, 400))
+        (tmp_path / f"02_training__net_{loss}_none").mkdir()
+        np.savez(tmp_path / f"02_training__net_{loss}_none" / "scores.npz", **{"none|aps": points / 100})
+    found = coverage.estimate(tmp_path)
+    assert found == pytest.approx(components, rel=0.35)
+    with pytest.raises(SystemExit, match="no two trainings"):
+        coverage.estimate(tmp_path / "02_training__net_id_none")
