@@ -9,14 +9,13 @@ from reid_utils.ranking import fusion as fusions
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.expansion import alpha_query_expansion, database_augmentation
 from reid_utils.ranking.feature_files import load_features
-from reid_utils.ranking.labels import Labels, labels_of
+from reid_utils.ranking.labels import labels_of
 from reid_utils.ranking.metrics import rank_matches
 from reid_utils.ranking.reranking import rerank
 from reid_utils.ranking.submission import write_distance_csv
 
 POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal", "alpha-QE", "DBA")
 FUSIONS = ("similarity", "dissimilarity", "two-stage", "rank average", "reciprocal rank", "min-max", "z-score")
-SCORED_BY = Labels._fields
 _EXPANSIONS = {"alpha-QE": alpha_query_expansion, "DBA": database_augmentation}
 
 
