@@ -156,4 +156,7 @@ def csv_ids(model, name):
     With players in header and first column, notebooks 03 and 04 can score the file.
     """
     kind = "images" if name == "challenge" else "players"
-    return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
+    try:
+        return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
+    except ValueError as error:
+        raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None

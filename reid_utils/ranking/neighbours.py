@@ -133,7 +133,7 @@ class _TileSearch:
             self.query_gallery[row.start : row.stop, columns] = distances
 
 
-def _run(task: Callable, items: Iterable) -> None:
+def on_threads(task: Callable, items: Iterable) -> None:
     """Call `task(item, buffer)` for every item on several threads, each with a tile of its own as buffer."""
     pending, lock, threads = iter(items), threading.Lock(), thread_count()
 
@@ -162,8 +162,8 @@ def search_features(query: np.ndarray, gallery: np.ndarray, k: int) -> Search:
     state = _TileSearch(query, gallery, k)
     count = len(state.tiles)
     with threadpool_limits(1, "blas"):  # BLAS threads beside ours would spin against them
-        _run(state.take, [(tile, tile) for tile in range(count)])
-        _run(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)))
+        on_threads(state.take, [(tile, tile) for tile in range(count)])
+        on_threads(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)))
     return Search(*state.lists, state.largest.T, state.query_gallery)
 
 
