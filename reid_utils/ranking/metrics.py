@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reid_utils.ranking.distances import check_matrix
-from reid_utils.ranking.labels import Labels, coded, matches_of
+from reid_utils.ranking.labels import Labels, coded, matches_of, others_of
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
@@ -33,14 +33,14 @@ class RankedMatches(NamedTuple):
         return float(np.mean([before.size / (before.size + before[-1]) for before in self.before if before.size]))
 
 
-def _rank_row(row: np.ndarray, hits: np.ndarray, junk: np.ndarray) -> tuple[float, np.ndarray]:
+def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.ndarray]:
     """Average precision, ties counted together, and how many images of others stand before each match."""
-    places = np.flatnonzero(hits)
+    places = matches_of(labels, query)
     if not places.size:
         return np.nan, places
     places = places[np.argsort(row[places], kind="stable")]
     distances = row[places]
-    others = np.flatnonzero((row <= distances[-1]) & ~hits & ~junk)
+    others = others_of(labels, query, np.flatnonzero(row <= distances[-1]))
     sorted_others = np.sort(row[others])
     before, no_farther = (np.searchsorted(sorted_others, distances, side) for side in ("left", "right"))
     level = np.searchsorted(distances, distances, "right")
@@ -53,7 +53,7 @@ def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cam
     """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
     distances = check_matrix(distances, "distances")
     labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    ranked = [_rank_row(row, *matches_of(labels, query)) for query, row in enumerate(distances)]
+    ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
     _report_skipped([not matches.size for matches in before], labels)
     return RankedMatches(np.array(precisions), list(before))
