@@ -80,24 +80,6 @@ def offer_tile(products, norms, starts, diagonal, row_lists, column_lists):
 
 
 @compiled
-def merge_lists(first, second, values, indices, start, stop):
-    """Write the merged list of each row of `first` and `second`, pairs (values, indices)."""
-    for i in range(start, stop):
-        a, b = 0, 0
-        for place in range(values.shape[1]):
-            left = b == second[0].shape[1]
-            if not left and a < first[0].shape[1]:
-                x, y = first[0][i, a], second[0][i, b]
-                left = x < y or (x == y and first[1][i, a] < second[1][i, b])
-            if left:
-                values[i, place], indices[i, place] = first[0][i, a], first[1][i, a]
-                a += 1
-            else:
-                values[i, place], indices[i, place] = second[0][i, b], second[1][i, b]
-                b += 1
-
-
-@compiled
 def listed_values(indices, values, indptr, members, found, start, stop):
     """Value of each member that stands in image i's own list; NaN where it does not."""
     place = np.full(indices.shape[0], -1, np.int32)

@@ -177,25 +177,6 @@ def mean_rows_in_place(matrix, neighbours, width):
 
 
 @compiled
-def transposed(indptr, indices, data, first, width):
-    """The rows from `first` on, by column: (indptr, rows counted from `first`, data)."""
-    begin = indptr[first]
-    columns = np.zeros(width + 1, np.int64)
-    for column in indices[begin:]:
-        columns[column + 1] += 1
-    columns = np.cumsum(columns)
-    place = columns[:-1].copy()
-    rows = np.empty(indices.size - begin, np.int32)
-    values = np.empty(rows.size, np.float32)
-    for i in range(first, indptr.size - 1):
-        for entry in range(indptr[i], indptr[i + 1]):
-            to = place[indices[entry]]
-            rows[to], values[to] = i - first, data[entry]
-            place[indices[entry]] = to + 1
-    return columns, rows, values
-
-
-@compiled
 def jaccard_rows(matrix, by_column, sums, weights, original, out, start, stop):
     """Jaccard distance of each query to every gallery image, blended with the original distance.
 

@@ -204,13 +204,9 @@ def search_tensors(query, gallery, k: int, entries: int = 1 << 26) -> Search:
 
 def joint_lists(nearest_queries: Lists, nearest_gallery: Lists, k: int) -> Lists:
     """The k nearest of queries and gallery together."""
-    from reid_utils.ranking._search_kernels import merge_lists
-
-    total = len(nearest_gallery.values)
-    joint = _empty_lists(total, min(k, nearest_queries.values.shape[1] + nearest_gallery.values.shape[1]))
-    parts = (tuple(nearest_queries), tuple(nearest_gallery))
-    each_block(partial(merge_lists, *parts, joint.values, joint.indices), total)
-    return joint
+    values, indices = (np.concatenate(both, axis=1) for both in zip(nearest_queries, nearest_gallery, strict=True))
+    order = np.argsort(values, axis=1, kind="stable")[:, :k]  # queries come first and have the lower indices
+    return Lists(np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
 
 def nearest_columns(matrix: np.ndarray, k: int) -> np.ndarray:
