@@ -149,21 +149,23 @@ def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
 
     Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
     """
-    names, first, counts = np.unique(ranking, return_index=True, return_counts=True)
-    of_player, starts, order = np.argsort(ranking, kind="stable"), counts.cumsum() - counts, np.argsort(first)
+    counts, first = np.bincount(ranking), np.full(ranking.max() + 1, len(ranking))
+    first[ranking[::-1]] = np.arange(len(ranking))[::-1]  # the last one written stays
+    order = np.argsort(first, kind="stable")[: np.count_nonzero(counts)]
+    of_player = np.argsort(ranking.astype(np.min_scalar_type(ranking.max())), kind="stable")  # short integers sort fast
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
-    drawn = of_player[starts[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
-    ranks = (drawn < drawn[:, names[order] == player]).sum(axis=1)
+    drawn = of_player[(counts.cumsum() - counts)[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
+    ranks = (drawn < drawn[:, order == player]).sum(axis=1)
     return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
 
 
 def _expected(ranking: np.ndarray, player: int, topk: int) -> np.ndarray:
     """Chance that the drawn images of exactly r other players stand before the drawn match, (topk,)."""
-    names, owners, counts = np.unique(ranking, return_inverse=True, return_counts=True)
-    matches = np.flatnonzero(ranking == player)
-    until = np.zeros((len(names), len(matches) + 1))
-    np.add.at(until, (owners, np.searchsorted(matches, np.arange(len(ranking)))), 1)
-    shares = (until.cumsum(axis=1) / counts[:, None])[names != player, :-1]  # of a player's images before each match
+    counts, matches = np.bincount(ranking), np.flatnonzero(ranking == player)
+    next_match = np.searchsorted(matches, np.arange(len(ranking)))
+    until = np.bincount(ranking * (len(matches) + 1) + next_match, minlength=len(counts) * (len(matches) + 1))
+    until = until.reshape(len(counts), -1)[:, :-1].cumsum(axis=1)  # each player's images before each match
+    shares = np.delete(until / np.maximum(counts, 1)[:, None], player, axis=0)
     chance = np.zeros((topk, len(matches)))
     chance[0] = 1
     for share in shares[shares.any(axis=1)]:  # convolve with (1 - share, share), all matches at once
