@@ -5,13 +5,8 @@ import pytest
 
 from reid_utils.paper.claims import paper_claims
 from reid_utils.paper.results import start_run
-from reid_utils.paper.tables import (
-    SCORES,
-    Table,
-    augmentation_table,
-    fusion_table,
-    show,
-)
+from reid_utils.paper.rows import augmentation_table, fusion_table
+from reid_utils.paper.tables import SCORES, Table, show
 from reid_utils.ranking.methods import FUSIONS
 
 SETTINGS = {
