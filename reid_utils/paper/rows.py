@@ -103,7 +103,7 @@ def loss_table(runs, recipes):
         baselines[name] = _twin(name, members) or (name if own else closest(run, bases))
     note = "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite"
     extra = {name: {"dispersion": arrays["dispersion"].mean()} for name, arrays in rows.items()}
-    return Table("T2", "does that loss beat InfoNCE?", rows, baselines, extra, [SELECTION, note])
+    return Table("T2", "does that loss beat InfoNCE?", rows, baselines, extra=extra, notes=[SELECTION, note])
 
 
 def dispersion(run):
@@ -119,7 +119,8 @@ def post_processing_table(runs):
         for processing in _scored(run):
             rows[f"{name}: {processing}"], baselines[f"{name}: {processing}"] = row(run, processing), f"{name}: none"
     note = "'hard in place' is the 2023 code as published (depends on image order), 'hard' its order-free form"
-    return Table("T3", "does that re-ranking beat plain distances?", rows, baselines, notes=[SELECTION, note])
+    question, shared = "does that re-ranking beat plain distances?", frozenset(rows)
+    return Table("T3", question, rows, baselines, shared, notes=[SELECTION, note])
 
 
 def _scored(run):
@@ -150,7 +151,8 @@ def backbone_table(runs, recipes):
         "epoch on test been chosen, as in the paper."
     ]
     question = "is that backbone better than the first, what do re-ranking and pre-training add?"
-    return Table("T4", question, rows, baselines, more, [*notes, *_pools(runs, found)])
+    shared = frozenset(name for name in rows if name not in more or "zero-shot" not in more[name])
+    return Table("T4", question, rows, baselines, shared, more, [*notes, *_pools(runs, found)])
 
 
 def _from_scratch(run, members):
@@ -204,7 +206,14 @@ def fusion_table(runs):
         f"Every matrix went through {first['post_processing']!r} first"
         f"{', where a row says no other' if len(fusions) > 1 else ''}.",
     ]
-    return Table("T5", question, rows, baselines, notes=notes)
+    # Seed s of a fusion holds seed s of its models: with the best among them, the two rows are paired.
+    shared = frozenset(name for name, best in baselines.items() if set(_models(best)) <= set(_models(name)))
+    return Table("T5", question, rows, baselines, shared, notes=notes)
+
+
+def _models(name):
+    """The models of a row of T5, from its name."""
+    return name.partition(", ")[0].partition(": ")[0].split(" + ")
 
 
 def _equal(row, other):

@@ -23,13 +23,15 @@ class Table:
 
     question: what comparing a row with its baseline answers. rows: {name: arrays}, the arrays those of `stack_scores`
     (aps (S, Q), mAP, rank1, rank5, mINP (S,)) and `run`, the id of the run that made the row. baselines: {row: the row
-    it is compared with, itself for none}. extra: {row: {column: number}}, columns put last. notes: lines below it.
+    it is compared with, itself for none}. shared: the rows that rank with the networks of their baseline, so that
+    their seeds are paired. extra: {row: {column: number}}, columns put last. notes: lines below it.
     """
 
     name: str
     question: str
     rows: dict = field(default_factory=dict)
     baselines: dict = field(default_factory=dict)
+    shared: frozenset = frozenset()
     extra: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
 
@@ -38,10 +40,13 @@ class Table:
         """`compare_rows` of every row against its baseline, Holm's correction over the whole table (DataFrame)."""
         if not self.rows:
             return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-        parts = []
+        parts, shared = [], dict.fromkeys(self.shared, True)
+        comparisons = sum(base != name for name, base in self.baselines.items())
         for base in dict.fromkeys(self.baselines.values()):
             members = dict.fromkeys([base, *(name for name in self.rows if self.baselines[name] == base)])
-            part = compare_rows({name: self.rows[name]["aps"] for name in members}, baseline=base)
+            aps = {name: self.rows[name]["aps"] for name in members}
+            alpha = 0.05 * (len(members) - 1) / max(1, comparisons)  # compare_rows divides by its own comparisons
+            part = compare_rows(aps, base, shared, alpha=alpha)
             parts.append(part[part["row"].map(self.baselines) == base])
         table = pd.concat(parts).set_index("row").loc[list(self.rows)].reset_index()
         return table.assign(p_holm=holm(table["p"]))
@@ -56,7 +61,8 @@ class Table:
             interval = {"mAP low": 100 * line["low"], "mAP high": 100 * line["high"]}
             change = {key: 100 * line[column] for key, column in _CHANGES.items()}
             shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
-            shown |= {"p (Holm)": round(line["p_holm"], 4), "seeds": line["seeds"], "queries": line["queries"]}
+            p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
+            shown |= {"p (Holm)": p, "seeds": line["seeds"], "queries": line["queries"]}
             more = {key: round(value, 3) for key, value in self.extra.get(line["row"], {}).items()}
             lines.append({"no.": number, "row": line["row"], **shown, **more})
         return pd.DataFrame(lines)
@@ -86,12 +92,23 @@ class Table:
 
 
 _PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
-_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high", "seed sd": "seed_sd"}
+_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high"}
+_CHANGES |= {"queries low": "queries_low", "queries high": "queries_high", "smallest": "smallest", "seed sd": "seed_sd"}
+INTERVALS = (
+    "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
+    "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
+    "this comparison would have told four times in five, after correction for the number of rows."
+)
+
+
+def p_text(p, at_floor=False):
+    """A p-value as tables show it: four decimals, "< x" where the method cannot tell how far below x it is."""
+    return f"< {max(p, 1e-4):.4f}" if at_floor else round(p, 4)
 
 
 def show(run, table, command):
     """Write a Table as tables/<name>.csv and .md, with its notes and the commands of its rows -> what was written."""
-    notes = [*table.notes, table.compared, *table.commands(command)]
+    notes = [*table.notes, INTERVALS, table.compared, *table.commands(command)]
     write_table(run, table.name, table.printable, notes)
     return table.printable
 
