@@ -5,6 +5,7 @@ all augmentations against none are.
 """
 
 from itertools import product
+from math import isnan
 
 import pandas as pd
 
@@ -137,7 +138,8 @@ def verdict(difference, p):
     if p < 0.05 and difference["high"] < 0:
         return f"not supported, the opposite holds {scope}"
     seeds = difference["seeds_needed"]
-    return f"cannot be told (would need {f'about {seeds:.0f} seeds' if seeds == seeds else 'more queries'})"
+    more = "several seeds" if "seeds" not in scope else "more queries" if isnan(seeds) else f"about {seeds:.0f} seeds"
+    return f"cannot be told (would need {more})"
 
 
 def finding(claim, difference, sign=1):

@@ -141,8 +141,9 @@ def backbone_table(runs, recipes):
         cost, reranking = run["values"]["cost"], run["settings"].get("reranking", "hard")
         plain, reranked = f"{name}, plain", f"{name}, re-ranked ({reranking})"
         rows[plain], rows[reranked] = row(run, "none"), row(run, reranking)
-        base = _twin(name, members) or _from_scratch(run, members)
-        baselines |= {plain: f"{base}, plain" if base else next(iter(rows)), reranked: plain}
+        base, first = _twin(name, members) or _from_scratch(run, members), next(iter(rows))
+        other = first if baselines.get(first) != plain else plain  # no pair is compared twice
+        baselines |= {plain: f"{base}, plain" if base else other, reranked: plain}
         size = {"parameters (M)": cost["parameters"] / 1e6, "GFLOPs": cost["gflops"]}
         start, best, last = (100 * run["scores"][f"{each}|mAP"].mean() for each in ("untrained", "best", "none"))
         more |= {plain: size | {"zero-shot": start, "best on test": best, "flattery": best - last}, reranked: size}
