@@ -24,8 +24,8 @@ FIGURES = REPOSITORY / "figures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
 RUNS |= {LAST: list(RUNS)}
-FILES = ["tables/T1.csv", "tables/T3.csv", "tables/findings.csv", "figures/06_paper_tables_forest.png"]
-FILES += ["figures/06_paper_tables_forest.svg", "figures/05_heavy.svg"]
+FILES = ["tables/T1.csv", "tables/T3.csv", "tables/findings.csv", "tables/findings.md"]
+FILES += ["figures/06_paper_tables_forest.png", "figures/06_paper_tables_forest.svg", "figures/05_heavy.svg"]
 T1 = pd.DataFrame(
     {
         "no.": [1, 2],
@@ -64,9 +64,8 @@ def study(tmp_path):
         path.mkdir(parents=True)
     T1.to_csv(folder / "tables" / "T1.csv", index=False)
     (folder / "tables" / "T3.csv").write_text("\n")  # as a study without notebook 03 leaves it
-    pd.DataFrame({"claim": ["flip helps"], "verdict": ["supported"]}).to_csv(
-        folder / "tables" / "findings.csv", index=False
-    )
+    (folder / "tables" / "findings.csv").write_text("claim,verdict\nflip helps,supported\n")
+    (folder / "tables" / "findings.md").write_text("| flip helps | supported |\n\nDifferences are points of mAP.\n")
     (folder / "figures" / "06_paper_tables_forest.png").write_bytes(b"png")
     (folder / "figures" / "06_paper_tables_forest.svg").write_bytes(b"<svg/>")
     (folder / "figures" / "05_heavy.svg").write_bytes(b"x" * 300_001)

@@ -208,9 +208,9 @@ def test_t6_keeps_unofficial_sets_and_entries_trained_on_test_out_of_the_publish
     fusions = [fused(levels, ["a", "b"]) for _ in range(3)]
     fusions[0]["values"] = {"challenge": {"mAP": 0.9, "rank1": 0.95}, "year": 2022}
     fusions[1]["values"] = {"challenge": {"mAP": 0.91}, "year": 2023, "trained_on": ["train+test"]}
-    fusions[2]["values"] = {"challenge": {"mAP": 0.3, "rank1": 0.4}}
+    fusions[2]["values"] = {"challenge": {"mAP": 0.3, "rank1": 0.4}, "year": None}
     runs = {"02_training": [trained()], "04_fusion": fusions}
-    runs["02_training"][0]["values"]["note"] = "Synergy-like crops"
+    runs["02_training"][0]["values"] = {"note": "Synergy-like crops", "year": 2023}
     frame, notes = published_rows(runs, "python run_all.py paper")
     official, own, other = (frame.iloc[k].dropna() for k in (-3, -2, -1))
     assert official["challenge 2022 mAP"] == 90 and official["challenge 2022 rank-1"] == 95

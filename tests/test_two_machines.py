@@ -26,13 +26,7 @@ def gathered(run_id, **settings):
     if stem != "04_fusion":
         backbone, loss, augmentation = label.split("_")[-3:]
         settings |= {"backbone": backbone.replace("-", "_"), "loss": loss, "augmentation": augmentation}
-    settings = {
-        "pretrained": False,
-        "seeds": [0, 1, 2],
-        "start_weights": "",
-        "pool": {},
-        "train_on": "train",
-    } | settings
+    common = {"pretrained": False, "seeds": [0, 1, 2], "start_weights": "", "pool": {}, "train_on": "train"}
     values = {"cost": {"parameters": 1e6, "gflops": 0.1}, "note": "rendered data"}
     scores = load_arrays(SECOND / "scores" / run_id / "scores.npz")
     return {"run": run_id, "settings": common | settings, "values": values, "scores": scores}

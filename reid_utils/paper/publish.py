@@ -134,7 +134,7 @@ def about(study):
 def results_section(figures):
     """The README's results section (Markdown) from study.json and tables/ in the folder `figures`."""
     study = read_json(figures / "study.json")
-    findings = pd.read_csv(figures / "tables" / "findings.csv")
+    findings = (figures / "tables" / "findings.md").read_text(encoding="utf-8")
     tables = pd.DataFrame(
         {
             "table": f"[{table}](figures/tables/{table}.md)",
@@ -147,9 +147,8 @@ def results_section(figures):
     return (
         f"## What the {study['study']} study says\n\n"
         f"Small encoders on {study['data']}: {study['seeds']} seeds, {study['queries']} queries, made at commit "
-        f"`{study['commit'][:10]}` ({study['device']}). Differences are points of mAP with 95 % intervals. It is no "
-        "verdict on the paper's models, but each of its claims is put to the test:\n\n"
-        f"{markdown_table(findings)}\n"
+        f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
+        f"is put to the test:\n\n{findings}\n"
         "## Which table, which notebook, which command\n\n"
         f"{markdown_table(tables)}\n"
         "[T6](figures/tables/T6.md) sets what is published beside it. Each table ends with the commands of its rows.\n"

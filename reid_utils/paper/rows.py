@@ -227,6 +227,11 @@ def data_note(runs):
     return found[0]["values"]["note"]
 
 
+def training_year(runs):
+    """The year of the published set that the trainings read, by its counts; None for any other data."""
+    return next((run["values"]["year"] for run in runs["02_training"] if run["values"].get("year")), None)
+
+
 def published_rows(runs, command):
     """T6: what is published beside what this study measured, made by `command`; blanks stay blank.
 
@@ -237,7 +242,7 @@ def published_rows(runs, command):
     data, official, commands = data_note(runs), False, []
     for run in runs.get("04_fusion", []):
         settings, values = run["settings"], run["values"]
-        year, fusion = values.get("year"), settings["challenge_fusion"]
+        year, fusion = values.get("year", training_year(runs)), settings["challenge_fusion"]
         tested = "train+test" not in (values.get("trained_on") or ["train"])
         own = f"ours: {' + '.join(settings['models'])}, {settings['post_processing']}, {fusion}"
         line = {"entry": own if tested else f"{own}, trained on train+test", "source": data}
