@@ -87,8 +87,8 @@ def common_augmentation(augmentations):
 
 def _twin(name, members):
     """The row that a row `again` repeats; None for other rows."""
-    others = _of(members)
-    return closest(members[name], others) if is_again(members[name]) and others else None
+    others = (other for other, run in _of(members).items() if not differences(run, [members[name]]))
+    return next(others, None) if is_again(members[name]) else None
 
 
 def loss_table(runs, recipes):
@@ -134,26 +134,36 @@ def backbone_table(runs, recipes):
     Further columns: parameters, GFLOPs, and for plain rows the encoder before training and what choosing the best epoch
     on test would have given.
     """
-    rows, more, baselines = {}, {}, {}
+    rows, baselines, extra, shared = {}, {}, {}, set()
     found = [each for pool in (False, True) for each in training_runs(runs, recipes, pool, loss="infonce")]
     members = named(found, lambda run: _encoder(run, runs))
     for name, run in members.items():
-        cost, reranking = run["values"]["cost"], run["settings"].get("reranking", "hard")
-        plain, reranked = f"{name}, plain", f"{name}, re-ranked ({reranking})"
-        rows[plain], rows[reranked] = row(run, "none"), row(run, reranking)
-        base, first = _twin(name, members) or _from_scratch(run, members), next(iter(rows))
+        plain, reranking = f"{name}, plain", run["settings"].get("reranking", "hard")
+        rows[plain], first = row(run, "none"), next(iter(rows), plain)
+        base = _twin(name, members) or _from_scratch(run, members)
         other = first if baselines.get(first) != plain else plain  # no pair is compared twice
-        baselines |= {plain: f"{base}, plain" if base else other, reranked: plain}
+        baselines[plain] = f"{base}, plain" if base else other
+        cost = run["values"]["cost"]
         size = {"parameters (M)": cost["parameters"] / 1e6, "GFLOPs": cost["gflops"]}
-        start, best, last = (100 * run["scores"][f"{each}|mAP"].mean() for each in ("untrained", "best", "none"))
-        more |= {plain: size | {"zero-shot": start, "best on test": best, "flattery": best - last}, reranked: size}
+        extra[plain] = size | _other_epochs(run)
+        if reranking in _scored(run):
+            reranked = f"{name}, re-ranked ({reranking})"
+            rows[reranked], baselines[reranked], extra[reranked] = row(run, reranking), plain, size
+            shared.add(reranked)
     notes = [
         f"{SELECTION} 'zero-shot': mAP of the encoder before this training. 'best on test': mAP had each seed's best "
         "epoch on test been chosen, as in the paper."
     ]
     question = "is that backbone better than the first, what do re-ranking and pre-training add?"
-    shared = frozenset(name for name in rows if name not in more or "zero-shot" not in more[name])
-    return Table("T4", question, rows, baselines, shared, more, [*notes, *_pools(runs, found)])
+    return Table("T4", question, rows, baselines, frozenset(shared), extra, [*notes, *_pools(runs, found)])
+
+
+def _other_epochs(run):
+    """mAP (per cent) before the first epoch and of the best one on test, as further columns of T4."""
+    start, best, last = (
+        100 * np.mean(run["scores"].get(f"{each}|mAP", np.nan)) for each in ("untrained", "best", "none")
+    )
+    return {"zero-shot": start, "best on test": best, "flattery": best - last}
 
 
 def _from_scratch(run, members):
@@ -246,8 +256,8 @@ def published_rows(runs, command):
         tested = "train+test" not in (values.get("trained_on") or ["train"])
         own = f"ours: {' + '.join(settings['models'])}, {settings['post_processing']}, {fusion}"
         line = {"entry": own if tested else f"{own}, trained on train+test", "source": data}
-        if tested:
-            test = run["scores"][f"{' + '.join(settings['models'])}: {fusion}|mAP"]
+        test = run["scores"].get(f"{' + '.join(settings['models'])}: {fusion}|mAP")
+        if tested and test is not None:
             line["test mAP" if year else f"{data} test mAP"] = round(100 * float(test.mean()), 2)
         for key, score in {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5"}.items():
             column = f"challenge {year} {score}" if year else f"{data} challenge {score}"
