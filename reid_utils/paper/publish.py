@@ -35,41 +35,36 @@ LOST = 0.01  # a verdict with a p below this must not be lost
 
 
 def finished(folder):
-    """{run id: (its results.json, its record)} of a finished study, notebook 06 last.
+    """{run id: its results.json} of a finished study, notebook 06 last.
 
     Raises ValueError where a run that the tables are made from is not done, or was done anew since.
     """
     record = read_json(folder / "state" / f"{LAST}.json")
     if record is None:
         raise ValueError(f"{folder} holds no finished study; finish it with run_all.py first")
-    ids = [*record["parts"]["upstream"], LAST]
-    records = {name: read_json(folder / "state" / f"{name}.json") for name in ids}
-    undone = [name for name in ids if records[name] is None]
-    if undone:
-        raise ValueError(f"{folder}: {undone[0]} is not done; start the study again")
-    anew = [name for name, key in record["parts"]["upstream"].items() if records[name]["key"] != key]
-    if anew:
-        raise ValueError(f"{folder}: {anew[0]} was done anew after the tables were made; start the study again")
-    return {name: (load_results(folder / "results" / name), records[name]) for name in ids}
+    for name, key in record["parts"]["upstream"].items():
+        now = (read_json(folder / "state" / f"{name}.json") or {}).get("key")
+        if now != key:
+            told = "was done anew after the tables were made" if now else "is not done"
+            raise ValueError(f"{folder}: {name} {told}; start the study again")
+    return {name: load_results(folder / "results" / name) for name in [*record["parts"]["upstream"], LAST]}
 
 
 def clean_commit(runs):
     """The one commit, free of changes, that all runs were made at. Raises ValueError naming a run that differs."""
-    commit = runs[LAST][0]["git"]["commit"]
-    for name, (result, _) in runs.items():
-        if result["git"]["commit"] is None or result["git"]["dirty"]:
+    commit = runs[LAST]["git"]["commit"]
+    for name, git in ((name, result["git"]) for name, result in runs.items()):
+        if git["commit"] is None or git["dirty"]:
             raise ValueError(f"{name} was not made at a clean commit; commit, then run the study into a fresh folder")
-        if result["git"]["commit"] != commit:
-            raise ValueError(
-                f"{name} was made at commit {result['git']['commit'][:10]}, {LAST} at {commit[:10]}; "
-                "run the study into a fresh folder"
-            )
+        if git["commit"] != commit:
+            both = f"{name} was made at commit {git['commit'][:10]}, {LAST} at {commit[:10]}"
+            raise ValueError(f"{both}; run the study into a fresh folder")
     return commit
 
 
 def machine(runs):
     """What decides the bits of a study's trainings: {"device": text, "versions": {library: version}}."""
-    result = next((result for result, _ in runs.values() if result["notebook"] == "02_training"), runs[LAST][0])
+    result = next((result for result in runs.values() if result["notebook"] == "02_training"), runs[LAST])
     return {"device": result["device"], "versions": result["versions"]}
 
 
@@ -84,23 +79,23 @@ def refuse_overrides(folder):
 
 def summary(folder, runs):
     """The content of figures/study.json: where the committed numbers come from."""
-    last = runs[LAST][0]
-    seeds = max((len(result["seeds"] or []) for result, _ in runs.values()), default=0)
+    values = runs[LAST]["values"]
+    seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
         "study": folder.name,
         "commit": clean_commit(runs),
         **machine(runs),
-        "data": last["values"]["note"],
-        "seeds": seeds,
-        "queries": last["values"]["queries"],
+        "data": values["note"],
+        "seeds": " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))),
+        "queries": values["queries"],
         "runs": len(runs),
-        "tables": last["values"]["tables"],
+        "tables": values["tables"],
     }
 
 
 def published_files(folder, runs):
     """The tables and figures that a study shows. Raises ValueError naming a PNG that is too heavy to be committed."""
-    files = [folder / name for result, _ in runs.values() for name in result["files"]]
+    files = [folder / name for result in runs.values() for name in result["files"]]
     heavy = [path for path in files if path.parent.name == "figures" and path.stat().st_size > FIGURE_LIMIT]
     for path in heavy:
         if path.suffix == ".png":
@@ -144,6 +139,8 @@ def results_section(figures):
         }
         for table, about in study["tables"].items()
     )
+    others = sorted({path.stem for path in (figures / "tables").glob("*.md")} - {"findings", *study["tables"]})
+    links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
     return (
         f"## What the {study['study']} study says\n\n"
         f"Small encoders on {study['data']}: {study['seeds']} seeds, {study['queries']} queries, made at commit "
@@ -151,7 +148,7 @@ def results_section(figures):
         f"is put to the test:\n\n{findings}\n"
         "## Which table, which notebook, which command\n\n"
         f"{markdown_table(tables)}\n"
-        "[T6](figures/tables/T6.md) sets what is published beside it. Each table ends with the commands of its rows.\n"
+        f"Each table ends with the commands of its rows.{f' Beside them: {links}.' if links else ''}\n"
     )
 
 
