@@ -20,7 +20,6 @@ from reid_utils.files import read_json, write_json, write_text
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 
 LAST = "06_paper_tables"
-FIGURE_LIMIT = 300_000  # bytes; heavier vector figures stay in the study's folder
 BEGIN = "<!-- results: begin; written by `make figures` from the files in figures/ -->"
 END = "<!-- results: end -->"
 
@@ -94,12 +93,19 @@ def summary(folder, runs):
 
 
 def published_files(folder, runs):
-    """The tables and figures that a study shows. Raises ValueError naming a PNG that is too heavy to be committed."""
+    """The tables and figures that a study shows; vector figures that are too heavy to be committed stay where they are.
+
+    Raises ValueError naming a PNG that is too heavy.
+    """
+    from reid_utils.views.style import PNG_LIMIT, too_heavy
+
     files = [folder / name for result in runs.values() for name in result["files"]]
-    heavy = [path for path in files if path.parent.name == "figures" and path.stat().st_size > FIGURE_LIMIT]
+    heavy = [path for path in files if path.parent.name == "figures" and too_heavy(path)]
     for path in heavy:
         if path.suffix == ".png":
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, above {FIGURE_LIMIT}; draw it with less in it")
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, above {PNG_LIMIT}; draw fewer images in one figure"
+            )
     return [path for path in files if path not in heavy]
 
 

@@ -129,7 +129,7 @@ def gather(folders):
 
 def is_again(run):
     """Whether a run repeats another with other seeds: the noise floor, a run of the study file's group `again`."""
-    return "__again_" in run["run"]
+    return run["run"].partition("__")[2].partition("_")[0] == "again"
 
 
 def named(runs, label):
