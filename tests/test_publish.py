@@ -40,13 +40,13 @@ T1 = pd.DataFrame(
 )
 
 
-def write_run(folder, name, upstream, **git):
+def write_run(folder, name, upstream, files=(), **git):
     values = {
         "note": "rendered data",
         "queries": 150,
         "tables": {"T1": {"question": "does it help?", "notebook": "02"}},
     }
-    files = FILES if name == LAST else []
+    files = FILES if name == LAST else list(files)
     result = {"run": name, "files": files, "notebook": name.partition("__")[0], "values": values, "seeds": [0, 1, 2]}
     result |= {"device": "cpu: Abacus", "versions": {"numpy": "2"}, "git": {"commit": COMMIT, "dirty": False, **git}}
     write_json(folder / "results" / name / "results.json", result)
@@ -89,6 +89,15 @@ def test_publishing_leaves_the_studys_files_and_a_readme_made_from_them(study):
         part in text for part in (COMMIT[:10], "3 seeds, 150 queries", "does it help?", "--only '02*'", "flip helps")
     )
     assert results_section(figures) in text
+
+
+def test_pictures_that_no_table_reads_are_shown_where_they_are_of_the_same_commit(study):
+    folder, figures, readme = study
+    write_run(folder, "01_data_exploration", [], ["figures/01_data.png"])
+    write_run(folder, "05_of_a_former_plan", [], ["figures/05_of_a_former_plan.png"], commit="f" * 40)
+    (folder / "figures" / "01_data.png").write_bytes(b"png")
+    publish(folder, figures, readme)
+    assert sorted(path.name for path in figures.glob("*.png")) == ["01_data.png", "06_paper_tables_forest.png"]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ def finished(folder):
     return {name: load_results(folder / "results" / name) for name in [*record["parts"]["upstream"], LAST]}
 
 
+def beside(folder, runs):
+    """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
+    done = sorted(path.stem for path in (folder / "state").glob("*.json"))
+    done = [name for name in done if name not in runs and (folder / "results" / name / "results.json").exists()]
+    others = {name: load_results(folder / "results" / name) for name in done}
+    return {name: result for name, result in others.items() if result["git"] == runs[LAST]["git"]}
+
+
 def clean_commit(runs):
     """The one commit, free of changes, that all runs were made at. Raises ValueError naming a run that differs."""
     commit = runs[LAST]["git"]["commit"]
@@ -174,7 +182,7 @@ def publish(folder, figures, readme):
     """
     runs = finished(folder)
     refuse_overrides(folder)
-    study, files = summary(folder, runs), published_files(folder, runs)
+    study, files = summary(folder, runs), published_files(folder, beside(folder, runs) | runs)
     in_readme(readme.read_text(encoding="utf-8"), "")
     copy_files(files, figures)
     write_json(figures / "study.json", study)
