@@ -1,4 +1,4 @@
-"""Publishing a finished study and verifying it again: what moved is told, what is unclean is refused."""
+"""Publishing a finished study and verifying it again: what moved is named, what is unclean is refused."""
 
 import json
 
@@ -179,7 +179,7 @@ def change_of(row, column, value):
         (lambda frame: frame.iloc[::-1], [], []),
     ],
 )
-def test_cells_that_moved_are_told_and_held_to_the_tolerance(tmp_path, change, same, elsewhere):
+def test_cells_that_moved_are_named_and_held_to_the_tolerance(tmp_path, change, same, elsewhere):
     folders = two_folders(tmp_path, change)
     for expected, same_machine in ((same, True), (elsewhere, False)):
         count, moved = moved_cells(*folders, same_machine)

@@ -67,6 +67,7 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
     assert "Compare rows 1 and 2, 1 and 3 to answer: does that augmentation, alone, help?" in text
     assert "Row 2: `python run_all.py quick --only '02_training__a_infonce_flip'`" in text
     assert shown["difference"][2] == pytest.approx(20, abs=1) and np.isnan(shown["difference"][0])
+    assert shown["differ"][2] == shown["queries"][2] == 40
     empty = show(run, Table("T5", "does that fusion help?"), "python run_all.py quick")
     assert empty.empty and "No two rows here answer: does that fusion help?" in (run.tables / "T5.md").read_text()
 
@@ -227,7 +228,7 @@ def without_features(monkeypatch):
     monkeypatch.setattr(rows, "dispersion", lambda run: np.arange(1.0, 1 + len(run["settings"]["seeds"])))
 
 
-def test_dispersion_is_told_with_unequal_numbers_of_seeds(without_features):
+def test_dispersion_is_compared_with_unequal_numbers_of_seeds(without_features):
     runs = {"02_training": [trained(), trained(loss="id", seeds=[0, 1])]}
     tables = {name: Table(name, "") for name in ("T1", "T3", "T4", "T5")} | {"T2": loss_table(runs, ["none"])}
     found = paper_claims(tables).set_index("claim")["verdict"]

@@ -122,8 +122,8 @@ def _spread(table):
     claim, lines = "InfoNCE spreads the players more (its advantage, says the paper)", []
     for name, other, infonce in _id_losses(table):
         more = infonce["dispersion"][:, None] > other["dispersion"][None, :]  # the seeds of two rows are not paired
-        told = "supported" if more.all() else "cannot be told" if more.any() else "not supported, the opposite holds"
-        lines.append((claim, name, f"{told} ({more.sum()} of {more.size} pairs of seeds)"))
+        decided = "supported" if more.all() else "cannot be told" if more.any() else "not supported, the opposite holds"
+        lines.append((claim, name, f"{decided} ({more.sum()} of {more.size} pairs of seeds)"))
     return [dict(zip(COLUMNS, line, strict=False)) for line in lines]
 
 
@@ -152,7 +152,7 @@ def finding(claim, difference, sign=1):
     low, high = difference[f"{of_table}low"], difference[f"{of_table}high"]
     low, high = (low, high) if sign > 0 else (-high, -low)
     p = difference["p_holm"] if "p_holm" in difference else difference["p"]
-    told = verdict({**difference, "low": low, "high": high}, p)
+    decided = verdict({**difference, "low": low, "high": high}, p)
     shown = f"{sign * difference['difference']:+.2%} mAP, 95 % interval {low:+.2%} to {high:+.2%}"
     name = "corrected p" if "p_holm" in difference else "p"
-    return f"{claim}: **{told}** ({shown}, {name} {p_text(p, difference['p'] <= difference['p_floor'])})"
+    return f"{claim}: **{decided}** ({shown}, {name} {p_text(p, difference['p'] <= difference['p_floor'])})"

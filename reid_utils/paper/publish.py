@@ -28,7 +28,7 @@ END = "<!-- results: end -->"
 POINTS, ONE_SEED_POINTS = 6.0, 12.0
 ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hold one seed's numbers or one entry's
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
-NOT_HELD = ("seed sd", "p (Holm)", "smallest")  # they measure the seeds at hand
+NOT_HELD = ("seed sd", "p (Holm)", "smallest", "differ")  # they measure the seeds at hand
 CHANGES = ("difference", "diff low", "diff high", "queries low", "queries high")
 LOST = 0.01  # a verdict with a p below this must not be lost
 
@@ -44,8 +44,8 @@ def finished(folder):
     for name, key in record["parts"]["upstream"].items():
         now = (read_json(folder / "state" / f"{name}.json") or {}).get("key")
         if now != key:
-            told = "was done anew after the tables were made" if now else "is not done"
-            raise ValueError(f"{folder}: {name} {told}; start the study again")
+            state = "was done anew after the tables were made" if now else "is not done"
+            raise ValueError(f"{folder}: {name} {state}; start the study again")
     return {name: load_results(folder / "results" / name) for name in [*record["parts"]["upstream"], LAST]}
 
 

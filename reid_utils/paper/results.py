@@ -204,7 +204,7 @@ def _cell(value):
 
 def _is_number(text):
     try:
-        float(text.rstrip("%"))
+        float(text.removeprefix("< ").rstrip("%"))
     except ValueError:
         return False
     return True

@@ -196,12 +196,12 @@ def fusion_table(runs):
         return Table("T5", question, notes=["this study runs no fusion"])
     rows, baselines, bests = {}, {}, []
     for run in fusions:
-        told = ", ".join(differences(run, fusions)) if run is not fusions[0] else ""
+        suffix = ", ".join(differences(run, fusions)) if run is not fusions[0] else ""
         shown = {}  # the row that each of this run's names has in the table
         for name in _scored(run):
             own = row(run, name)
             equal = (other for other in rows if other.partition(", ")[0] == name and _equal(rows[other], own))
-            shown[name] = next(equal, f"{name}, {told}" if told else name)
+            shown[name] = next(equal, f"{name}, {suffix}" if suffix else name)
             if shown[name] in rows and not _equal(rows[shown[name]], own):
                 raise ValueError(f"{run['run']} and {rows[shown[name]]['run']} both have the row {shown[name]!r}")
             rows.setdefault(shown[name], own)

@@ -62,10 +62,11 @@ class Table:
             change = {key: 100 * line[column] for key, column in _CHANGES.items()}
             shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
             p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
-            shown |= {"p (Holm)": p, "seeds": line["seeds"], "queries": line["queries"]}
+            shown |= {"p (Holm)": p, "seeds": line["seeds"], "queries": line["queries"], "differ": line["informative"]}
             more = {key: round(value, 3) for key, value in self.extra.get(line["row"], {}).items()}
             lines.append({"no.": number, "row": line["row"], **shown, **more})
-        return pd.DataFrame(lines)
+        frame = pd.DataFrame(lines)
+        return frame.astype({"differ": "Int64"}) if lines else frame
 
     @property
     def compared(self):
@@ -97,7 +98,8 @@ _CHANGES |= {"queries low": "queries_low", "queries high": "queries_high", "smal
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
-    "this comparison would have told four times in five, after correction for the number of rows."
+    "this comparison finds with a power of 80 %, after correction for the number of rows. differ: "
+    "queries on which the two rows differ at all."
 )
 
 
