@@ -250,6 +250,13 @@ def test_a_p_value_at_its_floor_and_a_verdict_of_one_seed_say_so():
     assert line["verdict"] == "cannot be told (would need several seeds)"
 
 
+def test_equal_rows_say_that_no_query_differs():
+    levels = {"a": 0.5, "b": 0.4, "a + b: similarity": 0.6, "a + b: two-stage": 0.5}
+    tables = {name: Table(name, "") for name in ("T1", "T2", "T3", "T4")}
+    tables["T5"] = fusion_table({"04_fusion": [fused(levels, ["a", "b"])]})
+    assert list(paper_claims(tables)["verdict"]) == ["cannot be told (no query differs)"]
+
+
 def test_claims_are_decided_by_the_rows_they_compare():
     levels = {"a": 0.5, "b": 0.4, "c": 0.3}
     levels |= {f"a + b + c: {name}": level for name, level in zip(FUSIONS, np.linspace(0.9, 0.6, 7), strict=True)}

@@ -137,6 +137,8 @@ def verdict(difference, p):
         return f"supported, holds {scope}"
     if p < 0.05 and difference["high"] < 0:
         return f"not supported, the opposite holds {scope}"
+    if not difference["informative"]:
+        return "cannot be told (no query differs)"
     seeds = difference["seeds_needed"]
     more = "several seeds" if "seeds" not in scope else "more queries" if isnan(seeds) else f"about {seeds:.0f} seeds"
     return f"cannot be told (would need {more})"
