@@ -189,13 +189,13 @@ def test_t5_holds_several_fusion_runs_and_says_in_what_they_differ():
     swept["scores"] = {**swept["scores"], "a + b: two-stage|aps": swept["scores"]["a + b: two-stage|aps"] - 0.1}
     plain = fused({name: level - 0.3 for name, level in levels.items()}, ["a", "b"], post_processing="none", top_k=15)
     table = fusion_table({"04_fusion": [first, swept, plain]})
-    own = ", post processing none, top k 15"
+    own = ", post processing none"
     assert table_rows(table) == {
         "a": None,
         "b": "a",
         "a + b: similarity": "a",
         "a + b: two-stage": "a",
-        "a + b: two-stage, post processing hard, top k 30": "a",
+        "a + b: two-stage, top k 30": "a",
         f"a{own}": None,
         f"b{own}": f"a{own}",
         f"a + b: similarity{own}": f"a{own}",

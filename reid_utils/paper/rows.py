@@ -196,7 +196,7 @@ def fusion_table(runs):
         return Table("T5", question, notes=["this study runs no fusion"])
     rows, baselines, bests = {}, {}, []
     for run in fusions:
-        suffix = ", ".join(differences(run, fusions)) if run is not fusions[0] else ""
+        suffix = ", ".join(differences(run, fusions[:1]))
         shown = {}  # the row that each of this run's names has in the table
         for name in _scored(run):
             own = row(run, name)
