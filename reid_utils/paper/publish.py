@@ -18,6 +18,7 @@ import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
+from reid_utils.study.folders import StudyFolders
 
 LAST = "06_paper_tables"
 BEGIN = "<!-- results: begin; written by `make figures` from the files in figures/ -->"
@@ -38,22 +39,24 @@ def finished(folder):
 
     Raises ValueError where a run that the tables are made from is not done, or was done anew since.
     """
-    record = read_json(folder / "state" / f"{LAST}.json")
+    paths = StudyFolders(folder)
+    record = read_json(paths.record(LAST))
     if record is None:
         raise ValueError(f"{folder} holds no finished study; finish it with run_all.py first")
     for name, key in record["parts"]["upstream"].items():
-        now = (read_json(folder / "state" / f"{name}.json") or {}).get("key")
+        now = (read_json(paths.record(name)) or {}).get("key")
         if now != key:
             state = "was done anew after the tables were made" if now else "is not done"
             raise ValueError(f"{folder}: {name} {state}; start the study again")
-    return {name: load_results(folder / "results" / name) for name in [*record["parts"]["upstream"], LAST]}
+    return {name: load_results(paths.results(name)) for name in [*record["parts"]["upstream"], LAST]}
 
 
 def beside(folder, runs):
     """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
-    done = sorted(path.stem for path in (folder / "state").glob("*.json"))
-    done = [name for name in done if name not in runs and (folder / "results" / name / "results.json").exists()]
-    others = {name: load_results(folder / "results" / name) for name in done}
+    paths = StudyFolders(folder)
+    done = sorted(path.parent.name for path in folder.glob("results/*/results.json"))
+    others = {name: load_results(paths.results(name)) for name in done if name not in runs}
+    others = {name: result for name, result in others.items() if paths.record(name).exists()}
     return {name: result for name, result in others.items() if result["git"] == runs[LAST]["git"]}
 
 
@@ -77,8 +80,7 @@ def machine(runs):
 
 def refuse_overrides(folder):
     """Raise ValueError where the study was started with other settings, data or features than its file's own."""
-    command = read_json(folder / "study.json")["command"]
-    words = shlex.split(command) if isinstance(command, str) else command
+    words = shlex.split(read_json(StudyFolders(folder).study)["command"])
     other = [word for word in words if word.startswith(("--set", "--data", "--features"))]
     if other:
         raise ValueError(f"{folder} was run with {other[0]}; publish a study that ran as its file says")

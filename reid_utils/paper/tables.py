@@ -11,6 +11,7 @@ import pandas as pd
 from reid_utils.files import load_arrays, read_json
 from reid_utils.paper.results import load_results, write_table
 from reid_utils.ranking.statistics import compare_rows, holm
+from reid_utils.study.folders import StudyFolders
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
 AGAIN = " again (other seeds)"
@@ -191,6 +192,4 @@ def training_runs(runs, recipes=None, pretrained=False, **settings):
 
 def study_command(folder):
     """`python run_all.py …` as the study in `folder` was started (see study.json)."""
-    record = read_json(folder / "study.json") or {}
-    command = record.get("command")
-    return command if isinstance(command, str) else f"python run_all.py {record.get('name', folder.name)}"
+    return (read_json(StudyFolders(folder).study) or {}).get("command", f"python run_all.py {folder.name}")
