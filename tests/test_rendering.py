@@ -1,7 +1,9 @@
 """The rendered data set: layout, hidden identities, determinism, atomic writing, and its difficulty."""
 
+import hashlib
 import json
 import re
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -120,7 +122,15 @@ def test_a_failed_run_leaves_nothing_and_what_a_killed_one_left_is_replaced(tmp_
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("seed", -1), ("train_players", 0), ("frames", 1), ("test_frames", 101), ("height", 12.5), ("workers", 0)],
+    [
+        ("seed", -1),
+        ("train_players", 0),
+        ("frames", 1),
+        ("test_frames", 101),
+        ("height", 12.5),
+        ("workers", 0),
+        ("difficulty", 4),
+    ],
 )
 def test_settings_out_of_range_are_named_before_anything_is_written(tmp_path, setting, value):
     with pytest.raises(ValueError, match=setting):
@@ -170,6 +180,25 @@ def test_team_mates_share_the_kit_and_differ_in_themselves():
 
 def test_colour_histograms_find_some_players_but_not_most(data_set):
     assert 0.15 < histogram_bound(data_set) <= 0.60
+
+
+def test_difficulty_levels_are_ordered_by_what_colour_alone_finds(tmp_path):
+    sizes = SMALL | {"train_players": 1, "test_players": 24, "challenge_players": 1, "test_frames": 6}
+    bounds = [histogram_bound(render_dataset(tmp_path / str(k), difficulty=k, **sizes)) for k in range(4)]
+    assert bounds[0] > 0.9 and bounds == sorted(bounds, reverse=True)
+    assert min(easier - harder for easier, harder in pairwise(bounds)) > 0.04
+
+
+def test_the_default_difficulty_is_the_set_before_there_were_levels(tmp_path):
+    before = render_dataset(tmp_path / "before", **SMALL)
+    table = (before / "nuisances.csv").read_bytes()
+    assert hashlib.sha256(table).hexdigest().startswith("b2533b03603508f7")
+    assert "difficulty" not in json.loads((before / "rendering.json").read_text())
+    assert render_dataset(before, difficulty=2, **SMALL) == before
+    with pytest.raises(ValueError, match="was rendered with difficulty 2, not 0"):
+        render_dataset(before, difficulty=0, **SMALL)
+    easy = render_dataset(tmp_path / "easy", difficulty=0, **SMALL)
+    assert not set(_files(easy).values()) & set(_files(before).values())
 
 
 def _paint(folder, name, colour):

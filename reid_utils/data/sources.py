@@ -54,5 +54,7 @@ def _rendered_name(rendering):
     if unknown:
         raise ValueError(f"rendering has no setting {unknown[0]}: it has {', '.join(defaults)}, workers")
     settings = defaults | {name: value for name, value in rendering.items() if name != "workers"}
+    if settings["difficulty"] == defaults["difficulty"]:
+        del settings["difficulty"]  # sets of the default are older than the setting, and keep their name
     described = json.dumps([RENDERER_VERSION, settings], sort_keys=True)
     return f"rendered-{hashlib.sha256(described.encode()).hexdigest()[:10]}"
