@@ -1,5 +1,6 @@
-"""Files written whole or not at all (text, JSON, arrays), and hashes of what files hold."""
+"""Files written whole or not at all (text, JSON, arrays), and hashes of what files and code hold."""
 
+import ast
 import hashlib
 import json
 import os
@@ -46,6 +47,11 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON ({error}); delete it and run again") from None
 
 
+def is_clutter(name):
+    """Whether a file or folder of this name is hidden, or one that an operating system leaves behind."""
+    return name.startswith(".") or name.casefold() in ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+
+
 def save_arrays(path, **arrays):
     """Write arrays to an npz file, atomically and without pickles; equal arrays give equal bytes.
 
@@ -77,8 +83,27 @@ def load_arrays(path):
         raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None
 
 
+def file_hash(path):
+    """SHA-256 (hex) of a file."""
+    with Path(path).open("rb") as file:  # weights may be larger than the memory that is left
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(value):
     """SHA-256 (32 hex digits) of bytes, text or a plain value."""
     if not isinstance(value, bytes | str):
         value = json.dumps(value, sort_keys=True)
     return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:32]
+
+
+def code_digest(source):
+    """SHA-256 (32 hex digits) of what Python source (str) does: comments, docstrings and layout do not count.
+
+    Raises SyntaxError.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return digest(ast.unparse(tree))  # unlike ast.dump, alike under every version of Python

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import cv2
 
+from rendered_players import FOLDERS
 from rendered_players.crops import render_crop
 from rendered_players.rosters import DEFAULT_DIFFICULTY, DIFFICULTIES, SLOTS, game_of, generator
 
 RENDERER_VERSION = 1
 # Not written down where it is in force: its sets are older than the setting, and stay what they are.
 _DEFAULT = {"difficulty": DEFAULT_DIFFICULTY}
-_FOLDERS = ("reid_training", "reid_test/query", "reid_test/gallery", "reid_challenge/query", "reid_challenge/gallery")
 
 
 class _Job(NamedTuple):
@@ -103,7 +103,7 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def _write_data_set(folder: Path, settings: dict, workers: int) -> None:
-    for name in _FOLDERS:
+    for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     jobs = _all_jobs(settings)
     _write_csv(folder / "nuisances.csv", _render_all(jobs, folder, settings, workers))

@@ -208,6 +208,7 @@ def _paint(folder, name, colour):
 
 def test_histogram_bound_by_hand(tmp_path):
     query, gallery = tmp_path / "reid_test/query", tmp_path / "reid_test/gallery"
+    _paint(tmp_path / "reid_training", "005_000_00.jpeg", (0, 0, 0))
     _paint(query, "001_000_00.jpeg", (0, 0, 250))
     _paint(query, "002_000_00.jpeg", (250, 0, 0))
     _paint(gallery, "001_000_01.jpeg", (0, 0, 250))
@@ -221,6 +222,8 @@ def test_histogram_bound_by_hand(tmp_path):
         histogram_bound(tmp_path)
 
 
-def test_histogram_bound_names_a_missing_split(tmp_path):
+def test_histogram_bound_names_a_missing_split_and_takes_the_folder_around_data_reid(tmp_path, data_set):
+    assert histogram_bound(data_set.parent) == histogram_bound(data_set)
+    _paint(tmp_path / "reid_training", "005_000_00.jpeg", (0, 0, 0))
     with pytest.raises(FileNotFoundError, match="reid_test/query"):
         histogram_bound(tmp_path)
