@@ -59,7 +59,7 @@ def test_strong_and_weak_simulated_models_differ_in_what_helps_them():
     curves = curves_of(points, [0.5, 0.97]).set_index(["mAP", "claim"])
     assert curves.loc[0.5, "hard − none"]["low"] > 0.05 and curves.loc[0.5, "similarity − best single"]["low"] > 0.05
     assert curves.loc[0.5, "dissimilarity − similarity"]["high"] < -0.02
-    assert curves.loc[0.97]["effect"].abs().max() < 0.02
+    assert abs(curves.loc[0.97, "hard − none"]["effect"]) < 0.03
 
 
 def test_points_of_a_set_keep_to_the_gallery_images_and_players_asked_for():
