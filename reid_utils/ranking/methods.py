@@ -42,10 +42,17 @@ def post_processings_of(model):
 
 
 def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
-    """Distances (Q, G) of a model of `load_folder`: the matrix that was given, else its features' after `name`."""
+    """Distances (Q, G) of a model of `load_folder`: the matrix that was given, else its features' after `name`.
+
+    Where the model has query_groups (Q,) and gallery_groups (G,), images of other groups lie behind all of the query's.
+    """
     if "distances" in model:
         return model["distances"]
-    return post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
+    distances = post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
+    if "query_groups" not in model:
+        return distances
+    apart = model["query_groups"][:, None] != model["gallery_groups"]
+    return np.where(apart, distances + np.ptp(distances) + 1, distances)
 
 
 def check_same_images(tested):
