@@ -62,14 +62,15 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
     names = ("none", "flip", "jitter")
     runs = {"02_training": [trained(0.5 + 0.1 * k, augmentation=name) for k, name in enumerate(names)]}
     run = start_run(tmp_path, "06", "06")
-    shown = show(run, augmentation_table(runs), "python run_all.py quick")
-    text = (tmp_path / "tables" / "T1.md").read_text()
+    table = augmentation_table(runs)
+    text, shown = show(run, table, "python run_all.py quick").data, table.printable
+    assert (tmp_path / "tables" / "T1.md").read_text() == text
     assert "Compare rows 1 and 2, 1 and 3 to answer: does that augmentation, alone, help?" in text
     assert "Row 2: `python run_all.py quick --only '02_training__a_infonce_flip'`" in text
     assert shown["difference"][2] == pytest.approx(20, abs=1) and np.isnan(shown["difference"][0])
     assert shown["differ"][2] == shown["queries"][2] == 40
     empty = show(run, Table("T5", "does that fusion help?"), "python run_all.py quick")
-    assert empty.empty and "No two rows here answer: does that fusion help?" in (run.tables / "T5.md").read_text()
+    assert "No two rows here answer: does that fusion help?" in empty.data
 
 
 def table_rows(table):
