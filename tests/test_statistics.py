@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import coverage
 from reid_utils.ranking.statistics import P_FLOOR, compare_rows, holm, mean_interval, paired_difference
 
 
@@ -80,14 +81,24 @@ def test_seeds_of_shared_weights_give_the_paired_t_test():
 
 
 def test_one_seed_gives_the_paired_t_test_over_queries_and_says_so(aps):
-    better = np.clip(aps + np.linspace(-0.02, 0.06, 60), 0, 1)
-    oracle = stats.ttest_rel(better[0], aps.mean(axis=0))
-    found = paired_difference(better[0], aps)
+    better = np.minimum(aps.mean(axis=0), 0.9) + np.linspace(-0.02, 0.06, 60)
+    theirs = np.minimum(aps, 0.9)
+    theirs += np.minimum(aps.mean(axis=0), 0.9) - theirs.mean(axis=0)  # differences without heavy tails
+    oracle = stats.ttest_rel(better, theirs.mean(axis=0))
+    found = paired_difference(better, theirs)
     assert found["over"] == "queries"
     assert [found["low"], found["high"]] == pytest.approx(list(oracle.confidence_interval()))
     assert (found["low"], found["high"]) == (found["queries_low"], found["queries_high"])
     assert found["p"] == pytest.approx(max(oracle.pvalue, P_FLOOR))
     assert np.isnan(found["seeds_needed"])
+
+
+def test_heavy_tails_take_degrees_of_freedom():
+    # One outlier of eight has an excess kurtosis of 8, so that 2 / (2 / 7 + 8 / 8) degrees are left.
+    values = np.repeat([0.1, 0.5], [7, 1])
+    found = paired_difference(values, np.zeros(8))
+    half = stats.t.ppf(0.975, 2 / (2 / 7 + 1)) * values.std(ddof=1) / np.sqrt(8)
+    assert found["high"] - found["difference"] == pytest.approx(half)
 
 
 def test_repeating_a_seed_adds_no_certainty(aps):
@@ -291,3 +302,17 @@ def test_seeds_cannot_make_up_for_too_few_queries():
     rng = np.random.default_rng(4)
     change = np.resize([0.31, -0.29], 40)
     assert np.isnan(paired_difference(drawn(rng, 4, 40, change=change), drawn(rng, 4, 40))["seeds_needed"])
+
+
+def test_components_of_the_coverage_study_are_found_again(tmp_path):
+    rng, components = np.random.default_rng(6), {"difference": 8.0, "queries": 20.0, "seeds": 2.0, "residual": 10.0}
+    queries = rng.normal(50, 20, 400)
+    for loss in ("infonce", "id"):  # the change's variance of 8² is shared by both
+        change, seeds = rng.normal(0, 8 / np.sqrt(2), 400), rng.normal(0, 2, (12, 1))
+        points = queries + change + seeds + rng.normal(0, 10, (12, 400))
+        (tmp_path / f"02_training__net_{loss}_none").mkdir()
+        np.savez(tmp_path / f"02_training__net_{loss}_none" / "scores.npz", **{"none|aps": points / 100})
+    found = coverage.estimate(tmp_path)
+    assert found == pytest.approx(components, rel=0.35)
+    with pytest.raises(SystemExit, match="no two trainings"):
+        coverage.estimate(tmp_path / "02_training__net_id_none")

@@ -95,13 +95,26 @@ def _spread(parts, per_query, groups):
     informative = int(np.sum(np.abs(per_query) > _ROUNDING))
     units = _units(per_query[None], groups)[0]
     n, count = len(units), len(per_query)
-    squares, df = np.sum((units - units.mean()) ** 2), n - 1
+    squares, df = np.sum((units - units.mean()) ** 2), _df(units)
     if informative < min(_FEW, count / 2):
         # Two more of the largest size, one a side (in Agresti and Coull's manner), and no more df than they have.
         squares, df = squares + 2 * np.max(units**2), min(df, max(1, informative - 1))
     queries = squares / (n * (n - 1)) if n > 1 else np.nan
     added, seeds_df, residual = _added_by_seeds([_units(part, groups) for part in parts])
     return _Spread(queries, df, added, seeds_df, informative, count, residual)
+
+
+def _df(values):
+    """Degrees of freedom of the variance of (n,) values: n − 1, or fewer where tails are heavier than the normal's.
+
+    By Satterthwaite's rule from Var(s²) = σ⁴(2 / (n − 1) + excess kurtosis / n).
+    """
+    n, left = len(values), values - values.mean()
+    if n < 4 or not np.any(left):
+        return n - 1
+    biased = n * np.sum(left**4) / np.sum(left**2) ** 2 - 3
+    excess = (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * biased + 6)
+    return 2 / (2 / (n - 1) + max(excess, 0.0) / n)
 
 
 def _added_by_seeds(parts):
