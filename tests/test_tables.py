@@ -205,6 +205,17 @@ def test_t5_holds_several_fusion_runs_and_says_in_what_they_differ():
     assert "b" not in table.shared and "a + b: two-stage" in table.shared
 
 
+def test_t5_has_rows_without_re_ranking_and_says_what_the_length_of_the_lists_does():
+    levels = {"a": 0.5, "b": 0.4, "a + b: two-stage": 0.62, "a + b, plain: two-stage": 0.45}
+    run = fused(levels, ["a", "b"])
+    run["values"]["by_top_k"] = [{"top_k": 5, "two-stage": 0.61}, {"top_k": 15, "two-stage": 0.62}]
+    table = fusion_table({"04_fusion": [run]})
+    assert table_rows(table) == {"a": None, **dict.fromkeys([*levels][1:], "a")}
+    assert table.shared == {"a", "a + b: two-stage", "a + b, plain: two-stage"}
+    assert "mAP of all models by the length of the lists (top_k): two-stage 61.00 at 5, 62.00 at 15." in table.notes
+    assert "Rows called plain fuse the distances before any post-processing." in table.notes
+
+
 def test_t6_keeps_unofficial_sets_and_entries_trained_on_test_out_of_the_published_columns():
     levels = {"a": 0.5, "b": 0.4, "a + b: two-stage": 0.6}
     fusions = [fused(levels, ["a", "b"]) for _ in range(3)]
