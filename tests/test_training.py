@@ -572,6 +572,26 @@ def test_worker_processes_open_the_image_cache_themselves_and_serve_all_epochs(e
     assert len(helpers) == 2 * len(batches.of_epoch(1)) and len(set.union(*helpers)) == 1
 
 
+SMALL_MEMORY = """
+import numpy as np, torch
+from types import SimpleNamespace
+from reid_utils.learning.loading import RunBatches, batches_of_steps
+from reid_utils.learning.training import Recipe
+recipe = Recipe(augmentation="none", batch_pairs=16, epochs=1, workers=1)
+encoder = SimpleNamespace(mean=(0, 0, 0), std=(1, 1, 1))
+batches = RunBatches(np.zeros((64, 200, 200, 3), np.uint8), np.arange(64) // 2, encoder, recipe)
+print(sum(1 for _ in batches_of_steps(batches, 1, 0, recipe, torch.device("cpu"))))
+"""
+
+
+def test_batches_pass_between_processes_where_shared_memory_is_small():
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("this machine gives no mount namespace of one's own")
+    done = subprocess.run([*mount, sys.executable, "-c", SMALL_MEMORY], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "4\n", done.stderr
+
+
 def test_a_worker_process_that_dies_or_hangs_is_an_error_that_names_the_setting(eight_players, monkeypatch):
     images, recipe = eight_players[1][:48], replace(TINY, workers=1)
 
