@@ -539,6 +539,21 @@ def test_epochs_between_can_go_unvalidated_and_each_can_be_kept(eight_players, t
     assert all(torch.equal(value, last[name]) for name, value in kept[2].items())
 
 
+def test_compiled_and_deterministic_are_what_torch_is_told(eight_players, tmp_path, monkeypatch):
+    images, compiled = eight_players[1][:48], []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    recipe = replace(TINY, epochs=1, compile=True, deterministic=True)
+
+    def validate(_):
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        return constant(_)
+
+    train(encoder(), images, labels_of(images), recipe, tmp_path, validate, report=str)
+    assert len(compiled) == 1
+    train(encoder(), images, labels_of(images), replace(TINY, epochs=0), tmp_path / "plain", constant, report=str)
+    assert len(compiled) == 1 and not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_seed_given_twice_or_none_is_refused():
     assert check_seeds([3, 0]) == [3, 0]
     for given, told in (([0, 0], "names 0 twice"), ([], "seeds is empty"), ([-1], "holds -1"), ([True], "holds True")):

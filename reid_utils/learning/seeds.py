@@ -1,5 +1,6 @@
 """One seed of one training run, from images to scores: what notebook 02 repeats for each seed."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -202,7 +203,10 @@ def _validation_scores(encoder, sets, recipe):
 def _source_digest():
     """Hash of the code that decides weights and scores: edited losses must not find the weights of the old ones."""
     package = Path(__file__).resolve().parents[1]
-    return digest([code_digest((package / f"{name}.py").read_text(encoding="utf-8")) for name in _DECIDING])
+    return digest([_code_digest((package / f"{name}.py").read_text(encoding="utf-8")) for name in _DECIDING])
+
+
+_code_digest = functools.cache(code_digest)  # a third of a second for all modules, otherwise each seed's
 
 
 _HOW = ("weights_dir", "gradient_checkpointing")  # where the weights lie and how gradients are computed, not which
