@@ -50,7 +50,7 @@ def load_checkpoint(folder, described, parts):
     Raises ValueError when the only checkpoints are unreadable or belong to a run of other settings.
     """
     for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a run that was killed while writing: gigabytes
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
     paths = [p for p in (folder / "checkpoint.pt", folder / "checkpoint.previous.pt") if p.exists()]
     for path in paths:
         content = _read(path)
