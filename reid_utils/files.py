@@ -47,6 +47,11 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON ({error}); delete it and run again") from None
 
 
+def is_clutter(name):
+    """Whether a file or folder of this name is hidden, or one that an operating system leaves behind."""
+    return name.startswith(".") or name.casefold() in ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+
+
 def save_arrays(path, **arrays):
     """Write arrays to an npz file, atomically and without pickles; equal arrays give equal bytes.
 
@@ -76,6 +81,12 @@ def load_arrays(path):
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None
+
+
+def file_hash(path):
+    """SHA-256 (hex) of a file."""
+    with Path(path).open("rb") as file:  # weights may be larger than the memory that is left
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value):

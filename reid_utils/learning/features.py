@@ -1,12 +1,12 @@
 """Extract features and keep them in files that notebooks 03–05 and other people's code can read."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from reid_utils.data.augmentation import normalise
+from reid_utils.files import file_hash, save_arrays
 from reid_utils.learning.models import load_weights
 
 
@@ -41,7 +41,6 @@ def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
     mirrored image. Raises ValueError where the weights are of another encoder.
     """
     load_weights(weights, encoder)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, rows in evaluated.items():
         features = extract_features(encoder, images, flip=flip, rows=rows.index.to_numpy())
         save_features(Path(folder) / f"{name}.npz", rows, features, weights)
@@ -60,14 +59,4 @@ def save_features(path, manifest, features, weights_file=None):
         arrays[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
         arrays[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
         arrays[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
-    path = Path(path)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)
-    part.replace(path)
-
-
-def file_hash(path):
-    """SHA-256 (hex) of a file."""
-    with Path(path).open("rb") as file:  # weights may be larger than the memory that is left
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    save_arrays(path, **arrays)

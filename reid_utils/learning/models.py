@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from reid_utils.files import replacing
+
 
 class Encoder(nn.Module):
     """An image encoder with what its inputs need: `mean`, `std` (of pixels in 0–1), `image_size` (height, width).
@@ -203,10 +205,9 @@ def save_weights(path, encoder, described):
     """
     from safetensors.torch import save_file
 
-    part = Path(path).with_suffix(".part")
     tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    save_file(tensors, part, metadata={"run": json.dumps(described, sort_keys=True)})
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"run": json.dumps(described, sort_keys=True)})
 
 
 def load_weights(path, encoder):
