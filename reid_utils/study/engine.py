@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -130,10 +130,12 @@ def here(jobs, gpus=()):
     _silence()
     settings = {"threads_per_worker": jobs, "resources": {"GPU": len(gpus)} if gpus else None}
     settings |= {"processes": False, "dashboard_address": None, "memory_limit": 0, "silence_logs": False}
-    with warnings.catch_warnings(), dask.config.set({"distributed.scheduler.worker-ttl": None}):  # a laptop may sleep
-        warnings.simplefilter("ignore")  # no network is no fault: nothing leaves this process
-        with LocalCluster(n_workers=1, **settings) as cluster, Client(cluster, set_as_default=False) as client:
-            yield client
+    with ExitStack() as stack, dask.config.set({"distributed.scheduler.worker-ttl": None}):  # a laptop may sleep
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no network is no fault: nothing leaves this process
+            cluster = stack.enter_context(LocalCluster(n_workers=1, **settings))
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client
 
 
 @contextmanager
