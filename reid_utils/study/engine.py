@@ -238,13 +238,13 @@ def execute(jobs, client, show, pause=0.1):
     ended(Outcome), note(text) and tick(). Whatever ends this call, no run outlives it. Raises StudyError where the
     scheduler is lost.
     """
-    address, here, look_for_workers = client.scheduler.address, described(), _looker(client, show)
+    address, expected, look_for_workers = client.scheduler.address, described(), _looker(client, show)
     begun, workers, futures, outcomes = queue.SimpleQueue(), {}, {}, {}
     client.subscribe_topic(jobs[0]["command"], lambda event: begun.put(event[1]))
     try:
         for rank, job in enumerate(jobs):
             inputs = [futures[name] for name in job["inputs"] if name in futures]
-            futures[job["run"]] = _submit(client, {**job, "described": here}, inputs, -rank)
+            futures[job["run"]] = _submit(client, {**job, "described": expected}, inputs, -rank)
         while waiting := [job for job in jobs if job["run"] not in outcomes]:
             if client.status != "running" or any(future.cancelled() for future in futures.values()):
                 raise _lost(address)
