@@ -163,7 +163,7 @@ def connect(address):
 
 
 def _silence():
-    for name in ("distributed", "distributed.client"):
+    for name in ("distributed", "distributed.client", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # every fault is told here, in one line
 
 
