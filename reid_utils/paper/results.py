@@ -124,7 +124,9 @@ def _versions():
 
 def _git_state():
     """Commit of the repository and whether files differ from it; both None outside a git checkout."""
-    command = ["git", "-C", str(REPOSITORY), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    # Another user's checkout counts too: its code is what runs here.
+    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "status", "--porcelain=v2"]
+    command += ["--branch", "--untracked-files=no"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
