@@ -67,8 +67,8 @@ def test_published_backbones_have_their_true_size_and_costs(backbone):
 
 
 def test_every_backbone_of_the_paper_study_has_its_own_size():
-    entry = next(entry for entry in STUDY.entries if entry["notebook"] == "02_training")
-    sizes = {block["backbone"]: (block["image_height"], block["image_width"]) for block in entry["grid"]}
+    entry = next(entry for entry in STUDY.entries if entry.notebook == "02_training")
+    sizes = {block["backbone"]: (block["image_height"], block["image_width"]) for block in entry.grid}
     assert sizes == {name: (side, side) for name, (_, side, *_) in PUBLISHED.items()}
 
 
