@@ -77,6 +77,12 @@ def load_arrays(path):
         raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None
 
 
+def file_hash(path):
+    """SHA-256 (hex) of a file."""
+    with Path(path).open("rb") as file:  # weights may be larger than the memory that is left
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(value):
     """SHA-256 (32 hex digits) of bytes, text or a plain value."""
     if not isinstance(value, bytes | str):

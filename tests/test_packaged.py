@@ -9,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from reid_utils.files import file_hash
 from reid_utils.learning import models, packaged
-from reid_utils.learning.features import file_hash
 from reid_utils.learning.models import build_encoder, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]

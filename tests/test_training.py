@@ -18,7 +18,14 @@ from reid_utils.learning import training
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder, load_weights, save_weights
-from reid_utils.learning.seeds import choose_sets, load_pool, start_weights_file, train_seed
+from reid_utils.learning.seeds import (
+    Training,
+    choose_sets,
+    load_pool,
+    settings_in_extra,
+    start_weights_file,
+    train_seed,
+)
 from reid_utils.learning.training import (
     Recipe,
     epoch_batches,
@@ -220,12 +227,13 @@ def test_a_checkpoint_of_other_settings_or_none_that_can_be_read_is_an_error(eig
 
 def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path):
     sets, told = choose_sets(*eight_players, "data"), []
-    first = train_seed(sets, TINY, tmp_path / "s", ENCODER, report=told.append)
+    training = Training(sets, TINY, ENCODER, report=told.append)
+    first = train_seed(training, tmp_path / "s")
     epochs = len(told)
-    again = train_seed(sets, TINY, tmp_path / "s", ENCODER, report=told.append)
+    again = train_seed(training, tmp_path / "s")
     assert len(told) == epochs == TINY.epochs
     assert np.array_equal(first[1]["hard"]["aps"], again[1]["hard"]["aps"])
-    train_seed(sets, replace(TINY, epochs=1), tmp_path / "s", ENCODER, report=told.append)
+    train_seed(replace(training, recipe=replace(TINY, epochs=1)), tmp_path / "s")
     assert len(told) == epochs + 1
     assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in (tmp_path / "s").iterdir()}
 
@@ -266,24 +274,25 @@ def test_a_pool_is_trained_on_in_place_of_the_training_players(eight_players, tm
 
 
 def test_no_epochs_evaluate_the_start_and_a_start_is_another_runs_end(eight_players, tmp_path):
-    sets, zero = choose_sets(*eight_players, "data"), replace(TINY, epochs=0)
-    history, scores = train_seed(sets, TINY, tmp_path / "first" / "seed0", ENCODER, report=str)
+    training = Training(choose_sets(*eight_players, "data"), TINY, ENCODER, report=str)
+    zero = replace(training, recipe=replace(TINY, epochs=0))
+    history, scores = train_seed(training, tmp_path / "first" / "seed0")
     weights = tmp_path / "first" / "seed0" / "weights.safetensors"
     for start in (tmp_path / "first", weights):
-        begun, same = train_seed(sets, zero, tmp_path / "zero", ENCODER, str(start), report=str)
+        begun, same = train_seed(replace(zero, start_weights=str(start)), tmp_path / "zero")
         assert len(begun) == 1 and same["hard"]["mAP"] == scores["hard"]["mAP"] == same["hard"]["mAP"]
         assert begun[0]["mAP"] == history[-1]["mAP"] == same["none"]["mAP"]
     bare = timm.create_model("test_byobnet").state_dict()  # as its library writes it: with the head
     save_file(bare, tmp_path / "bare.safetensors")
-    train_seed(sets, zero, tmp_path / "zero", ENCODER, str(tmp_path / "bare.safetensors"), report=str)
+    train_seed(replace(zero, start_weights=tmp_path / "bare.safetensors"), tmp_path / "zero")
     same = load_weights(tmp_path / "zero" / "weights.safetensors", encoder()).state_dict()
     assert all(torch.equal(value, same[f"trunk.{name}"]) for name, value in bare.items() if "head.fc" not in name)
 
 
 def test_epochs_can_be_validated_under_every_post_processing_and_with_mirrored_images(eight_players, tmp_path):
     sets = choose_sets(*eight_players, "data")
-    recipe = replace(TINY, epochs=1)
-    history, scores = train_seed(sets, recipe, tmp_path / "all", ENCODER, "", True, True, report=str)
+    recipe = replace(TINY, epochs=1, flip_features=True, every_post_processing=True)
+    history, scores = train_seed(Training(sets, recipe, ENCODER, report=str), tmp_path / "all")
     names = [name for name in POST_PROCESSINGS if name != "none"]
     assert all(history[1][f"mAP {name}"] == scores[name]["mAP"] for name in names)
     trained = load_weights(tmp_path / "all" / "weights.safetensors", encoder(1))
@@ -298,11 +307,11 @@ def test_start_weights_that_are_missing_or_of_another_backbone_are_named(eight_p
         start_weights_file(tmp_path, 1)
     weights = tmp_path / "seed0" / "weights.safetensors"
     save_weights(weights, build_encoder("test_resnet", SIZE), {})
-    sets = choose_sets(*eight_players, "data")
+    training = Training(choose_sets(*eight_players, "data"), TINY, ENCODER, tmp_path, report=str)
     for content in (weights.read_bytes(), b"cut"):
         weights.write_bytes(content)
         with pytest.raises(ValueError, match=r"weights.safetensors does not fit test_byobnet"):
-            train_seed(sets, TINY, tmp_path / "run", ENCODER, str(tmp_path), report=str)
+            train_seed(training, tmp_path / "run")
 
 
 def test_learning_rate_warms_up_then_falls_to_the_end_value():
@@ -332,6 +341,12 @@ def test_other_schedules_at_half_way(schedule, middle):
 def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(settings, told):
     with pytest.raises(ValueError, match=told):
         Recipe(**settings)
+
+
+def test_any_other_setting_goes_through_extra_and_an_unknown_one_is_named():
+    assert settings_in_extra({"clip_norm": 1.0, "projection": True}) == ({"clip_norm": 1.0}, {"projection": True})
+    with pytest.raises(ValueError, match=r"extra: unknown setting 'clipnorm'; known: accumulation, .*clip_norm"):
+        settings_in_extra({"clipnorm": 1.0})
 
 
 def _flat(tensors):

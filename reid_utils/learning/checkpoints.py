@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 import torch
 
+from reid_utils.files import replacing
+
 # What reading a checkpoint with spoilt bytes raises.
 _DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 _KEYS = {"described", "generator", "gpu_generators", "state"}
@@ -26,11 +28,11 @@ def save_checkpoint(folder, described, parts, state):
         "gpu_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "state": {**state, "history": history},
     }
-    target, part_file = folder / "checkpoint.pt", folder / "checkpoint.part"
-    torch.save(content, part_file)
-    if target.exists():
-        target.replace(folder / "checkpoint.previous.pt")
-    part_file.replace(target)
+    target = folder / "checkpoint.pt"
+    with replacing(target) as part:
+        torch.save(content, part)
+        if target.exists():
+            target.replace(folder / "checkpoint.previous.pt")
 
 
 def load_checkpoint(folder, described, parts):
@@ -38,6 +40,8 @@ def load_checkpoint(folder, described, parts):
 
     Raises ValueError when the only checkpoints are unreadable or belong to a run of other settings.
     """
+    for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a run that was killed while writing: gigabytes
+        unfinished.unlink()
     paths = [p for p in (folder / "checkpoint.pt", folder / "checkpoint.previous.pt") if p.exists()]
     for path in paths:
         content = _read(path)

@@ -5,7 +5,6 @@ run of notebook 02; `--onnx OUT.onnx` writes the encoder for other programs.
 """
 
 import argparse
-import hashlib
 import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import torch
 from reid_utils.data.augmentation import normalise
 from reid_utils.data.images import decode, letterbox
 from reid_utils.data.synergy import find_root, load_manifest
-from reid_utils.files import replacing, save_arrays
+from reid_utils.files import file_hash, replacing, save_arrays
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.processes import default_device
 
@@ -54,7 +53,6 @@ def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
     mirrored image. Raises ValueError where the weights are of another encoder.
     """
     load_weights(weights, encoder)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, rows in evaluated.items():
         features = extract_features(encoder, images, flip=flip, rows=rows.index.to_numpy())
         save_features(Path(folder) / f"{name}.npz", rows, features, weights)
@@ -74,12 +72,6 @@ def save_features(path, manifest, features, weights_file=None):
         arrays[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
         arrays[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
     save_arrays(path, **arrays)
-
-
-def file_hash(path):
-    """SHA-256 (hex) of a file."""
-    with Path(path).open("rb") as file:  # weights may be larger than the memory that is left
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def trained_encoder(weights):

@@ -50,6 +50,9 @@ def triplet_loss(features, labels, margin=0.3):
     return functional.relu(farthest - nearest + margin).mean()
 
 
+TERMS = {"infonce": info_nce, "id": id_loss, "triplet": triplet_loss}
+
+
 class Objective(nn.Module):
     """A weighted sum of losses with what they learn: the logit scale, and the players' centres for the ID loss.
 
@@ -85,8 +88,8 @@ def parse_loss(loss):
     weights = {}
     for term in loss.split("+"):
         factor, star, name = term.rpartition("*")
-        if name not in ("infonce", "id", "triplet"):
-            raise ValueError(f"loss {loss!r}: unknown term {name!r}; known: infonce, id, triplet")
+        if name not in TERMS:
+            raise ValueError(f"loss {loss!r}: unknown term {name!r}; known: {', '.join(TERMS)}")
         if name in weights:
             raise ValueError(f"loss {loss!r} names {name} twice; add the two weights up")
         weights[name] = _weight(factor, loss) if star else 1.0

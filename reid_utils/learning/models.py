@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from reid_utils.files import replacing
+
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"  # what `make weights` writes
 
 
@@ -232,10 +234,9 @@ def save_weights(path, encoder, described):
     """
     from safetensors.torch import save_file
 
-    part = Path(path).with_suffix(".part")
     tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    save_file(tensors, part, metadata={"run": json.dumps(described, sort_keys=True)})
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"run": json.dumps(described, sort_keys=True)})
 
 
 def load_weights(path, encoder):

@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from reid_utils.files import replacing
-from reid_utils.learning.features import file_hash
+from reid_utils.files import file_hash, replacing
 from reid_utils.learning.models import WEIGHTS, weights_file_name
 
 

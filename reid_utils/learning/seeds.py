@@ -3,7 +3,8 @@
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.learning.features import extract_features, extract_sets, file_hash
+from reid_utils.files import file_hash, write_text
+from reid_utils.learning.features import extract_features, extract_sets
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
 from reid_utils.learning.processes import default_device, launch, on_main, precision_in_force
-from reid_utils.learning.training import check_share, determining, train
+from reid_utils.learning.training import Recipe, check_share, determining, train
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.feature_files import load_features
 from reid_utils.ranking.methods import POST_PROCESSINGS, post_process, score, score_features
@@ -36,6 +38,22 @@ class Sets:
     images: np.ndarray
     evaluated: dict[str, pd.DataFrame]
     described: dict
+
+
+@dataclass(frozen=True)
+class Training:
+    """One seed's training: its sets and recipe, what it starts from and who works on it.
+
+    `encoder`: keyword arguments of `build_encoder`; `start_weights` as `start_weights_file` takes it, loaded before
+    training in place of pretrained weights; `processes`: how many share the training (see `launch`).
+    """
+
+    sets: Sets
+    recipe: Recipe
+    encoder: dict
+    start_weights: str | Path = ""
+    processes: int = 1
+    report: Callable = print
 
 
 def choose_sets(manifest, images, fingerprint, train_on="train", pool=None):
@@ -85,64 +103,64 @@ def start_weights_file(start_weights, seed):
     return path
 
 
-def train_seed(
-    sets,
-    recipe,
-    folder,
-    encoder_settings,
-    start_weights="",
-    flip=False,
-    every_post_processing=False,
-    report=print,
-    processes=1,
-):
+def settings_in_extra(extra):
+    """(fields of the recipe, keyword arguments of `build_encoder`) named in one mapping.
+
+    Raises ValueError naming a setting that neither has.
+    """
+    known, of_encoder = {field.name for field in fields(Recipe)} - {"seed"}, {"projection"}
+    for name in extra:
+        if name not in known | of_encoder:
+            raise ValueError(f"extra: unknown setting {name!r}; known: {', '.join(sorted(known | of_encoder))}")
+    return tuple({name: extra[name] for name in extra if name in names} for names in (known, of_encoder))
+
+
+def train_seed(training, folder):
     """Train, extract and score one seed; a folder that already holds the same run is not trained again.
 
-    `encoder_settings`: keyword arguments of `build_encoder`; `start_weights` as `start_weights_file` takes it, loaded
-    before training in place of pretrained weights. `flip` averages features with those of the mirrored image;
-    `every_post_processing` validates each epoch under all of them, not on plain distances alone. `folder` receives
-    weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`; one left by other settings is emptied
-    first. `processes`: how many share the training (see `launch`). Returns (history, scores): `scores` maps each
-    post-processing, "untrained" and "best" (the best epoch in validation) to a dict as `score` gives it. Raises
-    ValueError where the processes cannot share a batch alike.
+    `folder` receives weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`; one left by other
+    settings is emptied first. Returns (history, scores): `scores` maps each post-processing, "untrained" and "best"
+    (the best epoch in validation) to a dict as `score` gives it. Raises ValueError where the processes cannot share a
+    batch alike.
     """
-    folder, start = Path(folder), start_weights_file(start_weights, recipe.seed)
-    recipe = replace(recipe, precision=precision_in_force(recipe.precision))
-    check_share(recipe, processes)
-    names = POST_PROCESSINGS if every_post_processing else ("none",)
-    described = _describe_run(sets, encoder_settings, start, flip)
-    evaluation = {"post_processings": names, "processes": processes, "source": _source_hash()}
-    _empty_unless_same_run(folder, {**described, **determining(recipe), **evaluation})
-    given = sets, recipe, folder, encoder_settings, start, flip, names, described, report
-    history = launch(_train_and_extract, given, processes)
+    folder, recipe = Path(folder), training.recipe
+    training = replace(training, recipe=replace(recipe, precision=precision_in_force(recipe.precision)))
+    check_share(training.recipe, training.processes)
+    start = start_weights_file(training.start_weights, recipe.seed)
+    described = _describe_run(training, start)
+    evaluation = {"post_processings": _validated(recipe), "processes": training.processes, "source": _source_hash()}
+    _empty_unless_same_run(folder, {**described, **determining(training.recipe), **evaluation})
+    history = launch(_train_and_extract, (training, folder, start, described), training.processes)
     test = load_features(folder / "test.npz")
     scores = {name: score_features(test, name) for name in POST_PROCESSINGS}
     best = max(history[1:] or history, key=lambda row: row["mAP"])
     return history, {**scores, "untrained": history[0], "best": best}
 
 
-def _train_and_extract(sets, recipe, folder, encoder_settings, start, flip, names, described, report):
+def _train_and_extract(training, folder, start, described):
     """What each process of a run does -> history."""
+    sets, recipe = training.sets, training.recipe
     torch.manual_seed(recipe.seed)
-    encoder = _start(encoder_settings, start).to(default_device())
+    encoder = _start(training.encoder, start).to(default_device())
 
     def validate(encoder):
-        return _validation_scores(encoder, sets, flip, names)
+        return _validation_scores(encoder, sets, recipe)
 
-    history = train(encoder, *sets.training, recipe, folder, validate, report, described)
-    on_main(extract_sets)(encoder, folder / "weights.safetensors", sets.images, sets.evaluated, folder, flip)
+    history = train(encoder, *sets.training, recipe, folder, validate, training.report, described)
+    weights = folder / "weights.safetensors"
+    on_main(extract_sets)(encoder, weights, sets.images, sets.evaluated, folder, recipe.flip_features)
     return history
 
 
-def _describe_run(sets, encoder_settings, start, flip):
+def _describe_run(training, start):
     """What determines a run's weights and features beside its recipe: contents, not places."""
-    settings = {name: value for name, value in encoder_settings.items() if name not in _HOW}
-    local = find_weights(encoder_settings["backbone"], encoder_settings.get("weights_dir"))
+    settings = {name: value for name, value in training.encoder.items() if name not in _HOW}
+    local = find_weights(settings["backbone"], training.encoder.get("weights_dir"))
     if start is not None:
         settings |= {"pretrained": False, "start_weights": file_hash(start)}
     elif settings.get("pretrained") and local is not None:
         settings["pretrained"] = file_hash(local)
-    return {**settings, **sets.described, "flip_features": flip}
+    return {**settings, **training.sets.described}
 
 
 def _start(encoder_settings, start):
@@ -164,20 +182,20 @@ def _start(encoder_settings, start):
         ) from error
 
 
-def _validation_scores(encoder, sets, flip, names):
+def _validated(recipe):
+    """The post-processings that every validation scores."""
+    return POST_PROCESSINGS if recipe.every_post_processing else ("none",)
+
+
+def _validation_scores(encoder, sets, recipe):
     """Scores of plain distances as `score` gives them, and "mAP <name>" under each other post-processing."""
-    rows, features, sides = sets.evaluated["test"], {}, {}
-    for role in ("query", "gallery"):
-        of_role = rows[rows["role"] == role]
-        features[role] = extract_features(encoder, sets.images, flip=flip, rows=of_role.index.to_numpy())
-        sides[role] = of_role[["player", "camera"]].to_numpy(np.int64)
-    query, gallery = sides["query"], sides["gallery"]
-    given = query[:, 0], gallery[:, 0], query[:, 1], gallery[:, 1]
-    scores = score(squared_euclidean(features["query"], features["gallery"]), *given)
-    for name in names:
-        if name != "none":
-            scores[f"mAP {name}"] = score(post_process(features["query"], features["gallery"], name), *given)["mAP"]
-    return scores
+    rows, flip = sets.evaluated["test"], recipe.flip_features
+    sides = [rows[rows["role"] == role] for role in ("query", "gallery")]
+    query, gallery = (extract_features(encoder, sets.images, flip=flip, rows=side.index.to_numpy()) for side in sides)
+    labels = [side[name].to_numpy(np.int64) for name in ("player", "camera") for side in sides]
+    scores = score(squared_euclidean(query, gallery), *labels)
+    others = [name for name in _validated(recipe) if name != "none"]
+    return scores | {f"mAP {name}": score(post_process(query, gallery, name), *labels)["mAP"] for name in others}
 
 
 def _source_hash():
@@ -196,5 +214,4 @@ def _empty_unless_same_run(folder, described):
     text = json.dumps(described, sort_keys=True)
     if not record.exists() or record.read_text() != text:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        record.write_text(text)
+        write_text(record, text)

@@ -34,6 +34,8 @@ SCHEDULES = {  # share of the way from the final to the peak rate, by progress a
     "constant": lambda progress: 1.0,
 }
 
+HOW = ("workers", "checkpoint_steps", "every_post_processing")  # settings that change no weight and no feature
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -44,7 +46,9 @@ class Recipe:
     batches, and each batch finds its negatives among itself alone: accumulating makes a step steadier, it does not give
     InfoNCE the negatives of a larger batch. `clip_norm`: largest norm of a step's gradient (0: not clipped).
     `decay_all`: weight decay on every parameter, as the paper; else none on norms, biases and the logit scale.
-    `precision` as `half_precision` takes it; `checkpoint_steps` steps lie between checkpoints.
+    `precision` as `half_precision` takes it; `checkpoint_steps` steps lie between checkpoints; `workers` processes
+    prepare batches. `flip_features`: features are averaged with the mirrored image's; `every_post_processing`: each
+    epoch is validated under every one, not on plain distances alone.
     """
 
     loss: str = "infonce"
@@ -64,6 +68,8 @@ class Recipe:
     precision: str = "auto"
     checkpoint_steps: int = 200
     workers: int = 0
+    flip_features: bool = False
+    every_post_processing: bool = False
 
     def __post_init__(self):
         """Raises ValueError naming a setting that cannot be, before anything is computed."""
@@ -79,7 +85,7 @@ class Recipe:
 
 def determining(recipe):
     """The settings that determine the weights: all but those that only say how the work is done."""
-    return {name: value for name, value in asdict(recipe).items() if name not in ("workers", "checkpoint_steps")}
+    return {name: value for name, value in asdict(recipe).items() if name not in HOW}
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
