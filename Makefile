@@ -13,10 +13,10 @@ study: env
 	$(BIN)/python run_all.py $(STUDY)
 
 verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
-	$(BIN)/python -m reid_utils.paper.verify
+	$(BIN)/python -m reid_utils.paper.publish verify
 
 figures: env  # show the finished quick study in figures/ and in the README
-	$(BIN)/python -m reid_utils.paper.publish
+	$(BIN)/python -m reid_utils.paper.publish figures
 
 report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
 	$(BIN)/python -m reid_utils.paper.report $(STUDY)

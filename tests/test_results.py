@@ -9,7 +9,7 @@ import pytest
 
 from reid_utils.files import load_arrays, save_arrays
 from reid_utils.paper import results
-from reid_utils.paper.results import gather_results, load_results, start_run, write_results
+from reid_utils.paper.results import load_results, start_run, write_results
 
 SETTINGS = {"backbone": "test_resnet", "seeds": [0, 1], "learning_rate": 4e-4}
 
@@ -45,22 +45,12 @@ def test_what_json_cannot_hold_is_named_and_nothing_is_written(tmp_path):
     assert list(run.folder.iterdir()) == []
 
 
-def test_gathered_runs_are_rows_in_the_order_of_their_folders(tmp_path):
-    folders = []
-    for name, notebook in (("02__b", "02"), ("03__x", "03"), ("02__a", "02")):
-        run = start_run(tmp_path, name, notebook)
-        write_results(run, {"loss": name[-1], "seeds": [0]}, mAP=[0.5, 0.6])
-        folders.append(str(run.folder))
-    frame = gather_results(folders, notebook="02")
-    assert list(frame["run"]) == ["02__b", "02__a"] and list(frame["loss"]) == ["b", "a"]
-    assert frame["mAP"][0] == [0.5, 0.6] and frame["folder"][1] == folders[2]
-    assert len(gather_results(folders)) == 3
-    assert list(gather_results([]).columns) == ["run", "notebook", "folder"]
+def test_a_missing_or_damaged_result_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json does not exist; execute the run 02__c first"):
-        gather_results([tmp_path / "results" / "02__c"])
-    (tmp_path / "results" / "02__a" / "results.json").write_text("{")
+        load_results(tmp_path / "results" / "02__c")
+    (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json is not readable JSON"):
-        load_results(tmp_path / "results" / "02__a")
+        load_results(tmp_path)
 
 
 def test_a_table_is_a_csv_and_a_markdown_table_with_its_notes(tmp_path):

@@ -1,41 +1,32 @@
-"""The paper's claims, each put to the test on the runs of a study.
+"""The paper's claims, each put to the test on the tables of a study.
 
-A comparison is a pair of rows (see `tables`) over the same queries; p-values are Holm-corrected over the comparisons of
-one family, such as all augmentations against none.
+A comparison is a pair of rows over the same queries; p-values are Holm-corrected over the comparisons of one family, as
+all augmentations against none are.
 """
 
 from itertools import product
 
 import pandas as pd
 
-from reid_utils.paper.tables import (
-    augmentation_rows,
-    backbone_rows,
-    dispersion,
-    fusion_rows,
-    loss_rows,
-    post_processing_rows,
-    training_runs,
-)
 from reid_utils.ranking.statistics import holm, paired_difference
 
 COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
 
 
-def paper_claims(runs, recipes):
-    """Every claim of the paper that these runs can test, one line a comparison.
+def paper_claims(tables):
+    """Every claim of the paper that the tables T1 to T5 can test, one line a comparison.
 
-    runs: from `gather`; recipes: the augmentations that T2 to T5 hold fixed. Returns a DataFrame with claim, compared
-    ("ours against theirs"), verdict (supported / not supported / cannot be told), difference and its 95 % interval in
-    points of mAP, and the corrected p; blank where the claim is not about mAP.
+    tables: {name: Table}. Returns a DataFrame with claim, compared ("ours against theirs"), verdict (supported / not
+    supported / cannot be told), difference and its 95 % interval in points of mAP, and the corrected p; blank where the
+    claim is not about mAP.
     """
     lines = [
-        *_tested(_augmentations(runs)),
-        *_tested(_losses(runs, recipes)),
-        *_spread(runs, recipes),
-        *_tested(_post_processings(runs)),
-        *_tested(_fusions(runs)),
-        *_tested(_pretraining(runs, recipes)),
+        *_tested(_augmentations(tables["T1"])),
+        *_tested(_losses(tables["T2"])),
+        *_spread(tables["T2"]),
+        *_tested(_post_processings(tables["T3"].rows)),
+        *_tested(_fusions(tables["T5"])),
+        *_tested(_pretraining(tables["T4"])),
     ]
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -52,26 +43,23 @@ def _tested(family):
     return lines
 
 
-def _augmentations(runs):
-    rows, _, base = augmentation_rows(runs)
-    if base != "none":
-        return {}
+def _augmentations(table):
     return {
-        ("augmentation helps", f"{name} against none"): (rows[name], rows["none"]) for name in rows if name != "none"
+        ("augmentation helps", f"{name} against {base}"): (table.rows[name], table.rows[base])
+        for name, base in table.baselines.items()
+        if name != base == "none"
     }
 
 
-def _losses(runs, recipes):
-    rows, _, baselines, _ = loss_rows(runs, recipes)
+def _losses(table):
     return {
-        ("InfoNCE beats the ID loss", name.removesuffix(": id")): (rows[base], rows[name])
-        for name, base in baselines.items()
+        ("InfoNCE beats the ID loss", name.removesuffix(": id")): (table.rows[base], table.rows[name])
+        for name, base in table.baselines.items()
         if name.endswith(": id") and base != name
     }
 
 
-def _post_processings(runs):
-    rows = post_processing_rows(runs)[0]
+def _post_processings(rows):
     backbones = list(dict.fromkeys(name.rpartition(": ")[0] for name in rows))
     claims = {"re-ranking with hard weights helps": "none", "hard weights beat Gaussian ones": "gaussian"}
     return {
@@ -80,14 +68,13 @@ def _post_processings(runs):
     }
 
 
-def _fusions(runs):
-    rows, _, best = fusion_rows(runs)
-    models = [name for name in rows if ": " not in name]
+def _fusions(table):
+    rows, models = table.rows, [name for name in table.rows if ": " not in name]
     whole = " + ".join(models)
     if f"{whole}: two-stage" not in rows:
         return {}
     single = ("two-stage fusion beats the best single model", "two-stage against the best single")
-    family = {single: (rows[f"{whole}: two-stage"], rows[best])}
+    family = {single: (rows[f"{whole}: two-stage"], rows[table.baselines[f"{whole}: two-stage"]])}
     if len(models) > 2:  # with two, the three fusions are equal
         for claim, ours, theirs in _FUSION_CLAIMS:
             family[claim, f"{ours} against {theirs}"] = rows[f"{whole}: {ours}"], rows[f"{whole}: {theirs}"]
@@ -101,25 +88,23 @@ _FUSION_CLAIMS = (
 )
 
 
-def _pretraining(runs, recipes):
-    rows, _, baselines, _ = backbone_rows(runs, recipes)
+def _pretraining(table):
     return {
-        ("pre-training on a larger pool helps", f"{name} against {base}"): (rows[name], rows[base])
-        for name, base in baselines.items()
+        ("pre-training on a larger pool helps", f"{name} against {base}"): (table.rows[name], table.rows[base])
+        for name, base in table.baselines.items()
         if "pre-trained" in name and "plain" in name
     }
 
 
-def _spread(runs, recipes):
+def _spread(table):
     """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features."""
     claim, lines = "InfoNCE spreads the players more (its advantage, says the paper)", []
-    for run in training_runs(runs, recipes, loss="infonce"):
-        backbone = run["settings"]["backbone"]
-        for other in training_runs(runs, recipes, loss="id", backbone=backbone):
-            more = dispersion(run) > dispersion(other)
+    for name, base in table.baselines.items():
+        if name.endswith(": id") and base != name:
+            more = table.rows[base]["dispersion"] > table.rows[name]["dispersion"]
             told = "cannot be told" if more.any() else "not supported, the opposite holds"
             seeds = f"({more.sum()} of {len(more)} seeds)"
-            lines.append((claim, backbone, f"{'supported' if more.all() else told} {seeds}"))
+            lines.append((claim, name.removesuffix(": id"), f"{'supported' if more.all() else told} {seeds}"))
     return [dict(zip(COLUMNS, line, strict=False)) for line in lines]
 
 

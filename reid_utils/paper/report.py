@@ -1,4 +1,4 @@
-"""`python -m reid_utils.paper.report STUDY`: a study's tables, figures and executed notebooks as pages to send away.
+"""`python -m reid_utils.paper.report STUDY`: a study's executed notebooks as pages to send away, the tables first.
 
 Every page stands alone: pictures and style lie within it, formulas are MathML, and no script is left, so that it reads
 the same from a disk, offline and on a phone.
@@ -6,17 +6,13 @@ the same from a disk, offline and on a phone.
 
 import argparse
 import base64
-import hashlib
-import html
 import shutil
 import sys
 from pathlib import Path
 from urllib.parse import quote
 
 from reid_utils.files import read_json
-from reid_utils.paper.publish import TABLES
-from reid_utils.paper.results import REPOSITORY, load_results
-from reid_utils.study.study_file import StudyError
+from reid_utils.paper.results import REPOSITORY
 
 _STATIC = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
 _STYLE = """
@@ -32,11 +28,10 @@ math[display="block"] { overflow-x: auto; }
 
 
 def build_report(root):
-    """Write a study's report into root/report and return that folder (Path).
+    """Write a study's report into root/report, in place of an earlier one, and return that folder (Path).
 
-    root: the study's folder, such as runs/quick. index.html holds findings, tables, figures, settings and environment;
-    each executed notebook has a page. What an earlier report left there goes. Raises StudyError where the study has
-    executed no notebook.
+    root: the study's folder, such as runs/quick. index.html is the executed notebook 06 below its forest plot and the
+    links to the other executed notebooks, a page each. Raises ValueError where the study has executed no notebook.
     """
     import nbformat
 
@@ -44,19 +39,30 @@ def build_report(root):
     executed = sorted((root / "notebooks").glob("*.ipynb"))
     notebooks = [path for path in executed if not path.stem.endswith((".running", ".failed"))]
     if not notebooks:
-        raise StudyError(f"{root} holds no executed notebook; run `python run_all.py {root.name}` first")
-    export = _exporter()
-    part = root / ".report.part"
+        raise ValueError(f"{root} holds no executed notebook; run `python run_all.py {root.name}` first")
+    books = {path.stem: nbformat.read(path, as_version=4) for path in notebooks}
+    index = books.pop("06_paper_tables", nbformat.v4.new_notebook())
+    index.cells.insert(0, nbformat.v4.new_markdown_cell(_opening(root, books)))
+    export, part = _exporter(), root / ".report.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    for path in notebooks:
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells.insert(0, nbformat.v4.new_markdown_cell("[← report](index.html)"))
-        (part / f"{path.stem}.html").write_text(_page(export, notebook, path.stem), encoding="utf-8")
-    index = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in _index(root, notebooks)])
+    for name, book in books.items():
+        book.cells.insert(0, nbformat.v4.new_markdown_cell("[← report](index.html)"))
+        (part / f"{name}.html").write_text(_page(export, book, name), encoding="utf-8")
     (part / "index.html").write_text(_page(export, index, f"Report of the {root.name} study"), encoding="utf-8")
     shutil.rmtree(root / "report", ignore_errors=True)
     return part.replace(root / "report")
+
+
+def _opening(root, names):
+    """What the report begins with, in Markdown: the question, the forest plot, links to the pages."""
+    study = read_json(root / "study.json") or {}
+    links = "\n".join(f"- [{name}]({quote(name)}.html)" for name in names)
+    forest = root / "figures" / "06_paper_tables_forest.png"
+    data = base64.b64encode(forest.read_bytes()).decode() if forest.exists() else ""
+    picture = f'<img alt="All rows of the tables with their intervals" src="data:image/png;base64,{data}">'
+    parts = [f"# Report of the {root.name} study", study.get("question", ""), picture if data else "", links]
+    return "\n\n".join(filter(None, parts))
 
 
 def _exporter():
@@ -97,62 +103,6 @@ def _page(exporter, notebook, title):
     style.string = _STYLE
     soup.head.append(style)
     return str(soup).replace(f"{REPOSITORY}/", "")  # where the sender keeps the repository is nobody's business
-
-
-def _index(root, notebooks):
-    """The index page as texts in Markdown, one a section."""
-    results = [load_results(path.parent) for path in sorted((root / "results").glob("*/results.json"))]
-    study = read_json(root / "study.json") or {}
-    data = ", ".join(sorted({str(r["values"]["note"]) for r in results if "note" in r["values"]}))
-    yield f"# Report of the {root.name} study\n\n{study.get('question', '')}\n\nData: {data or study.get('data', '')}."
-    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root / "tables").glob("*.md"))}
-    if "findings" in found:
-        yield f"## Do the paper's claims hold here?\n\n{found.pop('findings')}"
-    yield "## Notebooks, as executed\n\n" + "\n".join(f"- [{p.stem}]({quote(p.stem)}.html)" for p in notebooks)
-    yield "## Tables"
-    for name, asked, *_ in TABLES:
-        yield f"### {name} · {asked}\n\n{found.pop(name, 'This study has not made this table.')}"
-    for name, table in found.items():
-        yield f"### {name}\n\n{table}"
-    yield "## Figures"
-    for path in sorted((root / "figures").glob("*.png")):
-        yield f"### {path.stem}\n\n{_picture(path)}"
-    yield "## Settings of each run\n\n" + "\n".join(_settings(result) for result in results)
-    yield "## Environment\n\n" + "\n".join(f"- {line}" for line in _environment(results))
-
-
-def _picture(path):
-    """A PNG file as an <img> that holds it."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
-
-
-def _settings(result):
-    """One run's settings as an item of a list."""
-    settings = ", ".join(f"{name} `{value}`" for name, value in result["settings"].items())
-    return f"- **{result['run']}**: {settings or 'none'} ({result['seconds']:.0f} s, {result['peak_memory_mib']} MiB)"
-
-
-def _environment(results):
-    """Where and with what the runs were made, as lines of Markdown; differing values are all named."""
-    facts = {
-        "device": {result["device"] for result in results},
-        "commit": {_commit(result["git"]) for result in results},
-        "data fingerprint": {result["data_fingerprint"] for result in results},
-    }
-    for result in results:
-        for name, version in result["versions"].items():
-            facts.setdefault(name, set()).add(version)
-    for name, values in facts.items():
-        yield f"{name}: {', '.join(sorted(map(str, values)))}"
-    lock = REPOSITORY / "requirements.lock"
-    if lock.exists():
-        yield f"requirements.lock: SHA-256 {hashlib.sha256(lock.read_bytes()).hexdigest()}"
-
-
-def _commit(git):
-    """A commit, and whether files differed from it."""
-    return f"{git['commit']}{' with changes' if git['dirty'] else ''}" if git["commit"] else "not in git"
 
 
 def main(arguments=None):

@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def start_run(out, run_id, stem):
 
 
 def write_results(run, settings, **values):
-    """Write results.json, atomically -> the mapping written.
+    """Write results.json, atomically.
 
     settings: the parameters in force; values: numbers, texts, lists and mappings of them (numpy's too; NaN and infinity
     become null). Seeds, versions, commit, device, data fingerprint (unless given as `data_fingerprint`), seconds since
@@ -96,7 +97,6 @@ def write_results(run, settings, **values):
         "peak_memory_mib": _peak_memory(),
     }
     write_json(run.folder / "results.json", content)
-    return content
 
 
 def _plain(value, name):
@@ -151,11 +151,7 @@ def _processor():
 
 
 def _peak_memory():
-    """Peak resident memory of this process in MiB (None on Windows, which does not tell)."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
+    """Peak resident memory of this process in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
@@ -167,23 +163,6 @@ def load_results(folder):
     if content is None:
         raise FileNotFoundError(f"{path} does not exist; execute the run {Path(folder).name} first")
     return content
-
-
-def gather_results(inputs, notebook=None):
-    """One row a run -> pandas.DataFrame with columns run, notebook, folder, then its settings and values.
-
-    inputs: results folders, kept in order; notebook: keep only the runs of that notebook. Lists and mappings stay whole
-    in their cells. Raises FileNotFoundError for a folder without results.json.
-    """
-    import pandas as pd
-
-    contents = [(str(folder), load_results(folder)) for folder in inputs]
-    rows = [
-        {"run": item["run"], "notebook": item["notebook"], "folder": folder, **item["settings"], **item["values"]}
-        for folder, item in contents
-        if notebook in (None, item["notebook"])
-    ]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["run", "notebook", "folder"])
 
 
 def write_table(run, name, frame, notes=()):

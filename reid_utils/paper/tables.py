@@ -1,9 +1,7 @@
-"""Rows of the paper tables T1–T6 from the results of the earlier notebooks.
+"""The paper's tables T1–T6 from the results of the earlier notebooks."""
 
-A row is {name: arrays}, the arrays those of `stack_scores`: aps (S, Q), mAP, rank1, rank5, mINP (S,), and `run`, the id
-of the run that made it. Row functions return the rows and the notes that stand below the table.
-"""
-
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pandas as pd
 from scipy.spatial.distance import pdist
 
 from reid_utils.files import load_arrays, read_json
-from reid_utils.paper.results import load_results
+from reid_utils.paper.results import load_results, write_table
 from reid_utils.ranking.feature_files import load_features
 from reid_utils.ranking.methods import POST_PROCESSINGS
 from reid_utils.ranking.statistics import compare_rows, holm
@@ -26,6 +24,85 @@ PUBLISHED = (
     ("2022 winner, ViT-L/14", None, 98.44, None, "2022 winning entry, as published"),
     ("2023 winner, fused", None, None, 98.81, "doi 10.1145/3606038.3616168"),
 )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows over the same queries, each set beside its baseline.
+
+    question: what comparing a row with its baseline answers. rows: {name: arrays}, the arrays those of `stack_scores`
+    (aps (S, Q), mAP, rank1, rank5, mINP (S,)) and `run`, the id of the run that made the row. baselines: {row: the row
+    it is compared with, itself for none}. extra: {row: {column: number}}, columns put last. notes: lines below it.
+    """
+
+    name: str
+    question: str
+    rows: dict = field(default_factory=dict)
+    baselines: dict = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
+
+    @cached_property
+    def comparison(self):
+        """`compare_rows` of every row against its baseline, Holm's correction over the whole table (DataFrame)."""
+        if not self.rows:
+            return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
+        parts = []
+        for base in dict.fromkeys(self.baselines.values()):
+            members = dict.fromkeys([base, *(name for name in self.rows if self.baselines[name] == base)])
+            part = compare_rows({name: self.rows[name]["aps"] for name in members}, baseline=base)
+            parts.append(part[part["row"].map(self.baselines) == base])
+        table = pd.concat(parts).set_index("row").loc[list(self.rows)].reset_index()
+        return table.assign(p_holm=holm(table["p"]))
+
+    @property
+    def printable(self):
+        """The table as it is written (DataFrame): row numbers, per cent with two decimals, `extra` columns last."""
+        lines = []
+        for number, line in enumerate(self.comparison.to_dict("records"), start=1):
+            arrays = self.rows[line["row"]]
+            percent = {key: 100 * float(np.mean(arrays[column])) for key, column in _PRINTED.items()}
+            interval = {"mAP low": 100 * line["low"], "mAP high": 100 * line["high"]}
+            change = {key: 100 * line[column] for key, column in _CHANGES.items()}
+            shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
+            shown |= {"p (Holm)": round(line["p_holm"], 4), "seeds": line["seeds"], "queries": line["queries"]}
+            more = {key: round(value, 3) for key, value in self.extra.get(line["row"], {}).items()}
+            lines.append({"no.": number, "row": line["row"], **shown, **more})
+        return pd.DataFrame(lines)
+
+    @property
+    def compared(self):
+        """The line "Compare rows i and j, … to answer: question", over the rows that have another as baseline."""
+        numbers = {name: number for number, name in enumerate(self.rows, start=1)}
+        pairs = [f"{numbers[base]} and {numbers[name]}" for name, base in self.baselines.items() if base != name]
+        to_answer = f"Compare rows {', '.join(pairs)} to answer" if pairs else "No two rows here answer"
+        return f"{to_answer}: {self.question}"
+
+    @property
+    def about(self):
+        """What the README says of the table: its question and the number of the notebook that makes its rows."""
+        return {"question": self.question, "notebook": next((row["run"][:2] for row in self.rows.values()), "")}
+
+    def commands(self, command):
+        """The commands that make the rows again, a line for each stretch of rows of one run."""
+        lines, start = [], 0
+        for run, members in groupby(row["run"] for row in self.rows.values()):
+            stop = start + len(list(members))
+            numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
+            lines.append(f"{numbers}: `{command} --only '{run}'`")
+            start = stop
+        return lines
+
+
+_PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
+_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high", "seed sd": "seed_sd"}
+
+
+def show(run, table, command):
+    """Write a Table as tables/<name>.csv and .md, with its notes and the commands of its rows -> what was written."""
+    notes = [*table.notes, table.compared, *table.commands(command)]
+    write_table(run, table.name, table.printable, notes)
+    return table.printable
 
 
 def gather(folders):
@@ -91,26 +168,27 @@ def main_backbone(runs):
     return max(dict.fromkeys(names), key=names.count)
 
 
-def augmentation_rows(runs):
-    """T1: the main backbone under InfoNCE with each augmentation; returns rows, notes, the baseline."""
+def augmentation_table(runs):
+    """T1: the main backbone under InfoNCE with each augmentation, against none."""
     found = training_runs(runs, backbone=main_backbone(runs), loss="infonce")
     rows = {run["settings"]["augmentation"]: row(run, "none") for run in found}
     base = "none" if "none" in rows else next(iter(rows), None)
-    order = [base, *(name for name in rows if name != base)] if rows else []
-    return {name: rows[name] for name in order}, [SELECTION], base
+    rows = {name: rows[name] for name in sorted(rows, key=lambda name: name != base)}
+    question = "does that augmentation, alone, help?"
+    return Table("T1", question, rows, dict.fromkeys(rows, base), notes=[SELECTION])
 
 
-def loss_rows(runs, recipes):
-    """T2: each backbone under each loss, one augmentation; returns rows, notes, baselines and {row: dispersion}."""
-    rows, baselines, spread = {}, {}, {}
+def loss_table(runs, recipes):
+    """T2: each backbone under each loss, one augmentation, against InfoNCE; and the dispersion of its features."""
+    rows, baselines = {}, {}
     for run in training_runs(runs, recipes):
         backbone, loss = run["settings"]["backbone"], run["settings"]["loss"]
-        rows[f"{backbone}: {loss}"] = row(run, "none")
+        rows[f"{backbone}: {loss}"] = row(run, "none") | {"dispersion": dispersion(run)}
         baselines[f"{backbone}: {loss}"] = f"{backbone}: infonce"
-        spread[f"{backbone}: {loss}"] = {"dispersion": dispersion(run).mean()}
-    note = "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite"
     baselines = {name: base if base in rows else name for name, base in baselines.items()}
-    return rows, [SELECTION, note], baselines, spread
+    note = "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite"
+    extra = {name: {"dispersion": arrays["dispersion"].mean()} for name, arrays in rows.items()}
+    return Table("T2", "does the ID loss beat InfoNCE?", rows, baselines, extra, [SELECTION, note])
 
 
 def dispersion(run):
@@ -119,8 +197,8 @@ def dispersion(run):
     return np.array([pdist(load_features(file)["query"]).mean() for file in files])
 
 
-def post_processing_rows(runs):
-    """T3: each backbone under each post-processing; returns rows, notes, baselines."""
+def post_processing_table(runs):
+    """T3: each backbone under each post-processing, against its plain distances."""
     rows, baselines = {}, {}
     for run in runs.get("03_post_processing", []):
         backbone = run["settings"]["backbone"]
@@ -129,14 +207,13 @@ def post_processing_rows(runs):
         for name in POST_PROCESSINGS:
             rows[f"{backbone}: {name}"], baselines[f"{backbone}: {name}"] = row(run, name), f"{backbone}: none"
     note = "'hard in place' is the 2023 code as published (depends on image order), 'hard' its order-free form"
-    return rows, [SELECTION, note], baselines
+    return Table("T3", "does that re-ranking beat plain distances?", rows, baselines, notes=[SELECTION, note])
 
 
-def backbone_rows(runs, recipes):
+def backbone_table(runs, recipes):
     """T4: each backbone with InfoNCE, from scratch and pre-trained on a pool, plain and re-ranked.
 
-    Returns rows, notes, baselines and {row: further columns}: parameters, GFLOPs, and for plain rows what choosing the
-    best epoch on test would have given.
+    Further columns: parameters, GFLOPs, and for plain rows what choosing the best epoch on test would have given.
     """
     rows, more, baselines = {}, {}, {}
     trained = [(run, "") for run in training_runs(runs, recipes, loss="infonce")]
@@ -150,7 +227,8 @@ def backbone_rows(runs, recipes):
         best, last = (100 * run["scores"][f"{epoch}|mAP"].mean() for epoch in ("best", "none"))
         more |= {plain: size | {"best on test": best, "flattery": best - last}, reranked: size}
     notes = [f"{SELECTION} 'best on test': mAP had each seed's best epoch on test been chosen, as in the paper."]
-    return rows, [*notes, *_pools(runs, trained)], baselines, more
+    question = "is that backbone better than the first, what do re-ranking and pre-training add?"
+    return Table("T4", question, rows, baselines, more, [*notes, *_pools(runs, trained)])
 
 
 def _pools(runs, trained):
@@ -164,10 +242,11 @@ def _pools(runs, trained):
     ]
 
 
-def fusion_rows(runs):
-    """T5: singles, pairs and all models under each fusion; returns rows, notes and the best single model (baseline)."""
+def fusion_table(runs):
+    """T5: singles, pairs and all models under each fusion, against the best single model."""
+    question = "does that fusion beat the best single model?"
     if "04_fusion" not in runs:
-        return {}, ["this study runs no fusion"], None
+        return Table("T5", question, notes=["this study runs no fusion"])
     run = runs["04_fusion"][0]
     names = [key.removesuffix("|aps") for key in run["scores"] if key.endswith("|aps")]
     rows = {name: row(run, name) for name in names}
@@ -179,11 +258,14 @@ def fusion_rows(runs):
         "similarity: pairs of a larger set leave them out.",
         f"Every matrix went through {run['settings']['post_processing']!r} first.",
     ]
-    return rows, notes, best
+    return Table("T5", question, rows, dict.fromkeys(rows, best), notes=notes)
 
 
 def published_rows(runs, note, command):
-    """T6: what is published beside what this study measured, made by `command`; blanks stay blank."""
+    """T6: what is published beside what this study measured, made by `command`; blanks stay blank.
+
+    Returns the table (DataFrame) and the notes below it.
+    """
     columns = ["entry", "test mAP", "challenge 2022 mAP", "challenge 2023 mAP", "source"]
     lines = [dict(zip(columns, published, strict=True)) for published in PUBLISHED]
     own, commands = note.startswith("Synergy"), []
@@ -212,69 +294,8 @@ def published_rows(runs, note, command):
     return frame, notes + commands
 
 
-def compare(rows, baseline):
-    """`compare_rows` of a table; `baseline` is one name, or {row: its baseline}. Holm corrects over the whole table."""
-    baselines = baseline if isinstance(baseline, dict) else dict.fromkeys(rows, baseline)
-    if not rows:
-        return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-    parts = []
-    for base in dict.fromkeys(baselines.values()):
-        members = dict.fromkeys([base, *(name for name in rows if baselines[name] == base)])
-        part = compare_rows({name: rows[name]["aps"] for name in members}, baseline=base)
-        parts.append(part[part["row"].map(baselines) == base])
-    table = pd.concat(parts).set_index("row").loc[list(rows)].reset_index()
-    return table.assign(p_holm=holm(table["p"]))
-
-
-def printable(comparison, rows, extra=None):
-    """A table as it is written: row numbers, per cent with two decimals, `extra` columns last."""
-    lines = []
-    for number, line in enumerate(comparison.to_dict("records"), start=1):
-        arrays = rows[line["row"]]
-        percent = {key: 100 * float(np.mean(arrays[column])) for key, column in _PRINTED.items()}
-        interval = {"mAP low": 100 * line["low"], "mAP high": 100 * line["high"]}
-        change = {key: 100 * line[column] for key, column in _CHANGES.items()}
-        shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
-        shown |= {"p (Holm)": round(line["p_holm"], 4), "seeds": line["seeds"], "queries": line["queries"]}
-        more = {key: round(value, 3) for key, value in (extra or {}).get(line["row"], {}).items()}
-        lines.append({"no.": number, "row": line["row"], **shown, **more})
-    return pd.DataFrame(lines)
-
-
-_PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
-_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high", "seed sd": "seed_sd"}
-
-
 def study_command(folder):
-    """`python run_all.py …` as the study in `folder` was started, without what only picks runs or places."""
-    record = read_json(folder / "study.json") or {"name": folder.name, "command": []}
-    words, kept = iter(record["command"]), []
-    for word in words:
-        if word in ("--data", "--set", "--features"):
-            kept += [word, f"'{next(words)}'"]
-        elif word.startswith(("--data=", "--set=", "--features=")):
-            kept.append(f"'{word}'")
-        elif word in ("--only", "--jobs", "--runs", "--scheduler", "--accept-md5"):
-            next(words)
-    file = next((f"'{word}'" for word in record["command"] if word.endswith((".yaml", ".yml"))), record["name"])
-    return " ".join(["python run_all.py", file, *kept])
-
-
-def row_commands(command, comparison, rows):
-    """The commands that make the rows again, a line for each run of rows that one command makes."""
-    ids = [rows[name]["run"] for name in comparison["row"]]
-    lines, start = [], 0
-    for run, members in groupby(ids):
-        stop = start + len(list(members))
-        numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
-        lines.append(f"{numbers}: `{command} --only '{run}'`")
-        start = stop
-    return lines
-
-
-def question(comparison, baselines, text):
-    """The line "compare rows i and j, … to answer: text" for every row that has another as its baseline."""
-    numbers = {name: number for number, name in enumerate(comparison["row"], start=1)}
-    base = baselines if isinstance(baselines, dict) else dict.fromkeys(numbers, baselines)
-    pairs = [f"{numbers[base[name]]} and {number}" for name, number in numbers.items() if base[name] != name]
-    return f"Compare rows {', '.join(pairs)} to answer: {text}" if pairs else f"No two rows here answer: {text}"
+    """`python run_all.py …` as the study in `folder` was started (see study.json)."""
+    record = read_json(folder / "study.json") or {}
+    command = record.get("command")
+    return command if isinstance(command, str) else f"python run_all.py {record.get('name', folder.name)}"
