@@ -34,7 +34,7 @@ def data_folder(args, study):
 
     rendering = {"workers": args.jobs, **study.rendering}
     source = args.data or study.data, args.runs.resolve() / "data", rendering, args.accept_md5
-    folder = sources.planned_data_dir(*source)
+    folder = sources.planned_data_dir(*source[:3])
     if not args.dry_run:
         print(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}", flush=True)
         folder = sources.prepare_data(*source)

@@ -46,6 +46,11 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON ({error}); delete it and run again") from None
 
 
+def is_clutter(name):
+    """Whether a file or folder of this name is hidden, or one that an operating system leaves behind."""
+    return name.startswith(".") or name.casefold() in ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+
+
 def save_arrays(path, **arrays):
     """Write arrays to an npz file, atomically and without pickles; equal arrays give equal bytes.
 

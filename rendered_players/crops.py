@@ -7,15 +7,15 @@ import numpy as np
 
 from rendered_players.drawing import Placed, draw_person, draw_shadow, place
 from rendered_players.poses import HAND, Drifts, drifts_at, extent, passing_offset, pose_at, track_of
-from rendered_players.rosters import game_of, generator, look_of
+from rendered_players.rosters import DEFAULT_DIFFICULTY, DIFFICULTIES, Difficulty, game_of, generator, look_of
 from rendered_players.scenery import arena, view
 
 _SUPERSAMPLING = 2
 
 
-def _person(seed: int, split: str, player: int, frame: int) -> tuple:
-    look = look_of(seed, split, player)
-    return look, pose_at(look, track_of(seed, split, player), frame)
+def _person(seed: int, split: str, player: int, frame: int, hard: Difficulty) -> tuple:
+    look = look_of(seed, split, player, hard.alike)
+    return look, pose_at(look, track_of(seed, split, player), frame, hard.drift)
 
 
 def _layout(pose, rng: np.random.Generator, rows: int) -> tuple[tuple[int, int], tuple[float, float], float]:
@@ -33,13 +33,15 @@ def _layout(pose, rng: np.random.Generator, rows: int) -> tuple[tuple[int, int],
     return (round(scale * wide), rows), origin, scale
 
 
-def _draw_passer(canvas: np.ndarray, seed: int, split: str, passer: tuple, frame: int, body: Placed, nearer: float):
+def _draw_passer(
+    canvas: np.ndarray, seed: int, split: str, passer: tuple, frame: int, hard: Difficulty, body: Placed, nearer: float
+):
     """Draw the person who passes before or behind, if in sight; `nearer` moves them down and enlarges them."""
-    offset = passing_offset(passer, frame) * body.scale
+    offset = passing_offset(passer, frame) * body.scale / hard.occlusion
     middle = body.joints[0][0] + offset
     if not -0.25 * body.scale < middle < canvas.shape[1] + 0.25 * body.scale:
         return
-    look, pose = _person(seed, split, passer[0], frame)
+    look, pose = _person(seed, split, passer[0], frame, hard)
     ground = body.joints[0][1] + body.pose.joints[0, 1] * body.scale
     other = place(pose, (middle, ground + nearer * body.scale), body.scale * (1 + nearer))
     draw_shadow(canvas, other)
@@ -58,24 +60,26 @@ def _changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY)[1]
 
 
-def _scene(seed: int, split: str, player: int, frame: int, rows: int, rng: np.random.Generator) -> tuple:
+def _scene(
+    seed: int, split: str, player: int, frame: int, hard: Difficulty, rows: int, rng: np.random.Generator
+) -> tuple:
     """The sharp scene at `rows` pixels of height, the occluded share and the facing direction in radians."""
     track = track_of(seed, split, player)
-    look, pose = _person(seed, split, player, frame)
-    drifts = drifts_at(track, frame)
+    look, pose = _person(seed, split, player, frame, hard)
+    drifts = drifts_at(track, frame, hard.drift)
     size, origin, scale = _layout(pose, rng, rows)
     body = place(pose, origin, scale)
     panning = np.array((0.25 * drifts.across, 0.3 * drifts.down))
     across, down = np.clip(track.place + panning + rng.normal(0, 0.02, 2), 0, 1)
     canvas = view(arena(seed, split, game_of(player)), across, down, 0.5 + 0.08 * drifts.zoom, size)
-    _draw_passer(canvas, seed, split, track.behind, frame, body, -0.06)
+    _draw_passer(canvas, seed, split, track.behind, frame, hard, body, -0.06)
     draw_shadow(canvas, body)
     before = canvas.copy()
     draw_person(canvas, body, look)
     if look.number is not None and rng.random() < 0.12:
         _draw_ball(canvas, body, rng)
     after = canvas.copy()
-    _draw_passer(canvas, seed, split, track.front, frame, body, 0.05)
+    _draw_passer(canvas, seed, split, track.front, frame, hard, body, 0.05)
     own = _changed(before, after)
     hidden = cv2.countNonZero(own & _changed(after, canvas)) / max(cv2.countNonZero(own), 1)
     return canvas, hidden, pose.yaw
@@ -100,8 +104,10 @@ def _light(image: np.ndarray, cast: np.ndarray, drifts: Drifts, rng: np.random.G
     return cv2.transform(image, np.hstack([colours, offset])), gain
 
 
-def render_crop(seed: int, split: str, player: int, frame: int, height: int) -> tuple[bytes, dict]:
-    """Render one crop of a player; `player` counts within the split.
+def render_crop(
+    seed: int, split: str, player: int, frame: int, height: int, difficulty: int = DEFAULT_DIFFICULTY
+) -> tuple[bytes, dict]:
+    """Render one crop of a player; `player` counts within the split, `difficulty` within `DIFFICULTIES`.
 
     Returns the JPEG file's bytes and the true nuisance values: `blur` (pixels of motion), `occluded` (share of the
     person's pixels hidden by others), `scale` (image height over `height`), `resolution` (share of the height
@@ -109,19 +115,21 @@ def render_crop(seed: int, split: str, player: int, frame: int, height: int) -> 
     and `team` (`A`, `B`, `referee` or `coach`). The bytes depend on nothing but the arguments.
     """
     rng = generator(seed, split, 4, player, frame)
-    drifts = drifts_at(track_of(seed, split, player), frame)
+    hard = DIFFICULTIES[difficulty]
+    drifts = drifts_at(track_of(seed, split, player), frame, hard.drift)
     cast = generator(seed, split, 5, game_of(player)).uniform(0.94, 1.06, 3)
     rows = max(16, round(height * (1 + 0.14 * drifts.size)))
-    scene, occluded, yaw = _scene(seed, split, player, frame, _SUPERSAMPLING * rows, rng)
+    scene, occluded, yaw = _scene(seed, split, player, frame, hard, _SUPERSAMPLING * rows, rng)
     columns = max(8, round(scene.shape[1] / _SUPERSAMPLING))
-    resolution = float(np.clip(0.8 + 0.2 * drifts.resolution + rng.normal(0, 0.05), 0.3, 1.0))
+    resolution = 0.8 + 0.2 * drifts.resolution + rng.normal(0, 0.05)
+    resolution = float(np.clip(resolution - (hard.blur - 1) * (1 - resolution), 0.3, 1.0))
     seen = (max(4, round(columns * resolution)), max(8, round(rows * resolution)))
     image = cv2.resize(scene, seen, interpolation=cv2.INTER_AREA)
     image, gain = _light(image, cast, drifts, rng)
-    blur = float(max(0.0, 2.4 * drifts.speed + rng.normal(0.4, 0.7)) * height / 128)
+    blur = float(max(0.0, 2.4 * drifts.speed + rng.normal(0.4, 0.7)) * hard.blur * height / 128)
     if blur * resolution >= 1:
         image = cv2.filter2D(image, -1, _blur_kernel(blur * resolution, rng.uniform(0, np.pi)))
-    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1.5, 6.0))
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(hard.blur * rng.uniform(1.5, 6.0))
     image = cv2.add(image, noise, dtype=cv2.CV_8U)
     image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
     quality = int(rng.integers(38, 90))

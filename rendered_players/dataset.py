@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import cv2
 
+from rendered_players import FOLDERS
 from rendered_players.crops import render_crop
-from rendered_players.rosters import SLOTS, game_of, generator
+from rendered_players.rosters import DEFAULT_DIFFICULTY, DIFFICULTIES, SLOTS, game_of, generator
 
 RENDERER_VERSION = 1
-_FOLDERS = ("reid_training", "reid_test/query", "reid_test/gallery", "reid_challenge/query", "reid_challenge/gallery")
+# Not written down where it is in force: its sets are older than the setting, and stay what they are.
+_DEFAULT = {"difficulty": DEFAULT_DIFFICULTY}
 
 
 class _Job(NamedTuple):
@@ -60,14 +62,14 @@ def _all_jobs(settings: dict) -> list[_Job]:
     return jobs
 
 
-def _render_game(jobs: list[_Job], folder: Path, seed: int, height: int) -> list[dict]:
+def _render_game(jobs: list[_Job], folder: Path, seed: int, height: int, difficulty: int) -> list[dict]:
     """Write the images of one game; returns their rows of `nuisances.csv`."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     rows = []
     try:
         for job in jobs:
-            data, nuisances = render_crop(seed, job.split, job.player, job.frame, height)
+            data, nuisances = render_crop(seed, job.split, job.player, job.frame, height, difficulty)
             (folder / job.path).write_bytes(data)
             row = {"path": job.path, "sequence": job.sequence} | nuisances
             rows.append(row | {"sequence": "", "team": ""} if job.split == "challenge" else row)
@@ -84,7 +86,8 @@ def _end_with_parent() -> None:
 
 def _render_all(jobs: list[_Job], folder: Path, settings: dict, workers: int) -> list[dict]:
     games = [list(group) for _, group in groupby(jobs, key=lambda job: (job.split, game_of(job.player)))]
-    render = partial(_render_game, folder=folder, seed=settings["seed"], height=settings["height"])
+    chosen = {name: (_DEFAULT | settings)[name] for name in ("seed", "height", "difficulty")}
+    render = partial(_render_game, folder=folder, **chosen)
     if workers == 1:
         return list(chain.from_iterable(map(render, games)))
     context = multiprocessing.get_context("spawn")
@@ -100,7 +103,7 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def _write_data_set(folder: Path, settings: dict, workers: int) -> None:
-    for name in _FOLDERS:
+    for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     jobs = _all_jobs(settings)
     _write_csv(folder / "nuisances.csv", _render_all(jobs, folder, settings, workers))
@@ -117,10 +120,12 @@ def _remove(folder: Path) -> None:
 
 
 def _check(settings: dict, workers: int) -> None:
-    least = {"seed": 0, "frames": 2, "test_frames": 2, "height": 32}
+    least = {"seed": 0, "difficulty": 0, "frames": 2, "test_frames": 2, "height": 32}
     for name, value in (settings | {"workers": workers}).items():
         if type(value) is not int or value < least.get(name, 1):
             raise ValueError(f"{name} is {value!r}: give a whole number of at least {least.get(name, 1)}")
+    if (level := settings.get("difficulty", 0)) >= len(DIFFICULTIES):
+        raise ValueError(f"difficulty is {level}: give a level from 0 (easy) to {len(DIFFICULTIES) - 1} (hard)")
     if settings["challenge_players"] * settings["test_frames"] > 900_000:
         raise ValueError("challenge_players times test_frames goes up to 900000, the number of six-digit image ids")
     if max(settings["frames"], settings["test_frames"]) > 100:
@@ -134,7 +139,8 @@ def _already_rendered(out_dir: Path, settings: dict) -> bool:
     record = out_dir / "rendering.json"
     if not record.is_file():
         raise ValueError(f"{out_dir} exists and holds no rendering.json: give another folder or remove it")
-    found = json.loads(record.read_text(encoding="utf-8"))
+    found = _DEFAULT | json.loads(record.read_text(encoding="utf-8"))
+    settings = _DEFAULT | settings
     for name in sorted(settings | found):
         if found.get(name) != settings.get(name):
             was, wanted = found.get(name), settings.get(name)
@@ -153,6 +159,7 @@ def render_dataset(
     frames: int = 20,
     test_frames: int = 20,
     height: int = 128,
+    difficulty: int = DEFAULT_DIFFICULTY,
     workers: int = 1,
 ) -> Path:
     """Render a data set in the Synergy layout into `out_dir` and return that folder as a Path.
@@ -162,8 +169,10 @@ def render_dataset(
     are about `height` pixels high. Beside them lie `nuisances.csv` (a row an image: path, sequence and the values
     that `crops.render_crop` gives; sequence and team are blank for the challenge), `challenge_truth.csv` (path,
     image_id, player: for scoring alone) and `rendering.json` (the settings in force). An image's bytes depend on
-    seed, split, player, frame and height alone, not on `workers` or the number of other images. `workers` above 1
-    starts that many processes: a script (not a notebook) then needs its `if __name__ == "__main__":` guard.
+    seed, split, player, frame, height and difficulty alone, not on `workers` or the number of other images. `workers`
+    above 1 starts that many processes: a script (not a notebook) then needs its `if __name__ == "__main__":` guard.
+    `difficulty` is a level of `rosters.DIFFICULTIES`, 0 (easy) to 3 (hard), fixed by what colour histograms alone find
+    (see there) before any training.
 
     The folder appears whole or not at all. One that holds the same settings is returned untouched; ValueError
     where it holds anything else, or where a setting is out of range.
@@ -174,6 +183,7 @@ def render_dataset(
         "test_players": test_players, "challenge_players": challenge_players, "frames": frames,
         "test_frames": test_frames, "height": height,
     }  # fmt: skip
+    settings |= {} if difficulty == DEFAULT_DIFFICULTY else {"difficulty": difficulty}
     _check(settings, workers)
     from filelock import FileLock
 

@@ -90,10 +90,10 @@ def track_of(seed: int, split: str, player: int) -> Track:
     return Track(waves, float(yaw), place, (float(rate), float(phase)), _passer(rng, player), _passer(rng, player))
 
 
-def drifts_at(track: Track, frame: int) -> Drifts:
-    """The track's slowly varying quantities at a frame."""
+def drifts_at(track: Track, frame: int, drift: float = 1.0) -> Drifts:
+    """The track's slowly varying quantities at a frame, `drift` times as far from 0."""
     sines = np.sin(2 * pi * frame / track.waves[:, :, 0] + track.waves[:, :, 1])
-    return Drifts(*(sines @ (0.72, 0.28)).tolist())
+    return Drifts(*(sines @ (0.72, 0.28) * drift).tolist())
 
 
 def passing_offset(passer: tuple[int, float, float, float, float], frame: int) -> float:
@@ -142,9 +142,9 @@ def _skeleton(look: Look, drifts: Drifts, phase: float) -> np.ndarray:
     return np.array([np.zeros(3), chest, head, *interleaved])
 
 
-def pose_at(look: Look, track: Track, frame: int) -> Pose:
+def pose_at(look: Look, track: Track, frame: int, drift: float = 1.0) -> Pose:
     """The person's projected skeleton at a frame, feet on y = 0."""
-    drifts = drifts_at(track, frame)
+    drifts = drifts_at(track, frame, drift)
     rate, phase = track.gait
     joints = _skeleton(look, drifts, 2 * pi * rate * frame + phase)
     joints[:, 2] -= joints[list(TOE + ANKLE), 2].min() - 0.03

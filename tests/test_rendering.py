@@ -1,7 +1,9 @@
 """The rendered data set: layout, hidden identities, determinism, atomic writing, and its difficulty."""
 
+import hashlib
 import json
 import re
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -120,7 +122,15 @@ def test_a_failed_run_leaves_nothing_and_what_a_killed_one_left_is_replaced(tmp_
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("seed", -1), ("train_players", 0), ("frames", 1), ("test_frames", 101), ("height", 12.5), ("workers", 0)],
+    [
+        ("seed", -1),
+        ("train_players", 0),
+        ("frames", 1),
+        ("test_frames", 101),
+        ("height", 12.5),
+        ("workers", 0),
+        ("difficulty", 4),
+    ],
 )
 def test_settings_out_of_range_are_named_before_anything_is_written(tmp_path, setting, value):
     with pytest.raises(ValueError, match=setting):
@@ -172,6 +182,25 @@ def test_colour_histograms_find_some_players_but_not_most(data_set):
     assert 0.15 < histogram_bound(data_set) <= 0.60
 
 
+def test_difficulty_levels_are_ordered_by_what_colour_alone_finds(tmp_path):
+    sizes = SMALL | {"train_players": 1, "test_players": 24, "challenge_players": 1, "test_frames": 6}
+    bounds = [histogram_bound(render_dataset(tmp_path / str(k), difficulty=k, **sizes)) for k in range(4)]
+    assert bounds[0] > 0.9 and bounds == sorted(bounds, reverse=True)
+    assert min(easier - harder for easier, harder in pairwise(bounds)) > 0.04
+
+
+def test_the_default_difficulty_is_the_set_before_there_were_levels(tmp_path):
+    before = render_dataset(tmp_path / "before", **SMALL)
+    table = (before / "nuisances.csv").read_bytes()
+    assert hashlib.sha256(table).hexdigest().startswith("b2533b03603508f7")
+    assert "difficulty" not in json.loads((before / "rendering.json").read_text())
+    assert render_dataset(before, difficulty=2, **SMALL) == before
+    with pytest.raises(ValueError, match="was rendered with difficulty 2, not 0"):
+        render_dataset(before, difficulty=0, **SMALL)
+    easy = render_dataset(tmp_path / "easy", difficulty=0, **SMALL)
+    assert not set(_files(easy).values()) & set(_files(before).values())
+
+
 def _paint(folder, name, colour):
     folder.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(folder / name), np.full((24, 12, 3), colour, np.uint8))
@@ -179,6 +208,7 @@ def _paint(folder, name, colour):
 
 def test_histogram_bound_by_hand(tmp_path):
     query, gallery = tmp_path / "reid_test/query", tmp_path / "reid_test/gallery"
+    _paint(tmp_path / "reid_training", "005_000_00.jpeg", (0, 0, 0))
     _paint(query, "001_000_00.jpeg", (0, 0, 250))
     _paint(query, "002_000_00.jpeg", (250, 0, 0))
     _paint(gallery, "001_000_01.jpeg", (0, 0, 250))
@@ -192,6 +222,8 @@ def test_histogram_bound_by_hand(tmp_path):
         histogram_bound(tmp_path)
 
 
-def test_histogram_bound_names_a_missing_split(tmp_path):
+def test_histogram_bound_names_a_missing_split_and_takes_the_folder_around_data_reid(tmp_path, data_set):
+    assert histogram_bound(data_set.parent) == histogram_bound(data_set)
+    _paint(tmp_path / "reid_training", "005_000_00.jpeg", (0, 0, 0))
     with pytest.raises(FileNotFoundError, match="reid_test/query"):
         histogram_bound(tmp_path)

@@ -25,7 +25,9 @@ def test_rendered_folder_is_named_after_what_changes_the_images(tmp_path):
         return sources.planned_data_dir("rendered", tmp_path, rendering).name
 
     assert name(seed=0, workers=2) == name() == name(seed=0)
-    assert len({name(), name(seed=1), name(frames=4), name(height=64)}) == 4
+    assert len({name(), name(seed=1), name(frames=4), name(height=64), name(difficulty=1)}) == 5
+    # Sets rendered before there was a difficulty are found again.
+    assert name(frames=4) == name(frames=4, difficulty=2) == "rendered-e8184d856b"
     with pytest.raises(ValueError, match="no setting frame: it has seed"):
         name(frame=4)
 

@@ -97,7 +97,8 @@ def test_a_missing_folder_is_named(data, folder):
         ("reid_training/٧_1_2.jpeg", r"٧_1_2\.jpeg is not named"),
         ("reid_training/1_0_3.jpeg\u2028", r"1_0_3\.jpeg.* is not named"),
         ("reid_training/1234567890_0_2.jpeg", r"1234567890_0_2\.jpeg is not named"),
-        ("reid_training/001_000_03.png", r"001_000_03\.png is not named"),
+        ("reid_training/001_000_03.webp", r"001_000_03\.webp is not named"),
+        ("reid_training/001_000_02.png", r"001_000_02\.jpeg and .*001_000_02\.png have the same player"),
         ("reid_challenge/query/a1.jpeg", r"a1\.jpeg is not named \{image_id\}\.jpeg"),
         ("reid_training/1_0_2.jpeg", r"001_000_02\.jpeg and .*1_0_2\.jpeg have the same player, sequence and frame"),
         ("reid_test/gallery/101_50_0.jpg", "have the same player, sequence and frame"),
@@ -229,12 +230,13 @@ def _encoded(mode, kind):
 
 BAD_IMAGES = {
     "colour mode CMYK": _encoded("CMYK", "JPEG"),
-    "is not a JPEG file: fetch": _encoded("I;16", "PNG"),
-    "is not a JPEG": cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes(),
+    "colour mode I;16": _encoded("I;16", "PNG"),
+    "colour mode RGBA": _encoded("RGBA", "PNG"),
+    "is not a JPEG or PNG file: fetch": _encoded("RGB", "BMP"),
     "truncated": JPEG[:-40],
     "colour mode L": cv2.imencode(".jpeg", np.zeros((8, 8), np.uint8))[1].tobytes(),
-    "is not a JPEG file": b"",
-    "cannot be decoded": JPEG[:4] + bytes(60),
+    "is not a JPEG or PNG file": b"",
+    "is not a JPEG": JPEG[:4] + bytes(60),
 }
 
 

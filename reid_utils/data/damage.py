@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from reid_utils.data.synergy import beside, find_root
+from reid_utils.data.layouts import beside, find_root
 
 
 def blur(image, level):
@@ -73,7 +73,7 @@ _TURNED = 90  # degrees between two views from which on they show different side
 
 
 def read_nuisances(data_dir, paths):
-    """Rows of `nuisances.csv` (see `rendering.render_dataset`) in the order of a manifest's paths (Series of text).
+    """Rows of `nuisances.csv` (see `render_dataset`) in the order of a manifest's paths (Series of text).
 
     Returns a DataFrame, or None where the data have no such file: then nothing is known. Raises ValueError naming an
     image without a row.
@@ -90,11 +90,11 @@ def read_nuisances(data_dir, paths):
 
 
 def causes_of_error(query, gallery, is_match, is_other):
-    """Pairs of query and gallery image that a cause befalls, for `ranking.attribution.explained_shares`.
+    """Pairs of query and gallery image that a cause concerns, for `ranking.attribution.explained_shares`.
 
     query, gallery: rows of `read_nuisances`; is_match, is_other: (Q, G) masks of the true matches and of other players'
     images. Returns {cause: (pairs, affected)}. A match is affected where its image is in the worst quarter of the
-    gallery (or occluded at all, where that befalls less than a quarter), or turned by 90° and more against the query;
+    gallery (or occluded at all, where less than a quarter is), or turned by 90° and more against the query;
     an intruder, where it is of the query's team.
     """
     turn = np.abs(query["view"].to_numpy()[:, None] - gallery["view"].to_numpy()[None, :]) % 360

@@ -5,6 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from reid_utils.data.layouts import find_root, layout_rows
+
 
 def _histogram(image: np.ndarray, bands: int) -> np.ndarray:
     """Square roots of 8×8×8 histograms of equal horizontal bands, float32 (bands × 512,), of length 1."""
@@ -28,30 +30,37 @@ def _describe(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _mean_average_precision(likeness: np.ndarray, matches: np.ndarray) -> float:
-    order = np.argsort(-likeness, axis=1, kind="stable")
-    hits = np.take_along_axis(matches, order, axis=1)
-    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    return float(((precision * hits).sum(axis=1) / hits.sum(axis=1)).mean())
+def _mean_average_precision(likeness: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> float:
+    """Mean over the queries (rows) that have a match; junk is left out, ties go by index."""
+    precisions = []
+    for row, hits, left_out in zip(likeness, matches, junk, strict=True):
+        ranked = hits[~left_out][np.argsort(-row[~left_out], kind="stable")]
+        places = np.flatnonzero(ranked) + 1
+        if len(places):
+            precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
+    return float(np.mean(precisions))
 
 
 def histogram_bound(data_dir: str | Path) -> float:
     """The mAP (0-1) of the test split when ranked by colour histograms, the best of four kinds.
 
     Kinds: 8×8×8 RGB and HSV histograms of the whole crop and of six horizontal bands, compared by the Bhattacharyya
-    coefficient. `data_dir` is a folder in the Synergy layout; FileNotFoundError where its test split is missing.
+    coefficient. `data_dir` is a folder in one of the layouts. The gallery's junk (player −1), and images of the query's
+    player in the query's camera, are left out. Raises ValueError where no query has a match.
     """
-    files = {
-        role: sorted((Path(data_dir) / "reid_test" / role).glob("*.[jJ][pP]*[gG]")) for role in ("query", "gallery")
-    }
-    for role, paths in files.items():
-        if not paths:
-            raise FileNotFoundError(f"{data_dir} has no reid_test/{role}/*.jpeg: give a folder in the Synergy layout")
-    players = {role: np.array([path.name.split("_")[0] for path in paths]) for role, paths in files.items()}
-    matches = players["query"][:, None] == players["gallery"]
-    described = {role: [_describe(path) for path in paths] for role, paths in files.items()}
+    root = find_root(data_dir)
+    test = [row for row in layout_rows(root) if row.split == "test"]
+    query, gallery = ([row for row in test if row.role == role] for role in ("query", "gallery"))
+    players, cameras = (
+        [np.array([getattr(row, name) for row in rows]) for rows in (query, gallery)] for name in ("player", "camera")
+    )
+    matches = players[0][:, None] == players[1]
+    junk = matches & (cameras[0][:, None] == cameras[1]) | (players[1] == -1)
+    if not (matches & ~junk).any():
+        raise ValueError(f"{root}: no query has an image of its player in the gallery, so there is nothing to rank")
+    described = [[_describe(root / row.path) for row in rows] for rows in (query, gallery)]
     scores = []
-    for kind in described["query"][0]:
-        query, gallery = (np.stack([row[kind] for row in described[role]]) for role in ("query", "gallery"))
-        scores.append(_mean_average_precision(query @ gallery.T, matches))
+    for kind in described[0][0]:
+        asked, given = (np.stack([row[kind] for row in rows]) for rows in described)
+        scores.append(_mean_average_precision(asked @ given.T, matches, junk))
     return max(scores)

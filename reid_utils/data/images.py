@@ -1,13 +1,13 @@
 """Decode crops, letterbox them, and keep the result in a memory-mapped cache."""
 
-import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from filelock import FileLock
+
+from reid_utils.files import digest, replacing
 
 
 def decode(path):
@@ -25,12 +25,13 @@ def decode(path):
 def letterbox(image, height, width):
     """Fit an image into height × width pixels, aspect ratio kept, bilinear, centred on zeros.
 
-    (h, w, 3) uint8 -> (height, width, 3) uint8. Source: the published code's resizing, which pads with zeros.
+    (h, w, 3) uint8 -> (height, width, 3) uint8. Source: the published code's resizing, which pads with zeros and takes
+    OpenCV's exact form of bilinear, the same bits on every processor.
     """
     scale = min(height / image.shape[0], width / image.shape[1])
     inner_height = min(height, max(1, round(image.shape[0] * scale)))
     inner_width = min(width, max(1, round(image.shape[1] * scale)))
-    inner = cv2.resize(image, (inner_width, inner_height), interpolation=cv2.INTER_LINEAR)
+    inner = cv2.resize(image, (inner_width, inner_height), interpolation=cv2.INTER_LINEAR_EXACT)
     canvas = np.zeros((height, width, 3), np.uint8)
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
     canvas[top : top + inner_height, left : left + inner_width] = inner
@@ -44,26 +45,24 @@ def load_images(data_dir, paths, height, width, cache_dir, fingerprint):
     file's name is a hash of the data fingerprint, the size and the paths, so changed data never meets an old cache.
     Raises ValueError naming the first unreadable image; a killed run leaves no file under the final name.
     """
-    described = "\n".join([fingerprint, f"{height}x{width}", *paths])
-    name = hashlib.sha256(described.encode()).hexdigest()[:20]
+    name = digest(["letterbox, exact", fingerprint, height, width, list(paths)])[:20]
     cache_dir = Path(cache_dir)
-    cache_dir.mkdir(parents=True, exist_ok=True)
     target = cache_dir / f"{name}.npy"
-    with FileLock(cache_dir / f"{name}.lock"):
-        if not target.exists():
-            _write_cache(target, Path(data_dir), paths, height, width)
+    if not target.exists():  # what is there is whole, and may lie in a folder that cannot be written
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / f"{name}.lock"):
+            if not target.exists():
+                _write_cache(target, Path(data_dir), paths, height, width)
     return np.load(target, mmap_mode="r")
 
 
 def _write_cache(target, data_dir, paths, height, width):
-    part = target.with_suffix(".part")
-    shape = (len(paths), height, width, 3)
-    cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    with replacing(target) as part:
+        cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(paths), height, width, 3))
 
-    def fill(i):
-        cache[i] = letterbox(decode(data_dir / paths[i]), height, width)
+        def fill(i):
+            cache[i] = letterbox(decode(data_dir / paths[i]), height, width)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(fill, range(len(paths))))
-    cache.flush()
-    part.replace(target)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill, range(len(paths))))
+        cache.flush()

@@ -5,18 +5,19 @@ import inspect
 import json
 from pathlib import Path
 
-from reid_utils.data.synergy import find_root
+from reid_utils.data.layouts import find_root
 
 
 def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept_md5=None) -> Path:
-    """The absolute folder that holds reid_training, made first where `data` asks for it.
+    """The absolute folder that has one of the layouts, made first where `data` asks for it.
 
     "rendered": renders with the keyword arguments `rendering` into a folder of `root` named after them; "synergy":
-    downloads into root/synergy; anything else is a folder in the Synergy layout and is only looked for. Several
-    processes may call it at once: one does the work, the others wait. Raises FileNotFoundError for a folder that is
-    missing or not in the layout, ValueError for wrong rendering settings, and what `download_synergy` raises.
+    downloads into root/synergy (see `download_synergy` for `accept_md5`); anything else is a folder in one of the
+    layouts and is only looked for. Several processes may call it at once: one does the work, the others wait. Raises
+    FileNotFoundError for a folder that is missing or in no layout, ValueError for wrong rendering settings, and what
+    `download_synergy` raises.
     """
-    folder = planned_data_dir(data, root, rendering, accept_md5)
+    folder = planned_data_dir(data, root, rendering)
     if str(data) == "rendered":
         from rendered_players.dataset import render_dataset
 
@@ -25,13 +26,13 @@ def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept
         from reid_utils.data.download import download_synergy
 
         download_synergy(folder.parent, accept_md5=accept_md5)
-    return find_root(folder).absolute()
+    return folder
 
 
-def planned_data_dir(data="rendered", root=Path("runs/data"), rendering=None, accept_md5=None) -> Path:
+def planned_data_dir(data="rendered", root=Path("runs/data"), rendering=None) -> Path:
     """The absolute folder that `prepare_data` returns for the same arguments, without making anything.
 
-    Raises FileNotFoundError for a user's folder that is missing or not in the layout.
+    Raises FileNotFoundError for a user's folder that is missing or in no layout.
     """
     root = Path(root).absolute()
     if str(data) == "rendered":
@@ -40,7 +41,7 @@ def planned_data_dir(data="rendered", root=Path("runs/data"), rendering=None, ac
         return root / "synergy" / "data_reid"
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"data folder {data} is missing: give rendered, synergy or a folder with reid_training")
+        raise FileNotFoundError(f"data folder {data} is missing: give rendered, synergy or a folder of crops")
     return find_root(folder).absolute()
 
 
@@ -54,5 +55,7 @@ def _rendered_name(rendering):
     if unknown:
         raise ValueError(f"rendering has no setting {unknown[0]}: it has {', '.join(defaults)}, workers")
     settings = defaults | {name: value for name, value in rendering.items() if name != "workers"}
+    if settings["difficulty"] == defaults["difficulty"]:
+        del settings["difficulty"]  # sets of the default are older than the setting, and keep their name
     described = json.dumps([RENDERER_VERSION, settings], sort_keys=True)
     return f"rendered-{hashlib.sha256(described.encode()).hexdigest()[:10]}"

@@ -1,72 +1,41 @@
-"""The Synergy Re-ID layout: manifest, folds, counts, image checks, fingerprint, challenge truth."""
+"""The manifest of a data set in any layout: its players, folds, counts and name, cameras and the challenge's truth."""
 
-import os
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from reid_utils.data.layouts import SETS, beside, find_root, layout_rows, refuse_repeats
+
 COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera"]
-_LABELLED = re.compile(r"([0-9]{1,9})_([0-9]{1,9})_([0-9]{1,9})\.jpe?g", re.IGNORECASE)
-_HIDDEN = re.compile(r"([0-9]{1,9})\.jpe?g", re.IGNORECASE)
 _SETS = ["training", "test query", "test gallery", "challenge query", "challenge gallery"]
-_PUBLISHED = {
+_PUBLISHED = {  # identities (None where hidden) and images; source: the challenge toolkit's README and code
     2023: dict(zip(_SETS, [(436, 8569), (50, 50), (50, 910), (None, 618), (None, 9505)], strict=True)),
     2022: dict(zip(_SETS, [(436, 8569), (50, 50), (50, 910), (None, 468), (None, 8703)], strict=True)),
 }
 
 
 def load_manifest(data_dir) -> pd.DataFrame:
-    """One row an image, with the columns COLUMNS; sorted by split, role and file name, never by file system.
+    """One row an image, with the columns COLUMNS; by split, role and the numbers in the file name, never as listed.
 
     image_id (the file's stem), path (posix, relative to `data_dir`), split, role: str; player, sequence, frame, fold,
-    camera: int, −1 where hidden, and for `fold` outside training. Camera: query 0, gallery 1, training 0 (so nothing
-    counts as junk, as in the published code), unless a `cameras.csv` with the columns path (relative to the folder
-    that holds reid_training) and camera lies there or beside that folder. The challenge split may be absent; hidden
-    files are passed over. Warns about a test query without a gallery image and about fewer than ten sequences.
+    camera: int, −1 where hidden, for `fold` outside training, and for `player` where the benchmark's gallery has junk.
+    `layouts` says what each layout makes of its names. A `cameras.csv` with the columns path (relative to the folder
+    that has the layout) and camera, there or beside that folder, replaces the cameras. The challenge split may be
+    absent; files that operating systems leave behind are passed over. Warns about a test query without a gallery image
+    and about fewer than ten sequences.
 
     Raises FileNotFoundError for a missing folder; ValueError for an empty one, a file name off the pattern, a
-    duplicate (player, sequence, frame), a player both in training and test, and a training player with one image:
-    no pair can be drawn for it, the published code fails there too, and leaving it out unasked would change the set.
+    duplicate, a player both in training and test, and a training player with one image: no pair can be drawn for it,
+    the published code fails there too, and leaving it out unasked would change the set.
     """
-    base, root = Path(data_dir), find_root(data_dir)
-    parts = {folder: labels for folder, labels in FOLDERS.items() if _expected(root, folder)}
-    rows = [row for folder, (split, role) in parts.items() for row in _rows(root, folder, split, role)]
-    manifest = pd.DataFrame(rows, columns=COLUMNS)
-    _check_duplicates(manifest)
+    root = find_root(data_dir)
+    manifest = pd.DataFrame(layout_rows(data_dir)).assign(fold=-1)[COLUMNS]
     _check_players(manifest)
     manifest = manifest.assign(camera=read_cameras(root, manifest))
-    prefix = "" if root == base else "data_reid/"
-    return assign_folds(manifest.assign(path=prefix + manifest["path"]))
-
-
-def _expected(root, folder):
-    return not folder.startswith("reid_challenge") or (root / "reid_challenge").is_dir()
-
-
-def _rows(root, folder, split, role):
-    labelled = split != "challenge"
-    pattern = _LABELLED if labelled else _HIDDEN
-    names = file_names(root, folder)
-    if not names:
-        raise ValueError(f"{root / folder} is empty: put its images there")
-    for name in names:
-        match = pattern.fullmatch(name)
-        if not match:
-            form = "{player}_{sequence}_{frame}.jpeg" if labelled else "{image_id}.jpeg"
-            raise ValueError(f"{root / folder / name} is not named {form} (whole numbers): rename or remove it")
-        numbers = [int(group) for group in match.groups()] if labelled else [-1, -1, -1]
-        yield [name.rpartition(".")[0], f"{folder}/{name}", split, role, *numbers, -1, int(role == "gallery")]
-
-
-def _check_duplicates(manifest):
-    hidden = manifest["split"] == "challenge"
-    labelled, hidden = manifest[~hidden], manifest[hidden]
-    keys = labelled["split"] + labelled[["player", "sequence", "frame"]].astype(str).agg("_".join, axis=1)
-    refuse_repeats(keys, labelled["path"], "the same player, sequence and frame")
-    refuse_repeats(hidden["role"] + hidden["image_id"].str.lstrip("0"), hidden["path"], "the same image id")
+    prefix = root.relative_to(data_dir).as_posix()
+    return assign_folds(manifest if prefix == "." else manifest.assign(path=f"{prefix}/" + manifest["path"]))
 
 
 def _check_players(manifest):
@@ -74,7 +43,11 @@ def _check_players(manifest):
     test = manifest[manifest["split"] == "test"]
     both = sorted(set(train) & set(test["player"]))
     if both:
-        raise ValueError(f"player {both[0]} is in both reid_training and reid_test: the two sets must share no player")
+        where = " and ".join(
+            manifest.loc[(manifest["player"] == both[0]) & (manifest["split"] == split), "path"].iloc[0].split("/")[0]
+            for split in ("train", "test")
+        )
+        raise ValueError(f"player {both[0]} is in both {where}: the two sets must share no player")
     images = train.value_counts()
     single = sorted(images[images == 1].index)
     if single:
@@ -165,104 +138,75 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
 
 
 def counts(manifest) -> pd.DataFrame:
-    """Identities and images of each set: columns set, identities (Int64, missing where hidden), images."""
+    """Identities and images of each set: columns set, identities (Int64, missing where hidden), images.
+
+    Junk (player −1) and distractors (0, where no query is of that player) are images of nobody.
+    """
+    known = set(manifest.loc[(manifest["role"] != "gallery") | (manifest["player"] > 0), "player"]) - {-1}
     rows = []
-    for name, (split, role) in zip(_SETS, FOLDERS.values(), strict=True):
+    for name, (split, role) in zip(_SETS, SETS, strict=True):
         part = manifest[(manifest["split"] == split) & (manifest["role"] == role)]
         if len(part):
-            rows.append((name, pd.NA if split == "challenge" else part["player"].nunique(), len(part)))
+            rows.append((name, pd.NA if split == "challenge" else len(known & set(part["player"])), len(part)))
     return pd.DataFrame(rows, columns=["set", "identities", "images"]).astype({"identities": "Int64"})
 
 
-def check_counts(manifest) -> str:
-    """One line: which published Synergy Re-ID set (challenge 2022 or 2023) the counts equal, or what differs.
-
-    Source of the published counts: the challenge toolkit's README and code. Compared with the year that is nearer.
-    """
+def _differences(manifest, year):
     own = {
         name: (None if ids is pd.NA else ids, images) for name, ids, images in counts(manifest).itertuples(index=False)
     }
-    differences = {}
-    for year, published in _PUBLISHED.items():
-        pairs = [(name, own.get(name, (None, 0)), known) for name, known in published.items()]
-        differences[year] = [
-            f"{name} {_count_text(*mine)} instead of {_count_text(*known)}"
-            for name, mine, known in pairs
-            if mine != known
-        ]
-    year = min(differences, key=lambda year: len(differences[year]))
-    if not differences[year]:
-        return f"counts equal those of Synergy Re-ID with the {year} challenge"
-    return f"counts differ from Synergy Re-ID with the {year} challenge: {'; '.join(differences[year])}"
-
-
-def set_name(data_dir, manifest) -> str:
-    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name."""
-    root = find_root(data_dir)
-    if (root / "rendering.json").exists():
-        return "rendered data"
-    told = check_counts(manifest)
-    if told.startswith("counts equal"):
-        return f"Synergy, challenge {told.split()[-2]}"
-    return root.resolve().parent.name if root.name == "data_reid" else root.name
+    pairs = [(name, own.get(name, (None, 0)), known) for name, known in _PUBLISHED[year].items()]
+    return [
+        f"{name} {_count_text(*mine)} instead of {_count_text(*known)}" for name, mine, known in pairs if mine != known
+    ]
 
 
 def _count_text(identities, images):
     return f"{images} images" if identities is None else f"{images} images of {identities} players"
 
 
-FOLDERS = {
-    "reid_training": ("train", "train"),
-    "reid_test/query": ("test", "query"),
-    "reid_test/gallery": ("test", "gallery"),
-    "reid_challenge/query": ("challenge", "query"),
-    "reid_challenge/gallery": ("challenge", "gallery"),
-}
+def published_year(manifest) -> int | None:
+    """The year of the challenge (2022 or 2023) whose published Synergy Re-ID set has these very counts, or None."""
+    return next((year for year in _PUBLISHED if not _differences(manifest, year)), None)
 
 
-def find_root(data_dir) -> Path:
-    """The folder that holds reid_training: `data_dir` itself, or the data_reid folder directly inside it.
+def check_counts(manifest) -> str:
+    """One line: which published Synergy Re-ID set the counts equal, or what differs from the nearer one."""
+    if year := published_year(manifest):
+        return f"counts equal those of Synergy Re-ID with the {year} challenge"
+    year = min(_PUBLISHED, key=lambda year: len(_differences(manifest, year)))
+    differences = "; ".join(_differences(manifest, year))
+    return f"counts differ from Synergy Re-ID with the {year} challenge: {differences}"
 
-    Raises FileNotFoundError where neither is one.
+
+def set_name(data_dir, manifest) -> str:
+    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name.
+
+    A folder that only calls itself so is shown as "folder NAME": a set is known by its counts, not by its name.
     """
-    data_dir = Path(data_dir)
-    for folder in (data_dir, data_dir / "data_reid"):
-        if (folder / "reid_training").is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"{data_dir} holds no reid_training folder: give the folder that holds reid_training and reid_test"
-    )
-
-
-def file_names(root, folder):
-    """Sorted names of the files of a folder of the layout; raises FileNotFoundError where it is missing."""
-    if not (root / folder).is_dir():
-        raise FileNotFoundError(f"{root / folder} is missing: the layout needs this folder with JPEG files in it")
-    return sorted(entry.name for entry in os.scandir(root / folder) if not entry.name.startswith("."))
-
-
-def beside(root, name):
-    """The file `name` in the folder that holds reid_training or the folder around it, None where neither has it."""
-    return next((file for file in (root / name, root.resolve().parent / name) if file.is_file()), None)
-
-
-def refuse_repeats(keys, paths, what):
-    """Raise ValueError naming two paths whose keys are equal; `what` says what they share."""
-    repeated = keys.duplicated()
-    if repeated.any():
-        second = repeated.idxmax()
-        first = keys[keys == keys[second]].index[0]
-        raise ValueError(f"{paths[first]} and {paths[second]} have {what}: remove or rename one of them")
+    root = find_root(data_dir)
+    if (root / "rendering.json").exists():
+        return "rendered data"
+    if year := published_year(manifest):
+        return f"Synergy, challenge {year}"
+    name = (root.resolve().parent.name if root.name == "data_reid" else root.resolve().name) or "data"
+    return f"folder {name}" if name.casefold().startswith(("synergy", "rendered data")) else name
 
 
 def _read_table(source):
-    """A side file as text cells; raises ValueError naming a file that is empty, ragged or not UTF-8."""
+    """A side file as text cells, commas or semicolons between them; raises ValueError naming one that is no CSV."""
     try:
+        header = source.read_text(encoding="utf-8-sig").partition("\n")[0]
+        separator = ";" if ";" in header and "," not in header else ","
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
-            return pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False)
+            return pd.read_csv(
+                source, sep=separator, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False
+            )
     except (ValueError, pd.errors.ParserWarning) as error:
-        raise ValueError(f"{source} is no readable CSV ({' '.join(str(error).split())}): mend or remove it") from error
+        raise ValueError(
+            f"{source} is no readable CSV ({' '.join(str(error).split())}): correct or remove it"
+        ) from error
 
 
 def read_cameras(root, manifest):
@@ -304,11 +248,8 @@ def challenge_truth(data_dir) -> pd.DataFrame | None:
     table = _truth_rows(source)
     keys = table["role"] + "/" + table["number"].astype(str)
     refuse_repeats(keys, str(source) + ": " + keys, "two rows")
-    stems = {
-        f"{role}/{int(stem)}": (stem, role)
-        for role in ("query", "gallery")
-        for stem in (name.rpartition(".")[0] for name in file_names(root, f"reid_challenge/{role}"))
-    }
+    hidden = [row for row in layout_rows(root) if row.split == "challenge"]
+    stems = {f"{row.role}/{row.image_id.lstrip('0') or '0'}": (row.image_id, row.role) for row in hidden}
     different = sorted(set(keys) ^ set(stems))
     if different:
         lacking = "has no row for" if different[0] in stems else "names an image that is not there:"
@@ -322,7 +263,9 @@ def _truth_rows(source):
     """role, number (int) and player of each row of a truth file, whichever of the two forms it has."""
     table = _read_table(source)
     if {"path", "player"} <= set(table.columns):
-        paths = table["path"].str.extract(r"reid_challenge/(query|gallery)/([0-9]{1,9})\.jpe?g$", flags=re.IGNORECASE)
+        paths = table["path"].str.extract(
+            r"reid_challenge/(query|gallery)/([0-9]{1,9})\.(?:jpe?g|png)$", flags=re.IGNORECASE
+        )
         table = pd.DataFrame({"role": paths[0], "number": paths[1], "player": table["player"]})
     elif {"split", "id", "pid"} <= set(table.columns):
         table = pd.DataFrame({"role": table["split"], "number": table["id"], "player": table["pid"]})
@@ -332,6 +275,6 @@ def _truth_rows(source):
     good = table["role"].isin(["query", "gallery"]) & numeric[0] & numeric[1]
     if not good.all():
         raise ValueError(
-            f"{source} row {int((~good).to_numpy().argmax()) + 2} gives no challenge image and player: mend it"
+            f"{source} row {int((~good).to_numpy().argmax()) + 2} gives no challenge image and player: correct it"
         )
     return table.assign(number=table["number"].astype(int))
