@@ -16,8 +16,9 @@ import torch
 
 from reid_utils.data.augmentation import normalise
 from reid_utils.data.images import decode, letterbox
-from reid_utils.data.synergy import find_root, load_manifest
-from reid_utils.files import file_hash, replacing, save_arrays
+from reid_utils.data.layouts import find_layout
+from reid_utils.data.synergy import load_manifest
+from reid_utils.files import file_hash, is_clutter, replacing, save_arrays
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.processes import default_device
 
@@ -98,15 +99,17 @@ def trained_encoder(weights):
 def crops_of(folder, split="test"):
     """The crops of a folder as manifest rows: path (relative), image_id, role (query or gallery), player, camera.
 
-    Of a data set in a known layout the rows of `split` ("test" or "challenge"). Of any other folder each JPEG, PNG, BMP
+    Of a data set with a test split the rows of `split` ("test" or "challenge"). Of any other folder each JPEG, PNG, BMP
     or WebP file in it and below: player is the whole number before the first "_" of the name, else the folder around
     it, else −1 (unknown); role is "query" or "gallery" where folders of these names hold the files, else a player's
     first image is its query and the others its gallery (with unknown players every image is both). Raises ValueError
     where there is nothing to rank.
     """
     try:
-        find_root(folder)
+        layout, _ = find_layout(folder)
     except FileNotFoundError:
+        layout = "none"
+    if layout in ("none", "a folder a player"):
         rows = _plain_crops(Path(folder))
     else:
         manifest = load_manifest(folder)
@@ -120,7 +123,7 @@ def crops_of(folder, split="test"):
 def _plain_crops(folder):
     """The rows of a folder in no known layout; see `crops_of`."""
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    paths = [path for path in found if not any(part.startswith(".") for part in path.parts)]
+    paths = [path for path in found if not any(map(is_clutter, path.parts))]
     rows = pd.DataFrame({"path": [path.as_posix() for path in paths], "image_id": [path.stem for path in paths]})
     role = [next((part for part in path.parts[:-1] if part in ("query", "gallery")), "") for path in paths]
     numbers = [path.name.partition("_")[0] for path in paths]
