@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study weights verify figures report test test-faults lint lab bench clean
+.PHONY: env study weights verify figures report test test-faults lint lab bench bench-peers clean
 .DELETE_ON_ERROR:
 
 study: env
@@ -56,6 +56,14 @@ lab: env
 bench: env
 	$(BIN)/python -m benchmarks
 
+bench-peers: env .venv-peers/.installed  # beside torchreid, fastreid, faiss and others, in an environment of theirs
+	$(BIN)/python -m benchmarks.peers
+
+.venv-peers/.installed: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	$(BIN)/python -m uv pip install --quiet --python .venv-peers/bin/python --no-deps -r $<
+	@touch $@
+
 clean:  # leaves runs/ alone: results are dear
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -88,7 +88,9 @@ def _variants(entry, declared, earlier):
         for block in entry["grid"]:
             for values in itertools.product(*(v if isinstance(v, list) else [v] for v in block.values())):
                 parameters = {**common, **dict(zip(block, values, strict=True))}
-                yield _label(where, entry.get("named_by", list(block)), {**defaults, **parameters}), parameters, ()
+                settings = {**defaults, **parameters}
+                inputs = _alike(where, entry["reads"], settings, declared, earlier) if "reads" in entry else ()
+                yield _label(where, entry.get("named_by", list(block)), settings), parameters, inputs
     elif "each" in entry:
         for upstream in _select(where, entry["each"], declared, earlier):
             yield upstream.label, common, (upstream.id,)
@@ -124,6 +126,16 @@ def _select(where, selection, declared, earlier):
     if not chosen:
         raise StudyError(f"{where}: no run of {stem} matches where {json.dumps(wanted)}")
     return chosen
+
+
+def _alike(where, reads, settings, declared, earlier):
+    """Ids of the earlier runs that a run of a grid reads: those with its own values of the parameters `same`."""
+    for name in reads.get("same", []):
+        if name not in settings:
+            raise unknown(f"{where}: reads: parameter", name, settings)
+    wanted = {"notebook": reads["notebook"], "name": reads.get("name", "")}
+    wanted["where"] = {name: [settings[name]] for name in reads.get("same", [])}
+    return [run.id for run in _select(where, wanted, declared, earlier)]
 
 
 def _after(where, after, earlier):

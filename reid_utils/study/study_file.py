@@ -25,11 +25,13 @@ ENTRY_FIELDS = {
     "parameters": dict,
     "grid": list,
     "named_by": list,
+    "reads": dict,
     "each": dict,
     "sets": dict,
     "after": (str, list),
 }
 SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
+READS_FIELDS = {"notebook": str, "name": str, "same": list}
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
@@ -135,6 +137,10 @@ def _check_entry(entry, where):
         raise StudyError(f"{where} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
     if "named_by" in entry and "grid" not in entry:
         raise StudyError(f"{where} has 'named_by' without 'grid'")
+    if "reads" in entry:
+        check_fields(entry["reads"], READS_FIELDS, f"{where}: reads")
+        if "grid" not in entry or "notebook" not in entry["reads"]:
+            raise StudyError(f"{where}: 'reads' needs a key 'notebook', and a 'grid' beside it")
     for block in entry.get("grid", []):
         if not isinstance(block, dict) or not block:
             raise StudyError(f"{where}: a grid block must be a mapping of parameters to values, not {block!r}")
