@@ -13,6 +13,8 @@ from reid_utils.ranking import (
     mean_average_precision,
     mean_inverse_negative_penalty,
 )
+from reid_utils.ranking.labels import matches
+from reid_utils.ranking.methods import score
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
@@ -117,9 +119,9 @@ def test_queries_without_match_are_skipped_and_counted():
         with pytest.warns(UserWarning, match="1 of 2 queries have no match"):
             found = cmc(distances, [7, 99], GALLERY, protocol=protocol, topk=4)
         np.testing.assert_allclose(found, cmc(DISTANCES, QUERY, GALLERY, protocol=protocol, topk=4))
-    for score in (mean_average_precision, cmc):
+    for metric in (mean_average_precision, cmc):
         with pytest.raises(ValueError, match="no query has a match"):
-            score(distances, [98, 99], GALLERY)
+            metric(distances, [98, 99], GALLERY)
     with pytest.raises(ValueError, match="no query has a match"):
         cmc(distances, [98, 99], GALLERY, protocol="cuhk03")
 
@@ -141,3 +143,62 @@ def test_bad_input_is_named():
         cmc(DISTANCES, QUERY, GALLERY, rng=np.random.default_rng())
     with pytest.raises(ValueError, match="topk must be at least 1"):
         cmc(DISTANCES, QUERY, GALLERY, topk=0)
+
+
+def test_one_pass_and_one_warning_give_all_scores():
+    distances, labels = random_case(seed=4, ties=True)
+    labels[0][3] = 99
+    with pytest.warns(UserWarning, match="1 of 20 queries have no match") as warned:
+        found = score(distances, *labels)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    with pytest.warns(UserWarning):
+        np.testing.assert_array_equal(found["aps"], average_precisions(distances, *labels))
+        np.testing.assert_array_equal(found["firsts"], first_match_ranks(distances, *labels))
+        curve = cmc(distances, *labels, protocol="market1501", topk=5)
+        assert found["mINP"] == mean_inverse_negative_penalty(distances, *labels)
+    assert (found["rank1"], found["rank5"]) == pytest.approx((curve[0], curve[4]))
+    assert found["mAP"] == np.nanmean(found["aps"])
+
+
+def test_junk_and_distractors_as_the_market_benchmark_has_them():
+    # junk at ranks 1 and 3 is left out, the distractor counts as wrong: matches at ranks 2 and 3 of what is left
+    players = np.array([-1, 0, -1, 7, 7])
+    found = score(DISTANCES, [7], players, [1], [2, 2, 2, 2, 2])
+    assert found["aps"] == pytest.approx([(1 / 2 + 2 / 3) / 2]) and found["firsts"] == [2]
+    names = np.array(["-1", "0", "-1", "7", "7"])
+    assert score(DISTANCES, ["7"], names)["aps"] == pytest.approx(found["aps"])
+    assert cmc(DISTANCES, [7], players, protocol="cuhk03", topk=1) == [0]
+
+
+def test_unknown_players_are_never_a_match():
+    for unknown in (-1, "-1"):
+        with pytest.raises(ValueError, match=r"unknown players .* as in a hidden challenge split: nothing to score"):
+            score(DISTANCES, [unknown], [unknown] * 5)
+    with pytest.warns(UserWarning, match="1 of 2 queries have no match in the gallery .1 of them of unknown players"):
+        found = average_precisions(np.repeat(DISTANCES, 2, axis=0), [-1, 7], [-1, 7, 7, 7, -1])
+    np.testing.assert_allclose(found, [np.nan, 1])
+
+
+def test_integer_ids_of_any_type_match_where_they_are_equal():
+    large = 2**63 - 1
+    for query, gallery in [
+        (np.array([large], np.uint64), np.array([large - 1, large, large - 1, large - 1, 3], np.int64)),
+        (np.array([2**64 - 1], np.uint64), np.array([-1, 2**64 - 1, 5, 5, 3], object)),
+        (np.array([7], np.int8), [1.0, 7.0, 2.0, 2.0, 2.0]),
+        (np.array([b"a"]), np.array(["A", "a", "b", "b", "b"])),
+    ]:
+        hits, _ = matches(query, gallery)
+        assert hits.tolist() == [[False, True, False, False, False]]
+    with pytest.raises(ValueError, match="query_ids are text, gallery_ids whole numbers; write both as the same kind"):
+        average_precisions(DISTANCES, ["7"], GALLERY)
+    with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text throughout, not a mixture"):
+        average_precisions(DISTANCES, QUERY, [7, "7", 1, 1, 2])
+    with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float64"):
+        average_precisions(DISTANCES, QUERY, [7.5, 7, 1, 1, 2])
+
+
+def test_cameras_of_one_side_only_are_refused():
+    for cameras, message in [((np.zeros(1), None), "query cameras are given, gallery cameras are not"),
+                             ((None, np.zeros(5)), "gallery cameras are given, query cameras are not")]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            average_precisions(DISTANCES, QUERY, GALLERY, *cameras)

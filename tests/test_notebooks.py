@@ -2,6 +2,7 @@ import ast
 import json
 import os
 import subprocess
+import symtable
 import sys
 import time
 from pathlib import Path
@@ -36,8 +37,8 @@ def _errors_of(path):
     return [output for output in outputs if output["output_type"] == "error"]
 
 
-def test_the_six_notebooks_are_there():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_the_notebooks_are_there():
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "05b", "06"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -58,12 +59,56 @@ def test_notebooks_are_stored_clean_and_short(path):
     assert "".join(last["source"]).startswith("## What we see")
 
 
+def _names_read(source):
+    """Names that a cell, or a function or comprehension in it, takes from earlier cells."""
+    whole = symtable.symtable(source, "cell", "exec")
+    bound = {symbol.get_name() for symbol in whole.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    waiting, read = [whole], set()
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        free = (s for s in table.get_symbols() if s.is_referenced() and (table is whole or s.is_global()))
+        read |= {symbol.get_name() for symbol in free}
+    return read - bound
+
+
+def _loop_names(source):
+    """Names that the loops of a cell leave behind."""
+    tree = ast.parse(source)
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
+    within = {node for part in ast.walk(tree) if isinstance(part, ast.FunctionDef) for node in ast.walk(part)}
+    targets = (node.target for node in loops if node not in within)
+    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+
+
+def _leaks(sources):
+    """(cell, name) of loop names that a later cell reads: run again in another order, it would mean something else."""
+    left, found = set(), []
+    for number, source in enumerate(sources):
+        found += [(number, name) for name in sorted(left & _names_read(source))]
+        left |= _loop_names(source)
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_name_of_a_loop_is_read_in_a_later_cell(path):
+    assert _leaks(["".join(cell["source"]) for cell in _code(path)]) == []
+
+
+def test_a_loop_name_that_lives_on_is_found():
+    loop = "for loss, f in features.items():\n    plot(f)"
+    assert _leaks([loop, "print(f)"]) == [(1, "f")]
+    assert _leaks([loop, "def g():\n    return f"]) == _leaks([loop, "[f(x) for x in y]"]) == [(1, "f")]
+    assert _leaks([loop, "[f for f in y]", "f = 1", "for f in y:\n    print(f)"]) == []
+    assert _leaks(["def g():\n    for f in y:\n        print(f)", "print(f)"]) == []
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_are_literals_with_a_comment_or_a_plain_name(path):
     (cell,) = (cell for cell in _code(path) if "parameters" in cell["metadata"].get("tags", []))
     tree = ast.parse("".join(cell["source"]))
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
-    assert values.keys() >= {"data", "out", "run_id", "inputs"}
+    assert values.keys() >= {"out", "run_id", "inputs"}
     for line in cell["source"]:
         name = line.split(" = ")[0]
         assert "  # " in line or name == "epochs"
@@ -71,7 +116,7 @@ def test_parameters_are_literals_with_a_comment_or_a_plain_name(path):
 
 def test_every_notebook_runs_and_every_table_and_figure_is_there(small_study):
     executed = sorted((small_study / "notebooks").glob("*.ipynb"))
-    assert {path.stem[:2] for path in executed} == {"02", "03", "04", "05"}
+    assert {path.stem.split("_")[0] for path in executed} == {"02", "03", "04", "05", "05b"}
     assert not any(_errors_of(path) for path in executed)
     for k in range(1, 7):
         table = pd.read_csv(small_study / "tables" / f"T{k}.csv")

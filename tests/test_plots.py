@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from reid_utils.ranking.statistics import compare_rows
 from reid_utils.views import galleries, plots, style
-from reid_utils.views import plots as comparisons
+from reid_utils.views.saliency import saliency_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def draw_one_of_each(rng):
             ["flip", "cut-out"],
         ),
         "lists": (
-            galleries.ranked_lists(crop(), {"plain": ranked, "re-ranked": ranked}, "AP 0.5", **note),
+            galleries.ranked_list_page([(crop(), {"plain": ranked, "re-ranked": ranked}, "AP 0.5")], **note),
             6,
             ["plain", "AP 0.5", "✓ 0.25", "✗ 1.50"],
         ),
@@ -94,20 +95,18 @@ def draw_one_of_each(rng):
             ["two-stage", "ViT", "ResNet"],
         ),
         "forest": (
-            comparisons.forest_plot(table(rng), ["T1", "T1", "T1"], **note),
+            plots.forest_plot(table(rng), ["T1", "T1", "T1"], **note),
             2,
             ["T1", "flip", "mAP (%)", "difference to the baseline (mAP points)", "< 0.001"],
         ),
-        "bars": (comparisons.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
+        "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
         "robustness": (
-            comparisons.robustness_curves(damage, **note),
+            plots.robustness_curves(damage, **note),
             2,
             ["blur (σ, pixels)", "JPEG quality", "InfoNCE"],
         ),
         "repaired": (
-            comparisons.repaired_queries(
-                [0.2, 0.5, 1, np.nan], [0.6, 0.4, 1, np.nan], ("AP alone", "AP fused"), **note
-            ),
+            plots.repaired_queries([0.2, 0.5, 1, np.nan], [0.6, 0.4, 1, np.nan], ("AP alone", "AP fused"), **note),
             1,
             ["AP alone (%)", "AP fused (%)", "better (1)", "worse (1)", "same (1)"],
         ),
@@ -139,7 +138,7 @@ def test_figures_do_not_pile_up_in_pyplot(rng):
 
 
 def test_hits_and_misses_differ_in_sign_and_colour():
-    figure = galleries.ranked_lists(crop(), {"plain": [(crop(), True, 0.1), (crop(), False, 0.2)]}, "q")
+    figure = galleries.ranked_list_page([(crop(), {"plain": [(crop(), True, 0.1), (crop(), False, 0.2)]}, "q")])
     _, hit, miss = [ax for ax in figure.findobj(plt.Axes) if ax.has_data()]
     assert (hit.get_title()[0], miss.get_title()[0]) == ("✓", "✗")
     frames = [to_hex(ax.spines["left"].get_edgecolor()).upper() for ax in (hit, miss)]
@@ -150,7 +149,7 @@ def test_hidden_players_are_not_counted():
     manifest = pd.DataFrame({"split": ["training"] * 2 + ["challenge"] * 9, "player": [1.0, 1.0] + [np.nan] * 9})
     figure = plots.set_statistics(manifest, np.full((11, 2), 40))
     assert len(figure.axes[0].patches) == 1
-    assert len(figure.axes[2].patches) == 2
+    assert len(figure.axes[2].patches) == 2  # one height throughout: a bar a split
     hidden = plots.set_statistics(manifest[2:], np.full((9, 2), 40))
     assert "players are hidden" in texts(hidden)
 
@@ -160,7 +159,7 @@ def test_forest_plot_fills_only_what_differs(rng):
     noisy = np.clip(aps + rng.normal(0, 0.1, aps.shape), 0, 1)
     frame = compare_rows({"base": aps, "same": noisy, "better": np.clip(aps + 0.1, 0, 1)}, "base")
     frame["p_holm"] = [np.nan, 0.6, 0.001]
-    points = [line for line in comparisons.forest_plot(frame).axes[0].lines if line.get_marker() in "oD"]
+    points = [line for line in plots.forest_plot(frame).axes[0].lines if line.get_marker() in "oD"]
     filled = [line.get_markerfacecolor() != "white" for line in points]
     assert list(zip((line.get_marker() for line in points), filled, strict=True)) == [
         ("D", True),
@@ -169,9 +168,19 @@ def test_forest_plot_fills_only_what_differs(rng):
     ]
 
 
+def test_forest_plot_draws_full_intervals_thin_and_those_of_queries_thick(rng):
+    frame = table(rng).assign(queries_low=[np.nan, 0.09, 0.19], queries_high=[np.nan, 0.11, 0.21])
+    frame = frame.assign(diff_low=[np.nan, 0.05, 0.1], diff_high=[np.nan, 0.15, 0.3])
+    figure = plots.forest_plot(frame)
+    segments = {(line.get_linewidth(), *np.round(line.get_xdata(), 1)) for line in figure.axes[1].lines}
+    assert segments >= {(1, 5, 15), (1, 10, 30), (3, 9, 11), (3, 19, 21)}
+    assert "other queries, same networks" in texts(figure)
+    assert "other queries" not in texts(plots.forest_plot(table(rng)))
+
+
 def test_sensitivity_map_outlines_the_marked_setting():
     figure = plots.sensitivity_map(np.full((2, 3), 0.5), [5, 10, 20], [1, 6], "k1", "k2", mark=(20, 6))
-    assert figure.axes[0].patches[0].get_xy() == (1.5, 0.5)
+    assert figure.axes[0].patches[0].get_xy() == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_sensitivity_map_outlines_the_marked_setting():
         (lambda: plots.sensitivity_map(np.eye(2), [1], [1, 2], "k1", "k2"), r"give \(2, 1\)"),
         (lambda: plots.sensitivity_map(np.eye(2), [1, 2], [1, 2], "k1", "k2", mark=(3, 1)), "off the map"),
         (lambda: plots.fusion_weights({"a": np.ones((5, 2))}, ["x", "y", "z"]), "weights of 'a'"),
-        (lambda: comparisons.repaired_queries([1, 1], [1]), "same queries"),
+        (lambda: plots.repaired_queries([1, 1], [1]), "same queries"),
     ],
 )
 def test_bad_input_is_named(draw, message):
@@ -200,7 +209,7 @@ rng = np.random.default_rng(0)
 style.save_figure(plots.cmc_curves({"a": [0.5, 0.9]}, note="n"), sys.argv[1], "cmc")
 style.save_figure(plots.distance_histograms({"a": rng.normal(size=99), "b": rng.normal(size=99)}), sys.argv[1], "d")
 images = [rng.integers(0, 255, (40, 20, 3), np.uint8)] * 2
-style.save_figure(galleries.ranked_lists(images[0], {"m": [(images[1], True, 0.1)]}, "q"), sys.argv[1], "lists")
+style.save_figure(galleries.ranked_list_page([(images[0], {"m": [(images[1], True, 0.1)]}, "q")]), sys.argv[1], "lists")
 """
 
 
@@ -213,14 +222,78 @@ def test_same_data_same_bytes_in_another_process(tmp_path):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
-def test_png_of_noisy_crops_keeps_the_limit(tmp_path, rng):
-    noise = [rng.integers(0, 255, (200, 90, 3), np.uint8) for _ in range(12)]
-    figure = galleries.sequence_samples([("noise", noise)] * 3)
+def noise(rng, height, width):
+    return rng.integers(0, 255, (height, width, 3), np.uint8)
+
+
+def test_png_of_noisy_crops_keeps_the_limit(tmp_path, rng, capsys):
+    figure = galleries.sequence_samples([("noise", [noise(rng, 200, 90) for _ in range(12)])] * 3)
     png, svg = style.save_figure(figure, tmp_path / "new folder", "noise")
     assert (png.name, svg.name) == ("noise.png", "noise.svg")
-    assert png.stat().st_size <= style.PNG_LIMIT
+    assert png.stat().st_size <= style.PNG_LIMIT and not style.too_heavy(png)
     assert Image.open(png).width >= 75 * style.TEXT_WIDTH
-    assert len(list(png.parent.iterdir())) == 2
+    assert len(list(png.parent.iterdir())) == 2 and capsys.readouterr().out == ""
+
+
+def test_a_picture_that_cannot_be_made_small_is_written_legibly_and_said(tmp_path, rng, capsys):
+    lists = {name: [(noise(rng, 156, 52), True, 0.1) for _ in range(8)] for name in ("plain", "hard")}
+    figure = galleries.ranked_list_page([(noise(rng, 156, 52), lists, "query")] * 3)
+    png, svg = style.save_figure(figure, tmp_path, "lists")
+    assert style.too_heavy(png) and Image.open(png).width >= 150 * style.TEXT_WIDTH - 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "lists.png" in said[0] and "fewer images" in said[0]
+    assert "data:image/jpeg" in svg.read_text() and "data:image/png" not in svg.read_text()
+
+
+def test_a_vector_picture_keeps_flat_and_transparent_images_as_they_are(tmp_path, rng):
+    flat = style.save_figure(galleries.sequence_samples([("flat", [crop(), crop()])]), tmp_path, "flat")[1].read_text()
+    assert "data:image/png" in flat and "data:image/jpeg" not in flat
+    heat = np.zeros((64, 32), np.float32)
+    pair = ("pair", noise(rng, 64, 32), noise(rng, 64, 32), (heat, heat, 0.5))
+    both = style.save_figure(saliency_pairs([pair]), tmp_path, "both")[1].read_text()
+    assert "data:image/png" in both  # the map lies over the crop, half transparent
+
+
+HARD_TO_DRAW = [
+    "$x_1$ and $",
+    "a_b^c 100 %",
+    "\\frac{",
+    "選手の特徴",
+    "لاعبون",
+    "🏀",
+    "bad \udcff byte",
+    "null \0, \x1b[31m",
+]
+
+
+@pytest.mark.parametrize("name", HARD_TO_DRAW)
+def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
+    frame = table(rng, (name, "other"))
+    manifest = pd.DataFrame({"split": [name, "b"] * 3, "player": range(6)})
+    drawn = [
+        plots.forest_plot(frame, [name, name], note=name),
+        plots.bar_with_intervals(frame, note=name),
+        plots.error_overlap(np.eye(2), [name, "b"]),
+        plots.cmc_curves({name: [0.5, 1]}),
+        plots.fusion_weights({name: rng.dirichlet([1, 1], 9)}, [name, "b"]),
+        plots.distance_histograms({name: rng.uniform(size=9), "b": rng.uniform(size=9)}),
+        plots.set_statistics(manifest, rng.integers(50, 99, (6, 2))),
+        galleries.sequence_samples([(name, [crop()])], note=name),
+    ]
+    for number, figure in enumerate(drawn):
+        svg = style.save_figure(figure, tmp_path, str(number))[1]
+        ElementTree.parse(svg)
+    if name.isprintable():
+        assert name in texts(drawn[0])
+
+
+def test_a_column_with_one_value_a_split_is_told_by_bars():
+    manifest = pd.DataFrame({"split": ["training"] * 6 + ["test"] * 4, "player": [1, 1, 1, 2, 2, 2, 7, 7, 8, 8]})
+    figure = plots.set_statistics(manifest, np.arange(20).reshape(10, 2) + 50)
+    shown = texts(figure)
+    assert "each of 2 players: 3" in shown and "each of 2 players: 2" in shown and "each of 6 images" not in shown
+    varied = plots.set_statistics(manifest.iloc[:-1], np.arange(18).reshape(9, 2) + 50)
+    assert "players: " not in texts(varied) and len(varied.axes[0].lines) == 2
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid_utils.ranking import read_distance_csv, score_distance_csv, write_distance_csv
+from reid_utils.ranking import read_distance_csv, write_distance_csv
+from reid_utils.ranking.methods import score
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 SYNERGY = Path(__file__).resolve().parents[2] / "shared" / "golden" / "synergy2023_test_dmat.csv"
@@ -61,7 +62,7 @@ def test_reading_back(tmp_path):
         ("0,1,inf\n5,0.1,0.2\n", "gallery id at position 1 is inf, not a whole number"),
         ("0,1,9007199254740993\n5,0.1,0.2\n", r"not a whole number below 2\^53"),
         ("0,1,2\n1e300,0.1,0.2\n", r"query id at position 0 is 1e\+300, not a whole number below 2\^53"),
-        ("0;1;2\n5;0.1;0.2\n", r"d\.csv is not a distance CSV"),
+        ("0;1;2\n5;0.1;x\n", r"d\.csv is not a distance CSV"),
         ("0,1,2\n", "it needs a row of gallery ids and a row for each query"),
     ],
 )
@@ -93,16 +94,26 @@ def test_nothing_is_left_behind_by_a_refused_write(tmp_path):
 def test_a_real_submission():
     if not SYNERGY.exists():
         pytest.skip("the real Synergy submission is kept outside the project and is not here")
-    found = score_distance_csv(SYNERGY)
+    found = score(*read_distance_csv(SYNERGY))
     assert found["mAP"] == pytest.approx(0.96148, abs=1e-5)
-    assert found["rank-1"] == 1 and found["queries"] == 50 and found["queries_without_match"] == 0
+    assert found["rank1"] == 1 and len(found["aps"]) == 50 and np.isfinite(found["aps"]).all()
 
 
-def test_scoring_with_a_separate_truth(tmp_path):
-    write_distance_csv(tmp_path / "d.csv", np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]), [100, 101], [1, 2, 3])
-    truth = {100: 7, 101: 8}, {1: 7, 2: 8, 3: 7}
-    found = score_distance_csv(tmp_path / "d.csv", *truth)
-    assert found["mAP"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
-    assert found["rank-1"] == 0.5 and found["rank-5"] == 1
-    with pytest.raises(ValueError, match="no player is known for gallery image 3"):
-        score_distance_csv(tmp_path / "d.csv", truth[0], {1: 7, 2: 8})
+@pytest.mark.parametrize(
+    "text",
+    ["\ufeff0,1,2\r\n5,0.5,0.25\r\n", "0;1;2\n5;0.5;0.25\n", "0;1;2\n5;0,5;0,25\n", "\ufeff0;1;2\n5;0.5;0.25\n"],
+)
+def test_spreadsheet_habits_are_understood(tmp_path, text):
+    (tmp_path / "d.csv").write_bytes(text.encode())
+    distances, query_ids, gallery_ids = read_distance_csv(tmp_path / "d.csv")
+    np.testing.assert_array_equal(distances, [[0.5, 0.25]])
+    np.testing.assert_array_equal(query_ids, [5])
+    np.testing.assert_array_equal(gallery_ids, [1, 2])
+
+
+def test_ids_of_any_integer_type_are_written_exactly(tmp_path):
+    large = 2**53 + 1
+    write_distance_csv(tmp_path / "d.csv", np.ones((1, 2)), np.array([large], np.uint64), [large, 3])
+    assert (tmp_path / "d.csv").read_text().splitlines()[0] == f"0,{large},3"
+    with pytest.raises(ValueError, match="query_ids must be whole numbers for the challenge CSV, not text"):
+        write_distance_csv(tmp_path / "d.csv", np.ones((1, 2)), ["a"], [1, 2])

@@ -19,8 +19,8 @@ from reid_utils.ranking.metrics import (
     mean_average_precision,
     mean_inverse_negative_penalty,
 )
-from reid_utils.ranking.reranking import rerank, rerank_distances, rerank_one_by_one, rerank_sweep
-from reid_utils.ranking.submission import read_distance_csv, score_distance_csv, write_distance_csv
+from reid_utils.ranking.reranking import rerank, rerank_distances, rerank_sweep
+from reid_utils.ranking.submission import read_distance_csv, write_distance_csv
 
 __all__ = [
     "average_precisions",
@@ -37,9 +37,7 @@ __all__ = [
     "reciprocal_rank_fusion",
     "rerank",
     "rerank_distances",
-    "rerank_one_by_one",
     "rerank_sweep",
-    "score_distance_csv",
     "similarity_fusion",
     "squared_euclidean",
     "two_stage_fusion",

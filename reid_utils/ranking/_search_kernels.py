@@ -79,20 +79,6 @@ def offer_tile(products, norms, starts, diagonal, row_lists, column_lists):
 
 
 @njit(cache=True, nogil=True)
-def _scaled(distance, square, scale):
-    """The distance, squared if so asked, as a share of the row's largest."""
-    return (distance * distance if square else distance) / scale
-
-
-@njit(cache=True, nogil=True)
-def offer_rows(matrix, square, scale, offset, values, indices, start, stop):
-    """Offer row i of `matrix`, scaled, to list i, for i in [start, stop); column j is index offset + j."""
-    for i in range(start, stop):
-        for j in range(matrix.shape[1]):
-            _offer(values[i], indices[i], _scaled(matrix[i, j], square, scale[i]), offset + j)
-
-
-@njit(cache=True, nogil=True)
 def merge_lists(first, second, values, indices, start, stop):
     """Write the merged list of each row of `first` and `second`, pairs (values, indices)."""
     for i in range(start, stop):
@@ -145,24 +131,8 @@ def fill_from_features(query, gallery, hidden, square, scale, indptr, members, v
                     values[entry] = np.inf
                     continue
                 y = query[j] if j < queries else gallery[j - queries]
-                values[entry] = _scaled(_squared_distance(x, y), square, scale[i])
-
-
-@njit(cache=True, nogil=True)
-def fill_from_blocks(query_query, query_gallery, gallery_gallery, square, scale, indptr, members, values, start, stop):
-    """Look the values still NaN up in the three matrices."""
-    queries = query_query.shape[0]
-    for i in range(start, stop):
-        for entry in range(indptr[i], indptr[i + 1]):
-            if np.isnan(values[entry]):
-                j = members[entry]
-                if i < queries:
-                    distance = query_query[i, j] if j < queries else query_gallery[i, j - queries]
-                elif j < queries:
-                    distance = query_gallery[j, i - queries]
-                else:
-                    distance = gallery_gallery[i - queries, j - queries]
-                values[entry] = _scaled(distance, square, scale[i])
+                distance = _squared_distance(x, y)
+                values[entry] = (distance * distance if square else distance) / scale[i]
 
 
 @njit(cache=True, nogil=True)
@@ -173,5 +143,5 @@ def nearest_in_rows(matrix, indices, start, stop):
         values[:] = np.inf
         indices[i] = matrix.shape[1]
         for j in range(matrix.shape[1]):
-            if matrix[i, j] < values[-1]:
+            if matrix[i, j] <= values[-1]:  # equal at infinity, where a list may still have room
                 _offer(values, indices[i], matrix[i, j], j)

@@ -102,8 +102,11 @@ def gaussian_weights(indptr, values, start, stop):
 
 
 @njit(cache=True, nogil=True)
-def _mean_row(begins, sizes, indices, data, neighbours, total, touched):
-    """Sum the neighbours' rows into `total`, noting the columns reached; returns (columns, neighbours)."""
+def _mean_row(begins, sizes, indices, data, neighbours, total, seen, stamp, touched):
+    """Sum the neighbours' rows into `total`, noting the columns reached; returns (columns, neighbours).
+
+    `seen` marks a column by `stamp`, this row's number: a weight may be 0, so the sum cannot tell what was reached.
+    """
     reached, count = 0, 0
     for neighbour in neighbours:
         if neighbour < 0:
@@ -111,7 +114,8 @@ def _mean_row(begins, sizes, indices, data, neighbours, total, touched):
         count += 1
         for entry in range(begins[neighbour], begins[neighbour] + sizes[neighbour]):
             column = indices[entry]
-            if total[column] == 0:
+            if seen[column] != stamp:
+                seen[column] = stamp
                 touched[reached] = column
                 reached += 1
             total[column] += data[entry]
@@ -133,9 +137,10 @@ def mean_rows(matrix, neighbours, width, start, stop):
     out_indices, out_data = np.empty(room, np.int32), np.empty(room, np.float32)
     out_sizes = np.empty(stop - start, np.int64)
     total, touched = np.zeros(width, np.float32), np.empty(width, np.int32)
+    seen = np.full(width, -1, np.int32)
     place = 0
     for i in range(start, stop):
-        reached, count = _mean_row(indptr, sizes, indices, data, neighbours[i], total, touched)
+        reached, count = _mean_row(indptr, sizes, indices, data, neighbours[i], total, seen, i, touched)
         out_sizes[i - start] = reached
         for column in touched[:reached]:
             out_indices[place] = column
@@ -152,8 +157,9 @@ def mean_rows_in_place(matrix, neighbours, width):
     begins, sizes = indptr[:-1].copy(), indptr[1:] - indptr[:-1]
     place = original = indices.size
     total, touched = np.zeros(width, np.float32), np.empty(width, np.int32)
+    seen = np.full(width, -1, np.int32)
     for i in range(neighbours.shape[0]):
-        reached, count = _mean_row(begins, sizes, indices, data, neighbours[i], total, touched)
+        reached, count = _mean_row(begins, sizes, indices, data, neighbours[i], total, seen, i, touched)
         if place + reached > indices.size:
             room = np.empty(indices.size + max(indices.size, reached), np.int32)
             room[:place] = indices[:place]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from reid_utils.ranking.labels import matches
 from reid_utils.ranking.metrics import average_precisions
 
 
@@ -18,25 +19,15 @@ def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_c
     """
     distances = np.asarray(distances)
     aps = average_precisions(distances, query_ids, gallery_ids, query_cams, gallery_cams)
-    own, matches = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
+    hits, junk = matches(query_ids, gallery_ids, query_cams, gallery_cams)
     lost = np.zeros(distances.shape)
     for q in np.flatnonzero(~np.isnan(aps)):
-        hits, others = np.flatnonzero(matches[q]), np.flatnonzero(~own[q])
-        lost[q, hits], lost[q, others] = _booked(distances[q, hits], distances[q, others])
+        own, others = np.flatnonzero(hits[q]), np.flatnonzero(~hits[q] & ~junk[q])
+        lost[q, own], lost[q, others] = _charged(distances[q, own], distances[q, others])
     return lost
 
 
-def _pairs(query_ids, gallery_ids, query_cams, gallery_cams):
-    """(Q, G) masks: images of the query's player, and those of them that are matches, not junk."""
-    own = np.asarray(query_ids)[:, None] == np.asarray(gallery_ids)[None, :]
-    if query_cams is None and gallery_cams is None:
-        return own, own
-    cams = [np.full(n, camera) if given is None else np.asarray(given)
-            for given, n, camera in ((query_cams, own.shape[0], 0), (gallery_cams, own.shape[1], 1))]  # fmt: skip
-    return own, own & (cams[0][:, None] != cams[1][None, :])
-
-
-def _booked(hits, others):
+def _charged(hits, others):
     """Losses of one query's matches (n,) and of other players' images (m,), from their distances."""
     level = np.searchsorted(np.sort(hits), hits, side="right")
     above = np.searchsorted(np.sort(others), hits, side="right")

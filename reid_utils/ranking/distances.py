@@ -1,6 +1,10 @@
 """Squared Euclidean distances, and the checks that features and distance matrices pass first."""
 
+from numbers import Integral
+
 import numpy as np
+
+_LARGEST_NORM = 1e18  # of a squared norm: distances reach four times that, and the gaussian variant squares them
 
 
 def is_tensor(array) -> bool:
@@ -8,8 +12,16 @@ def is_tensor(array) -> bool:
     return type(array).__module__.partition(".")[0] == "torch"
 
 
-def _on_host(array) -> np.ndarray:
-    return array.detach().cpu().numpy() if is_tensor(array) else np.asarray(array)
+def as_array(values) -> np.ndarray:
+    """Arrays and tensors as a numpy array; bfloat16, which numpy does not know, becomes float32."""
+    if is_tensor(values):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+        return values.numpy()
+    array = np.asarray(values)
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # as numpy stores ml_dtypes' bfloat16
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array
 
 
 def _first_bad_row(matrix: np.ndarray) -> int | None:
@@ -26,9 +38,11 @@ def check_matrix(matrix, name: str) -> np.ndarray:
 
     Raises ValueError naming the matrix, and the first row that holds NaN or infinity.
     """
-    matrix = _on_host(matrix)
+    matrix = as_array(matrix)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"{name} must be a matrix with at least one row and column, not of shape {matrix.shape}")
+    if matrix.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold numbers, not {matrix.dtype}")
     if matrix.dtype not in (np.float32, np.float64):
         matrix = matrix.astype(np.float32 if matrix.dtype == np.float16 else np.float64)
     row = _first_bad_row(matrix)
@@ -37,10 +51,17 @@ def check_matrix(matrix, name: str) -> np.ndarray:
     return np.ascontiguousarray(matrix)
 
 
+def check_count(value, name: str) -> None:
+    """Raise ValueError unless the value is a whole number of at least 1; True is none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+
+
 def check_features(query, gallery) -> tuple[np.ndarray, np.ndarray]:
     """Query (Q, d) and gallery (G, d) features as contiguous float32 arrays of equal width.
 
-    Raises ValueError for NaN or infinity (naming the row) and for different widths.
+    Raises ValueError for NaN or infinity (naming the row), for different widths, and for values whose distances would
+    not fit into float32.
     """
     query, gallery = check_matrix(query, "query features"), check_matrix(gallery, "gallery features")
     if query.shape[1] != gallery.shape[1]:
@@ -48,21 +69,27 @@ def check_features(query, gallery) -> tuple[np.ndarray, np.ndarray]:
             f"query features have {query.shape[1]} dimensions, gallery features {gallery.shape[1]}; "
             "use features of one model"
         )
+    for name, features in (("query", query), ("gallery", gallery)):
+        largest = max(float(features.max()), -float(features.min()))
+        if largest * largest * features.shape[1] > _LARGEST_NORM:
+            raise ValueError(f"{name} features reach {largest:g}, too large for float32 distances; L2-normalise them")
     return query.astype(np.float32, copy=False), gallery.astype(np.float32, copy=False)
 
 
 def squared_euclidean(query, gallery) -> np.ndarray:
     """Squared Euclidean distances, (Q, G) float32, never negative.
 
-    `query` (Q, d) and `gallery` (G, d): arrays or tensors; tensors are multiplied on their own device, and the
+    `query` (Q, d) and `gallery` (G, d): arrays or tensors; tensors are multiplied on the query's device, and the
     result is an array all the same. Raises ValueError for NaN, infinity or different widths. For L2-normalised
     features this is 2 − 2·cosine, the distance that the published code ranks by.
     """
-    if is_tensor(query) and query.device.type != "cpu":
+    tensors = (query, gallery)
+    query, gallery = check_features(query, gallery)
+    if is_tensor(tensors[0]) and tensors[0].device.type != "cpu":
         import torch
 
-        return torch.cdist(query.float(), gallery.float()).square().cpu().numpy()
-    query, gallery = check_features(query, gallery)
+        device = tensors[0].device
+        return torch.cdist(*(torch.as_tensor(side, device=device).float() for side in tensors)).square().cpu().numpy()
     distances = query @ gallery.T
     distances *= -2
     distances += np.einsum("id,id->i", query, query)[:, None]

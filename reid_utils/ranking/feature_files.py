@@ -1,68 +1,123 @@
 """Read what is ranked: feature files, and folders of feature files or distance CSVs."""
 
+import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from reid_utils.ranking.distances import as_array
+from reid_utils.ranking.labels import as_ids, check_same_kind, known
 from reid_utils.ranking.submission import read_distance_csv
 
 REQUIRED = ("query", "gallery", "query_players", "gallery_players")
 
 
-def load_features(path):
-    """Read one feature file (npz without pickles).
-
-    Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text. Optional:
-    query_cameras, gallery_cameras (0 and 1 where absent, so nothing counts as junk), query_images, gallery_images.
-    Returns a dict with all of these, features float32. Raises ValueError naming the file and what is wrong with it.
-    """
+def _read_npz(path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        found |= {role: np.asarray(found[role], np.float32) for role in ("query", "gallery") if role in found}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return found | {role: as_array(found[role]).astype(np.float32) for role in REQUIRED[:2] if role in found}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         raise ValueError(
             f"{path} is no readable npz without pickles ({error}); save ids as int or astype(str)"
         ) from error
+
+
+def _check_features(path, role: str, features: np.ndarray, players: np.ndarray) -> None:
+    if features.ndim != 2 or features.shape[:1] != players.shape:
+        raise ValueError(f"{path}: {role} has shape {features.shape}; it needs one row a player id in {role}_players")
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
+
+
+def load_features(path):
+    """Read one feature file (npz without pickles).
+
+    Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
+    unknown player. Optional: query_cameras and gallery_cameras (0 and 1 where both are absent, so nothing counts as
+    junk), query_images, gallery_images. Returns a dict with all of these, features float32. Raises ValueError naming
+    the file and what is wrong with it.
+    """
+    found = _read_npz(path)
     missing = [name for name in REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
+    sides_with_cameras = {role for role in ("query", "gallery") if f"{role}_cameras" in found}
     for camera, role in enumerate(("query", "gallery")):
         features = found[role]
-        if features.ndim != 2 or features.shape[:1] != found[f"{role}_players"].shape:
-            raise ValueError(
-                f"{path}: {role} has shape {features.shape}; it needs one row a player id in {role}_players"
-            )
-        if not np.isfinite(features).all():
-            row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-            raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
+        _check_features(path, role, features, found[f"{role}_players"])
+        found[f"{role}_players"] = as_ids(found[f"{role}_players"], f"{path}: {role}_players")
         found.setdefault(f"{role}_cameras", np.full(len(features), camera))
         found.setdefault(f"{role}_images", np.arange(len(features)).astype(np.str_))
         for name in (f"{role}_cameras", f"{role}_images"):
             if found[name].shape != features.shape[:1]:
                 raise ValueError(f"{path}: {name} has shape {found[name].shape}; it needs an entry a row of {role}")
+    if len(sides_with_cameras) == 1:
+        raise ValueError(
+            f"{path} has {sides_with_cameras.pop()}_cameras only; give the cameras of both sides or of none"
+        )
+    names = (f"{path}: query_players", "gallery_players")
+    check_same_kind(found["query_players"], found["gallery_players"], names)
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
     return found
 
 
+def _read_model(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix.lower() == ".npz":
+        return load_features(path)
+    distances, query_ids, gallery_ids = read_distance_csv(path)
+    return {"distances": distances, "query_players": query_ids, "gallery_players": gallery_ids}
+
+
 def load_folder(folder):
     """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one a model.
 
-    Returns {name: features dict} or {name: {"distances", "query_players", "gallery_players"}}, sorted by file name; the
-    ids of a distance CSV are taken for player ids. Raises FileNotFoundError for an empty or missing folder.
+    Returns {name: features dict} or {name: {"distances", "query_players", "gallery_players"}}, feature files first,
+    sorted by file name; the ids of a distance CSV are taken for player ids. Files that systems leave behind (`._a.npz`)
+    are passed over. Raises FileNotFoundError for an empty or missing folder.
     """
-    folder = Path(folder)
-    models = {path.stem: load_features(path) for path in sorted(folder.glob("*.npz"))}
-    for path in sorted(folder.glob("*.csv")):
-        if path.stem in models:
-            raise ValueError(f"{path} and {path.stem}.npz share a name; rename one of them")
-        distances, query_ids, gallery_ids = read_distance_csv(path)
-        models[path.stem] = {"distances": distances, "query_players": query_ids, "gallery_players": gallery_ids}
+    models, folder = {}, Path(folder)
+    for suffix in (".npz", ".csv"):
+        for path in sorted(folder.iterdir() if folder.is_dir() else []):
+            if path.suffix.lower() != suffix or path.name.startswith("."):
+                continue
+            if path.stem in models:
+                raise ValueError(f"{path} and another file there share the name {path.stem}; rename one of them")
+            models[path.stem] = _read_model(path)
     if not models:
         raise FileNotFoundError(
             f"{folder} holds no *.npz feature files and no *.csv distance matrices; name another folder"
         )
     return models
+
+
+def scorable(models: Mapping) -> dict:
+    """Those of `load_folder`'s models whose query players are known: a hidden challenge split has -1 throughout.
+
+    Warns of those left out; raises ValueError where none remains.
+    """
+    hidden = [name for name, model in models.items() if not known(model["query_players"]).any()]
+    message = f"all query players of {', '.join(hidden)} are unknown (-1), a hidden split: it is not scored"
+    if len(hidden) == len(models):
+        raise ValueError(f"{message}; give a set with known players")
+    if hidden:
+        warnings.warn(message, stacklevel=2)
+    return {name: model for name, model in models.items() if name not in hidden}
+
+
+def load_models(folders: Mapping, seeds) -> dict[str, list[dict]]:
+    """Feature files of several models and seeds.
+
+    folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: features} a seed]}, for the sets
+    that every model and seed has.
+    """
+    read = [{name: load_folder(Path(folder) / f"seed{seed}") for name, folder in folders.items()} for seed in seeds]
+    shared = [
+        name for name in next(iter(read[0].values())) if all(name in sets for row in read for sets in row.values())
+    ]
+    return {name: [{model: sets[name] for model, sets in row.items()} for row in read] for name in shared}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_matrix
+from reid_utils.ranking.distances import check_count, check_matrix
+from reid_utils.ranking.labels import as_ids, check_same_kind
 from reid_utils.ranking.neighbours import each_block, nearest_columns
 
 _NO_OVERLAP_SHARE = 0.1  # the published scripts' stand-in for a model that shares no agreed item
@@ -36,7 +37,9 @@ def check_same_ids(ids: Sequence[tuple], names: Sequence[str] | None = None) -> 
         for kind, first, other in zip(("query", "gallery"), ids[0], pair, strict=True):
             if len(first) != len(other):
                 raise ValueError(f"{name} has {len(other)} {kind} images, {names[0]} has {len(first)}")
-            different = np.flatnonzero(np.asarray(first) != np.asarray(other))
+            first, other = as_ids(first, f"{kind} ids of {names[0]}"), as_ids(other, f"{kind} ids of {name}")
+            check_same_kind(first, other, (f"{kind} ids of {names[0]}", f"of {name}"))
+            different = np.flatnonzero(first != other)
             if different.size:
                 place = different[0]
                 raise ValueError(
@@ -74,8 +77,7 @@ def dissimilarity_weights(matrices: Sequence, top_k: int = 15) -> np.ndarray:
     alike. Follows the published dissimilarity script.
     """
     matrices = _checked(matrices)
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    check_count(top_k, "top_k")
     nearest = np.stack([nearest_columns(matrix, min(top_k, matrix.shape[1])) for matrix in matrices], axis=1)
     votes = np.zeros(matrices[0].shape, np.uint16)
     queries = np.arange(len(votes))

@@ -8,13 +8,14 @@ import numpy as np
 from reid_utils.ranking import fusion as fusions
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.feature_files import load_features
-from reid_utils.ranking.metrics import average_precisions, cmc, first_match_ranks, mean_inverse_negative_penalty
+from reid_utils.ranking.labels import Labels, labels_of
+from reid_utils.ranking.metrics import rank_matches
 from reid_utils.ranking.reranking import rerank
 from reid_utils.ranking.submission import write_distance_csv
 
 POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal")
 FUSIONS = ("similarity", "dissimilarity", "two-stage", "rank average", "reciprocal rank", "min-max", "z-score")
-SCORED_BY = ("query_players", "gallery_players", "query_cameras", "gallery_cameras")
+SCORED_BY = Labels._fields
 
 
 def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
@@ -29,6 +30,30 @@ def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
         return squared_euclidean(query, gallery)
     variant = name.removesuffix(" in place")
     return rerank(query, gallery, variant, k1, k2, jaccard_weight, in_place=name.endswith(" in place"))
+
+
+def post_processings_of(model):
+    """The post-processings that a model of `load_folder` can go through: a distance matrix cannot be re-ranked."""
+    return ("none",) if "distances" in model else POST_PROCESSINGS
+
+
+def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
+    """Distances (Q, G) of a model of `load_folder`: the matrix that was given, else its features' after `name`."""
+    if "distances" in model:
+        return model["distances"]
+    return post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
+
+
+def check_same_images(tested):
+    """Raise ValueError naming the first difference unless all models are over the same queries and gallery.
+
+    `tested`: one {model name: as from `load_folder`} a seed; players and, where known, images must agree.
+    """
+    for models in tested:
+        for kind in ("players", "images"):
+            if all(f"query_{kind}" in model for model in models.values()):
+                ids = [(model[f"query_{kind}"], model[f"gallery_{kind}"]) for model in models.values()]
+                fusions.check_same_ids(ids, list(models))
 
 
 def fuse(matrices, name, top_k=15):
@@ -51,28 +76,26 @@ def fuse(matrices, name, top_k=15):
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
-    """All scores of one distance matrix.
+    """All scores of one distance matrix, from one pass over it; with a model's labels `score(d, *labels_of(model))`.
 
     Returns a dict: "aps" (Q,) float64 with NaN where a query has no match, "firsts" (Q,) rank of the first match, and
     "mAP", "rank1", "rank5", "mINP", fractions of 1.
     """
-    given = (distances, query_players, gallery_players, query_cameras, gallery_cameras)
-    aps = average_precisions(*given)
-    curve = cmc(*given, protocol="market1501", topk=5)
+    found = rank_matches(distances, query_players, gallery_players, query_cameras, gallery_cameras)
+    firsts = found.firsts
+    ranks = firsts[~np.isnan(firsts)]
     return {
-        "aps": aps,
-        "firsts": first_match_ranks(*given),
-        "mAP": float(np.nanmean(aps)),
-        "rank1": float(curve[0]),
-        "rank5": float(curve[min(4, len(curve) - 1)]),
-        "mINP": float(mean_inverse_negative_penalty(*given)),
+        "aps": found.precisions,
+        "firsts": firsts,
+        "mAP": float(np.nanmean(found.precisions)),
+        **{f"rank{k}": float((ranks <= k).mean()) for k in (1, 5)},
+        "mINP": found.penalty,
     }
 
 
 def score_features(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     """Scores of one feature file's content (see `load_features`) after a post-processing."""
-    distances = post_process(features["query"], features["gallery"], name, k1, k2, jaccard_weight)
-    return score(distances, *(features[key] for key in SCORED_BY))
+    return score(distances_of(features, name, k1, k2, jaccard_weight), *labels_of(features))
 
 
 def stack_scores(scores):
@@ -99,16 +122,28 @@ def write_predictions(folder, feature_folders, sets=("test", "challenge"), reran
             distances = mean_distances(models, processing)
             write_distance_csv(Path(folder) / f"{stem}.csv", distances, *csv_ids(models[0], name))
             if name != "challenge":
-                scores[stem] = score(distances, *(models[0][key] for key in SCORED_BY))
+                scores[stem] = score(distances, *labels_of(models[0]))
     return scores
+
+
+def write_entry(folder, models, post_processing, fusion, top_k=15):
+    """Write a fused entry's distance CSVs: <set>.csv through the post-processing, <set>_plain.csv without.
+
+    `models`: as from `load_models`; each model is the mean over its seeds. Returns {file stem: distances (Q, G)}.
+    """
+    entries = {}
+    for name, seeds in models.items():
+        for stem, processing in ((name, post_processing), (f"{name}_plain", "none")):
+            averaged = [mean_distances([seed[model] for seed in seeds], processing) for model in seeds[0]]
+            entries[stem] = fuse(averaged, fusion, top_k)
+            ids = csv_ids(next(iter(seeds[0].values())), name)
+            write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *ids)
+    return entries
 
 
 def mean_distances(models, processing):
     """Mean over models of their distances after a post-processing: features as `load_features` gives -> (Q, G)."""
-    total = 0
-    for model in models:
-        total = total + post_process(model["query"], model["gallery"], processing)
-    return total / len(models)
+    return sum(distances_of(model, processing) for model in models) / len(models)
 
 
 def csv_ids(model, name):

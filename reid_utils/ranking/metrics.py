@@ -1,130 +1,103 @@
 """Retrieval metrics from a distance matrix: mAP, CMC under three protocols, mINP.
 
-An image of the query's own player and camera is junk and left out. A query without any match is skipped,
-with one warning that counts them. Only the true matches are sorted; everything else is counted.
+Hits are marked once (`rank_matches`), and every score follows from them. `labels` says what is junk and left out; a
+query without any match is skipped, with one warning that counts them.
 """
 
 import warnings
-from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from reid_utils.ranking.distances import check_matrix
-from reid_utils.ranking.neighbours import each_block
+from reid_utils.ranking.labels import Labels, coded, matches_of
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
 
 
-class _Labels(NamedTuple):
-    """Players and cameras as int64 codes."""
+class RankedMatches(NamedTuple):
+    """What all scores follow from, one entry a query."""
 
-    query_players: np.ndarray
-    gallery_players: np.ndarray
-    query_cameras: np.ndarray
-    gallery_cameras: np.ndarray
+    precisions: np.ndarray  # (Q,) average precision, NaN without a match
+    before: list[np.ndarray]  # other players' images before each match, in rank order, ties by gallery index
 
+    @property
+    def firsts(self) -> np.ndarray:
+        """Rank of each query's first match, (Q,) float64 from 1, NaN where there is none."""
+        return np.array([before[0] + 1 if before.size else np.nan for before in self.before])
 
-class _Matches(NamedTuple):
-    """Each query's matches in rank order: images of other players before each (by distance and index), and no
-    farther than each (by distance alone), and matches no farther than each, itself among them."""
-
-    indptr: np.ndarray
-    before: np.ndarray
-    tied: np.ndarray
-    level: np.ndarray
+    @property
+    def penalty(self) -> float:
+        """mINP: mean over queries of matches / rank of the last match."""
+        return float(np.mean([before.size / (before.size + before[-1]) for before in self.before if before.size]))
 
 
-def _codes(query, gallery) -> tuple[np.ndarray, np.ndarray]:
-    """Number the values of both arrays alike, so that any kind of label becomes int64."""
-    _, codes = np.unique(np.concatenate([query, gallery]), return_inverse=True)
-    return codes[: len(query)], codes[len(query) :]
+def _rank_row(row: np.ndarray, hits: np.ndarray, junk: np.ndarray) -> tuple[float, np.ndarray]:
+    """Average precision, ties counted together, and how many images of others stand before each match."""
+    places = np.flatnonzero(hits)
+    if not places.size:
+        return np.nan, places
+    places = places[np.argsort(row[places], kind="stable")]
+    distances = row[places]
+    others = np.flatnonzero((row <= distances[-1]) & ~hits & ~junk)
+    sorted_others = np.sort(row[others])
+    before, no_farther = (np.searchsorted(sorted_others, distances, side) for side in ("left", "right"))
+    level = np.searchsorted(distances, distances, "right")
+    for m in np.flatnonzero(no_farther > before):  # of equal distances the lower index stands first
+        before[m] += np.count_nonzero(row[others[: np.searchsorted(others, places[m])]] == distances[m])
+    return (level / (level + no_farther)).mean(), before
 
 
-def _checked(distances, query_ids, gallery_ids, query_cams, gallery_cams) -> tuple[np.ndarray, _Labels]:
+def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> RankedMatches:
+    """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
     distances = check_matrix(distances, "distances")
-    shape = distances.shape
-    query_cams = np.zeros(shape[0], np.int64) if query_cams is None else query_cams
-    gallery_cams = np.ones(shape[1], np.int64) if gallery_cams is None else gallery_cams
-    given = {"query_ids": (query_ids, 0), "gallery_ids": (gallery_ids, 1)}
-    given |= {"query_cams": (query_cams, 0), "gallery_cams": (gallery_cams, 1)}
-    for name, (labels, axis) in given.items():
-        if np.shape(labels) != (shape[axis],):
-            raise ValueError(
-                f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {shape[axis]} of them"
-            )
-    return distances, _Labels(*_codes(query_ids, gallery_ids), *_codes(query_cams, gallery_cams))
+    labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
+    ranked = [_rank_row(row, *matches_of(labels, query)) for query, row in enumerate(distances)]
+    precisions, before = zip(*ranked, strict=True)
+    _report_skipped([not matches.size for matches in before], labels)
+    return RankedMatches(np.array(precisions), list(before))
 
 
-def _by_player(labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, images): player p's gallery images are images[starts[p]:starts[p + 1]]."""
-    counted = max(labels.query_players.max(), labels.gallery_players.max()) + 1
-    starts = np.concatenate([[0], np.bincount(labels.gallery_players, minlength=counted).cumsum()])
-    return starts, np.argsort(labels.gallery_players, kind="stable")
-
-
-def _report_without_match(without: int, queries: int) -> None:
-    if without == queries:
+def _report_skipped(skipped, labels: Labels) -> None:
+    """Warn of queries without a match, once; ValueError where no query has one."""
+    skipped, unknown = np.count_nonzero(skipped), np.count_nonzero(labels.query_players == -1)
+    queries = len(labels.query_players)
+    if unknown == queries:
+        raise ValueError("all queries are of unknown players (-1), as in a hidden challenge split: nothing to score")
+    if skipped == queries:
         raise ValueError("no query has a match in the gallery; check that ids and cameras belong to the distances")
-    if without:
-        warnings.warn(f"{without} of {queries} queries have no match in the gallery and are skipped", stacklevel=4)
-
-
-def _matches(distances, *labels) -> _Matches:
-    """Count what stands before each true match; raises ValueError where no query has one."""
-    from reid_utils.ranking._counting import count_before_matches, count_matches
-
-    distances, labels = _checked(distances, *labels)
-    queries = len(distances)
-    sizes, by_player = np.empty(queries, np.int64), _by_player(labels)
-    count_matches(labels.query_players, labels.query_cameras, labels.gallery_cameras, *by_player, sizes)
-    _report_without_match(int((sizes == 0).sum()), queries)
-    indptr = np.concatenate([[0], sizes.cumsum()])
-    counts = [np.zeros(indptr[-1], np.int64) for _ in range(3)]
-    each_block(partial(count_before_matches, distances, tuple(labels), *by_player, indptr, *counts), queries, block=16)
-    return _Matches(indptr, *counts)
-
-
-def _query_means(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Mean of each query's values; NaN where it has none."""
-    sizes = np.diff(indptr)
-    sums = np.bincount(np.repeat(np.arange(len(sizes)), sizes), values, len(sizes))
-    return np.divide(sums, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+    if skipped:
+        of_unknown = f" ({unknown} of them of unknown players, -1)" if unknown else ""
+        warnings.warn(
+            f"{skipped} of {queries} queries have no match in the gallery{of_unknown} and are skipped", stacklevel=4
+        )
 
 
 def average_precisions(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> np.ndarray:
     """Average precision of each query, (Q,) float64, NaN where a query has no match.
 
-    `distances` (Q, G); ids (Q,) and (G,), of any type; cameras default to 0 for queries and 1 for gallery images,
-    so that nothing is junk. Ties count together, as in scikit-learn's `average_precision_score`. Raises
-    ValueError for NaN, for labels of the wrong length, and where no query has a match.
+    `distances` (Q, G); ids (Q,) and (G,), whole numbers or text, -1 for unknown; cameras default to 0 for queries and
+    1 for gallery images, so that nothing is junk. Ties count together, as in scikit-learn's
+    `average_precision_score`. Raises ValueError for NaN, for labels of the wrong length, for text against numbers,
+    for cameras of one side only, and where no query has a match.
     """
-    found = _matches(distances, query_ids, gallery_ids, query_cams, gallery_cams)
-    return _query_means(found.level / (found.level + found.tied), found.indptr)
+    return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).precisions
 
 
 def mean_average_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> float:
     """Mean of the average precisions over the queries that have a match, in [0, 1]; see `average_precisions`."""
-    return float(np.nanmean(average_precisions(distances, query_ids, gallery_ids, query_cams, gallery_cams)))
+    return float(np.nanmean(rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).precisions))
 
 
 def first_match_ranks(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> np.ndarray:
     """Rank of each query's first match, (Q,) float64 from 1, NaN where there is none; ties by gallery index."""
-    found = _matches(distances, query_ids, gallery_ids, query_cams, gallery_cams)
-    has_match = np.diff(found.indptr) > 0
-    ranks = np.full(len(has_match), np.nan)
-    ranks[has_match] = found.before[found.indptr[:-1][has_match]] + 1
-    return ranks
+    return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).firsts
 
 
 def mean_inverse_negative_penalty(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> float:
     """mINP (Ye et al. 2021): mean over queries of matches / rank of the last match, in (0, 1]; ties by index."""
-    found = _matches(distances, query_ids, gallery_ids, query_cams, gallery_cams)
-    sizes = np.diff(found.indptr)
-    sizes, last = sizes[sizes > 0], found.indptr[1:][sizes > 0] - 1
-    return float((sizes / (sizes + found.before[last])).mean())
+    return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).penalty
 
 
 def cmc(
@@ -146,58 +119,54 @@ def cmc(
         raise ValueError(f"protocol {protocol!r} draws nothing; rng belongs to 'cuhk03' only")
     labels = (query_ids, gallery_ids, query_cams, gallery_cams)
     if protocol == "cuhk03":
-        return _single_shot_curve(*_checked(distances, *labels), topk, rng)
-    found = _matches(distances, *labels)
-    sizes = np.diff(found.indptr)
+        return _single_shot_curve(distances, labels, topk, rng)
+    before = [matches for matches in rank_matches(distances, *labels).before if matches.size]
     if protocol == "market1501":
-        steps, shares = found.before[found.indptr[:-1][sizes > 0]], None
-    else:
-        steps, shares = found.before, np.repeat(1 / np.maximum(sizes, 1), sizes)
-        shares = shares[steps < topk]
-    return np.bincount(steps[steps < topk], shares, topk).cumsum() / (sizes > 0).sum()
+        before = [matches[:1] for matches in before]
+    steps = np.concatenate(before)
+    shares = np.concatenate([np.full(matches.size, 1 / matches.size) for matches in before])
+    return np.bincount(steps[steps < topk], shares[steps < topk], topk).cumsum() / len(before)
 
 
-def _single_shot_curve(distances: np.ndarray, labels: _Labels, topk: int, rng) -> np.ndarray:
+def _single_shot_curve(distances, labels, topk: int, rng) -> np.ndarray:
     """The cuhk03 protocol: expectation of, or a mean over, random single-image galleries."""
-    from reid_utils.ranking._counting import count_by_player, count_drawn_before, expected_curve
-
-    query_players, players, query_cameras, cameras = labels
-    by_player = _by_player(labels)
-
-    def counts(start: int, stop: int) -> list:
-        return [
-            count_by_player(distances[i], players, query_players[i], cameras, query_cameras[i], *by_player)
-            for i in range(start, stop)
-        ]
-
-    curve, scored = np.zeros(topk), 0
-    for query, (total, before) in enumerate(chain(*each_block(counts, len(distances), block=16))):
-        player = query_players[query]
-        if before.shape[1] == 0:
-            continue
-        scored += 1
-        if rng is None:
-            curve += expected_curve(total, before, player, topk)
-            continue
-        order = _drawn_players(rng, before, player, distances[query], players, cameras, query_cameras[query])
-        draw = rng.integers if hasattr(rng, "integers") else rng.randint
-        draws = draw(0, np.tile(total[order], (_REPEATS, 1)))
-        ranks = count_drawn_before(before, order, int(np.flatnonzero(order == player)[0]), draws)
-        curve += np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
-    _report_without_match(len(distances) - scored, len(distances))
-    return curve.cumsum() / scored
+    distances = check_matrix(distances, "distances")
+    labels = coded(distances.shape, *labels)
+    chances = []
+    for query, row in enumerate(distances):
+        player, others = labels.query_players[query], labels.gallery_cameras != labels.query_cameras[query]
+        kept = np.flatnonzero(others & (labels.gallery_players != -1))
+        ranking = labels.gallery_players[kept[np.argsort(row[kept], kind="stable")]]
+        if player != -1 and (ranking == player).any():
+            chances.append(_expected(ranking, player, topk) if rng is None else _drawn(ranking, player, topk, rng))
+    skipped = np.arange(len(distances)) >= len(chances)
+    _report_skipped(skipped, labels)
+    return np.sum(chances, axis=0).cumsum() / len(chances)
 
 
-def _drawn_players(rng, before: np.ndarray, player: int, *ranking) -> np.ndarray:
-    """The players of whom an image is drawn, in the order of the draws.
+def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
+    """Share of draws in which r images of others stand before the match, (topk,), from the players in rank order.
 
-    A RandomState draws as the toolkit does: for every player, in order of appearance in the ranking. A Generator
-    draws for those only that can matter: the query's own player and those with an image before its last match.
+    Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
     """
-    from reid_utils.ranking._counting import order_of_appearance
+    names, first, counts = np.unique(ranking, return_index=True, return_counts=True)
+    of_player, starts, order = np.argsort(ranking, kind="stable"), counts.cumsum() - counts, np.argsort(first)
+    draw = rng.integers if hasattr(rng, "integers") else rng.randint
+    drawn = of_player[starts[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
+    ranks = (drawn < drawn[:, names[order] == player]).sum(axis=1)
+    return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
 
-    if not hasattr(rng, "integers"):
-        return order_of_appearance(*ranking, len(before))
-    matters = before[:, -1] > 0
-    matters[player] = True
-    return np.flatnonzero(matters)
+
+def _expected(ranking: np.ndarray, player: int, topk: int) -> np.ndarray:
+    """Chance that the drawn images of exactly r other players stand before the drawn match, (topk,)."""
+    names, owners, counts = np.unique(ranking, return_inverse=True, return_counts=True)
+    matches = np.flatnonzero(ranking == player)
+    until = np.zeros((len(names), len(matches) + 1))
+    np.add.at(until, (owners, np.searchsorted(matches, np.arange(len(ranking)))), 1)
+    shares = (until.cumsum(axis=1) / counts[:, None])[names != player, :-1]  # of a player's images before each match
+    chance = np.zeros((topk, len(matches)))
+    chance[0] = 1
+    for share in shares[shares.any(axis=1)]:  # convolve with (1 - share, share), all matches at once
+        chance[1:] = chance[1:] * (1 - share) + chance[:-1] * share
+        chance[0] *= 1 - share
+    return chance.mean(axis=1)

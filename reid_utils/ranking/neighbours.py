@@ -1,20 +1,38 @@
 """Exact nearest neighbours of every query and gallery image, in memory that grows with N·k.
 
-Images are counted queries first: image i < Q is query i, image Q + j is gallery image j. Every image has
-two lists, its nearest queries and its nearest gallery images, so that the joint and the gallery-only
-ranking both follow from one pass. Order is by (distance, index).
+Images are numbered queries first: image i < Q is query i, image Q + j is gallery image j. Every image has two lists,
+its k nearest queries and its k nearest gallery images, so that the joint and the gallery-only ranking both follow
+from one pass. Lists are in order of (distance, index), so ties go to the lower index.
+
+How the search works (`search_features`):
+
+1. *Tiles.* Queries and gallery are each cut into tiles of 256 images, the last filled up with zero rows. The distances
+   between two tiles come from one matrix product, |x|² + |y|² − 2 x·y. All products have the same size, so that the
+   product of two images does not depend on what stands around them, and the result not on the number of threads.
+2. *Pairs.* Distances are symmetric, so each unordered pair of tiles is multiplied once (half the work of an N × N
+   product). First every tile with itself, which also gives the norms; then the others. The N × N matrix is never held.
+3. *Lists.* Each distance of a pair is offered to two lists: the column image to the row image's list, and the reverse
+   (`offer_tile`). A list keeps the k smallest of what it was offered, whatever the order of the offers.
+   Nearly every offer is refused by one comparison with the list's last entry.
+4. *Locks.* Threads take pairs from one queue. A pair changes the lists of its two tiles only, so each tile has a lock,
+   and a pair takes both, the lower number first, so that no two threads wait for each other. Products are made outside.
+   The queue goes by distance from the diagonal, so neighbouring entries seldom want the same tile at once.
+
+`joint_lists` merges the two lists of an image. `search_tensors` is the same search on a GPU, where it is a product and
+a top-k in chunks.
 """
 
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-TILE = 256  # one fixed size and padded edges: the product of two images never depends on its surroundings
+TILE = 256
 _UNFILLED = np.iinfo(np.int32).max
 
 
@@ -36,6 +54,14 @@ class Search(NamedTuple):
     nearest_gallery: Lists
     largest: np.ndarray
     query_gallery: np.ndarray
+
+
+class _Tile(NamedTuple):
+    features: np.ndarray  # (TILE, d)
+    part: int  # 0: queries, 1: gallery
+    start: int  # numbers of its images
+    stop: int
+    lock: threading.Lock
 
 
 def thread_count() -> int:
@@ -61,54 +87,50 @@ def _empty_lists(rows: int, k: int) -> Lists:
     return Lists(np.full((rows, k), np.inf, np.float32), np.full((rows, k), _UNFILLED, np.int32))
 
 
-def _tiles(features: np.ndarray) -> list[np.ndarray]:
-    """Cut (n, d) features into pieces of exactly TILE rows, the last filled up with zero rows."""
-    pieces = [features[start : start + TILE] for start in range(0, len(features), TILE)]
-    last = np.zeros((TILE, features.shape[1]), np.float32)
-    last[: len(pieces[-1])] = pieces[-1]
-    return [*pieces[:-1], last]
+def _tiles(features: np.ndarray, part: int, first: int) -> list[_Tile]:
+    """Cut (n, d) features, numbered from `first`, into tiles; the last is filled up with zero rows."""
+    tiles = []
+    for start in range(0, len(features), TILE):
+        rows = features[start : start + TILE]
+        filled = rows if len(rows) == TILE else np.pad(rows, ((0, TILE - len(rows)), (0, 0)))
+        tiles.append(_Tile(filled, part, first + start, first + start + len(rows), threading.Lock()))
+    return tiles
 
 
 class _TileSearch:
-    """The state that the threads of one search share: the lists, and a lock for each tile of rows."""
+    """The state that the threads of one search share."""
 
     def __init__(self, query: np.ndarray, gallery: np.ndarray, k: int):
-        sizes = (len(query), len(gallery))
-        total = sum(sizes)
-        self.queries = len(query)
-        self.lists = tuple(_empty_lists(total, min(k, size)) for size in sizes)
+        self.queries, total = len(query), len(query) + len(gallery)
+        self.tiles = [*_tiles(query, 0, 0), *_tiles(gallery, 1, self.queries)]
+        self.lists = tuple(_empty_lists(total, min(k, len(part))) for part in (query, gallery))
         self.largest = np.zeros((2, total), np.float32)
-        self.query_gallery = np.empty(sizes, np.float32)
+        self.query_gallery = np.empty((len(query), len(gallery)), np.float32)
         self.norms = np.empty(total, np.float32)
-        self.tiles = [*_tiles(query), *_tiles(gallery)]
-        self.locks = [threading.Lock() for _ in self.tiles]
-        starts = [[*range(0, sizes[0], TILE)], [*range(self.queries, total, TILE)]]
-        self.spans = [(0, start, min(start + TILE, self.queries)) for start in starts[0]]
-        self.spans += [(1, start, min(start + TILE, total)) for start in starts[1]]
 
-    def _views(self, part: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
-        values, indices = self.lists[part]
-        return values[start:stop], indices[start:stop], self.largest[part, start:stop]
+    def _lists_of(self, tile: _Tile, part: int) -> tuple[np.ndarray, ...]:
+        """(values, indices, largest) of the tile's images, for their neighbours of one part."""
+        images = slice(tile.start, tile.stop)
+        return self.lists[part].values[images], self.lists[part].indices[images], self.largest[part, images]
 
     def take(self, pair: tuple[int, int], products: np.ndarray) -> None:
-        """Multiply two tiles of images and offer every distance to the lists of both its images."""
+        """Multiply two tiles and offer every distance to the lists of both its images."""
         from reid_utils.ranking._search_kernels import offer_tile
 
-        row, column = pair
-        row_part, row_start, row_stop = self.spans[row]
-        column_part, column_start, column_stop = self.spans[column]
-        np.matmul(self.tiles[row], self.tiles[column].T, out=products)
-        if row == column:
-            self.norms[row_start:row_stop] = products.diagonal()[: row_stop - row_start]
-        norms = (self.norms[row_start:row_stop], self.norms[column_start:column_stop])
-        with self.locks[row], self.locks[column] if row != column else threading.Lock():
-            row_lists = self._views(column_part, row_start, row_stop)
-            column_lists = self._views(row_part, column_start, column_stop)
-            offer_tile(products, norms, (row_start, column_start), row == column, row_lists, column_lists)
-        if row_part < column_part:
-            columns = slice(column_start - self.queries, column_stop - self.queries)
-            here = products[: row_stop - row_start, : column_stop - column_start]
-            self.query_gallery[row_start:row_stop, columns] = here
+        row, column = (self.tiles[number] for number in pair)
+        np.matmul(row.features, column.features.T, out=products)
+        if row is column:
+            self.norms[row.start : row.stop] = products.diagonal()[: row.stop - row.start]
+        norms = (self.norms[row.start : row.stop], self.norms[column.start : column.stop])
+        with ExitStack() as held:
+            for tile in (row,) if row is column else (row, column):
+                held.enter_context(tile.lock)
+            to_rows, to_columns = self._lists_of(row, column.part), self._lists_of(column, row.part)
+            offer_tile(products, norms, (row.start, column.start), row is column, to_rows, to_columns)
+        if row.part < column.part:
+            columns = slice(column.start - self.queries, column.stop - self.queries)
+            distances = products[: row.stop - row.start, : column.stop - column.start]
+            self.query_gallery[row.start : row.stop, columns] = distances
 
 
 def _run(task: Callable, items: Iterable) -> None:
@@ -132,17 +154,15 @@ def _run(task: Callable, items: Iterable) -> None:
 def search_features(query: np.ndarray, gallery: np.ndarray, k: int) -> Search:
     """Exact k nearest queries and gallery images of every image, by squared Euclidean distance.
 
-    `query` (Q, d), `gallery` (G, d): float32, finite. Each pair of tiles is multiplied once and serves both
-    sides. Distances are at least 0, and 0 to itself and between equal rows; the result is the same for any
-    number of threads. Memory: N·k lists, the (Q, G) result and one tile a thread.
+    `query` (Q, d), `gallery` (G, d): float32, finite. Distances are at least 0, and 0 to itself and between equal
+    rows; the result is the same for any number of threads. Memory: N·k lists, the (Q, G) result and one tile a thread.
     """
     from threadpoolctl import threadpool_limits
 
     state = _TileSearch(query, gallery, k)
     count = len(state.tiles)
     with threadpool_limits(1, "blas"):  # BLAS threads beside ours would spin against them
-        _run(state.take, [(tile, tile) for tile in range(count)])  # gives the norms
-        # by distance from the diagonal, so that threads seldom want the same rows at once
+        _run(state.take, [(tile, tile) for tile in range(count)])
         _run(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)))
     return Search(*state.lists, state.largest.T, state.query_gallery)
 
@@ -180,27 +200,6 @@ def search_tensors(query, gallery, k: int, entries: int = 1 << 26) -> Search:
         torch.set_float32_matmul_precision(precision)
     lists = [Lists(*map(np.concatenate, zip(*part, strict=True))) for part in found]
     return Search(*lists, torch.cat(largest).cpu().numpy(), np.concatenate(query_gallery))
-
-
-def search_blocks(
-    blocks: tuple[np.ndarray, np.ndarray, np.ndarray], k: int, square: bool, scale: np.ndarray
-) -> tuple[Lists, Lists]:
-    """Nearest queries and nearest gallery images from given matrices (Q, Q), (Q, G), (G, G), float32.
-
-    Each value is first squared if so asked and divided by its row's entry of `scale` (N,).
-    """
-    from reid_utils.ranking._search_kernels import offer_rows
-
-    query_query, query_gallery, gallery_gallery = blocks
-    queries, gallery = query_gallery.shape
-    lists = tuple(_empty_lists(queries + gallery, min(k, size)) for size in (queries, gallery))
-    spans = (slice(0, queries), slice(queries, queries + gallery))
-    lines = ((query_query, query_gallery), (query_gallery.T, gallery_gallery))
-    for rows, line in zip(spans, lines, strict=True):
-        for part, columns, matrix in zip(lists, spans, line, strict=True):
-            target = (part.values[rows], part.indices[rows])
-            each_block(partial(offer_rows, matrix, square, scale[rows], columns.start, *target), len(matrix))
-    return lists
 
 
 def joint_lists(nearest_queries: Lists, nearest_gallery: Lists, k: int) -> Lists:

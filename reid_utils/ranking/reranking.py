@@ -1,9 +1,9 @@
 """k-reciprocal re-ranking in three variants: from features or from given distances.
 
-Every variant takes the steps of Zhong et al. 2017: neighbour lists, reciprocal sets R(p, k1) and expanded sets
-R*(p, k1) (section 3.2), rows of weights (3.3), query expansion over k2 neighbours (3.4), Jaccard distance (3.3), and
-the weighted mean with the original distance (3.5). `_steps` has a function for each. `jaccard_weight` w means
-final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w.
+Every variant takes the steps of Zhong et al. 2017, a function each here, their loops in `_sparse`: neighbour lists,
+reciprocal sets R(p, k1) and expanded sets R*(p, k1) (section 3.2), rows of weights (3.3), query expansion over k2
+neighbours (3.4), Jaccard distance (3.3), and the weighted mean with the original distance (3.5). `jaccard_weight` w
+means final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w.
 
 - `gaussian`, the 2022 winning entry's code: distances squared a second time; weights exp(−d).
 - `hard`, the 2023 winning entry's code: binary membership; gallery images ranked among the gallery only.
@@ -11,18 +11,36 @@ final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
-from numbers import Integral
+from typing import NamedTuple
 
 import numpy as np
 
 from reid_utils.ranking import neighbours as nb
-from reid_utils.ranking._steps import Problem, blended, sparse_rows
-from reid_utils.ranking.distances import check_features, check_matrix, is_tensor
+from reid_utils.ranking.distances import check_count, check_features, check_matrix, is_tensor
 
 VARIANTS = ("hard", "gaussian", "kreciprocal")
+
+
+class Problem(NamedTuple):
+    """Distances as a variant wants them: neighbour lists of scaled values, and a way to look more values up."""
+
+    joint: nb.Lists  # nearest images of queries and gallery together, of all N images
+    alone: np.ndarray  # (G, k) nearest gallery images of the gallery images, counted from 0
+    original: np.ndarray  # (Q, G) float32, the original term
+    fill: Callable  # fill(indptr, members, values, start, stop) replaces the values that are NaN
+
+
+class Rows(NamedTuple):
+    """A sparse matrix, one row an image, and whose rows query expansion averages for each."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    width: int
+    neighbours: np.ndarray  # (N, ...) int32, -1 where there are no more
 
 
 def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterable, in_place: bool) -> None:
@@ -30,24 +48,29 @@ def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterabl
         raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
     if in_place and variant != "hard":
         raise ValueError(f"in_place=True exists for the hard variant only, not for {variant}")
-    for name, value in [*(("k1", k) for k in k1s), *(("k2", k) for k in k2s)]:
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
-    for weight in weights:
-        if not 0 <= weight <= 1:
-            raise ValueError(f"jaccard_weight must lie in [0, 1], not {weight}")
+    for name, values in (("k1", k1s), ("k2", k2s), ("jaccard_weight", weights)):
+        if not values:
+            raise ValueError(f"no {name} is given; name at least one")
+        for value in values:
+            if name != "jaccard_weight":
+                check_count(value, name)
+            elif not 0 <= value <= 1:
+                raise ValueError(f"jaccard_weight must lie in [0, 1], not {value}")
 
 
 def _warn_if_clipped(k1: int, gallery: int) -> None:
     if k1 > gallery:
-        warnings.warn(f"k1={k1} exceeds the gallery; all its {gallery} images are used", stacklevel=4)
+        warnings.warn(f"k1={k1} exceeds the gallery; all its {gallery} images are used", stacklevel=3)
 
 
 def _scale(largest: np.ndarray, variant: str) -> np.ndarray:
     """What each image's distances are divided by: their maximum; 1 for `hard`, which ranks raw distances."""
     if variant == "hard":
         return np.ones_like(largest)
-    largest = largest * largest if variant == "gaussian" else largest
+    with np.errstate(over="ignore"):
+        largest = largest * largest if variant == "gaussian" else largest
+    if not np.isfinite(largest).all():
+        raise ValueError("the distances are too large to be squared in float32; L2-normalise the features")
     return np.where(largest > 0, largest, np.float32(1))
 
 
@@ -65,43 +88,148 @@ def _original_term(distances: np.ndarray, scale: np.ndarray, variant: str) -> np
 def _hide_other_queries(nearest: nb.Lists, queries: int) -> nb.Lists:
     """The nearest queries of every image, with a query's distances to other queries made infinite."""
     values, indices = nearest.values.copy(), nearest.indices.copy()
-    own = np.arange(queries, dtype=np.int32)
-    others = np.where(indices[:queries] == own[:, None], -1, indices[:queries])
-    others[(others >= 0).all(axis=1), -1] = -1  # pushed out of its own list by copies
-    others.sort(axis=1)
-    indices[:queries] = np.where(others < 0, own[:, None], others)
-    values[:queries] = np.where(others < 0, np.float32(0), np.float32(np.inf))
+    own = np.arange(queries, dtype=np.int32)[:, None]
+    others = np.arange(indices.shape[1] - 1, dtype=np.int32)  # of infinite distances the lower index comes first
+    indices[:queries] = np.concatenate([own, others + (others >= own)], axis=1)
+    values[:queries, 0], values[:queries, 1:] = 0, np.inf
     return nb.Lists(values, indices)
 
 
-def _problem(search: nb.Search, query, gallery, variant: str, query_query: bool = True) -> Problem:
+def _search(query, gallery, k: int) -> tuple[nb.Search, np.ndarray, np.ndarray]:
+    """Check the features and search on the device where they are; the features come back as arrays."""
+    tensors = (query, gallery)
+    query, gallery = check_features(query, gallery)
+    if is_tensor(tensors[0]) and tensors[0].device.type != "cpu":
+        return nb.search_tensors(*tensors, k), query, gallery
+    return nb.search_features(query, gallery, k), query, gallery
+
+
+def _problem(search: nb.Search, query, gallery, variant: str, k: int, query_query: bool = True) -> Problem:
     """The variant's problem from a search over features; its `query_gallery` becomes the original term."""
     from reid_utils.ranking._search_kernels import fill_from_features
 
     square, queries = variant == "gaussian", len(query)
     hidden = 0 if query_query else queries
-    nearest_queries, largest = search.nearest_queries, search.largest.copy()
+    nearest_queries, nearest_gallery, largest, distances = search
     if hidden:
-        nearest_queries = _hide_other_queries(nearest_queries, queries)
+        nearest_queries, largest = _hide_other_queries(nearest_queries, queries), largest.copy()
         largest[:queries, 0] = 0
     scale = _scale(largest.max(axis=1), variant)
-    lists = []
-    for part in (nearest_queries, search.nearest_gallery):
-        values = part.values * part.values if square else part.values
-        lists.append(nb.Lists(values / scale[:, None], part.indices))
-    original = _original_term(search.query_gallery, scale, variant)
-    return Problem(*lists, original, partial(fill_from_features, query, gallery, hidden, square, scale))
+    scaled = [
+        nb.Lists((values * values if square else values) / scale[:, None], indices)
+        for values, indices in (nearest_queries, nearest_gallery)
+    ]
+    joint = nb.joint_lists(*scaled, k)
+    alone = nearest_gallery.indices[queries:] - np.int32(queries)
+    fill = partial(fill_from_features, query, gallery, hidden, square, scale)
+    return Problem(joint, alone, _original_term(distances, scale, variant), fill)
 
 
-def _search(query, gallery, k1: int, k2: int) -> tuple[nb.Search, np.ndarray, np.ndarray]:
-    """Check the features and search on the device where they are; the features come back as arrays."""
-    tensors = (query, gallery)
-    query, gallery = check_features(query, gallery)
-    _warn_if_clipped(k1, len(gallery))
-    k = max(k1 + 1, k2)
-    if is_tensor(tensors[0]) and tensors[0].device.type != "cpu":
-        return nb.search_tensors(*tensors, k), query, gallery
-    return nb.search_features(query, gallery, k), query, gallery
+def _one_matrix(query_gallery, query_query, gallery_gallery) -> np.ndarray:
+    """Distances of all N images as one float32 matrix; infinite between queries where their block is None."""
+    query_gallery = check_matrix(query_gallery, "query-gallery distances")
+    gallery_gallery = check_matrix(gallery_gallery, "gallery-gallery distances")
+    queries, gallery = query_gallery.shape
+    if query_query is None:
+        query_query = np.where(np.eye(queries), np.float32(0), np.float32(np.inf))
+    else:
+        query_query = check_matrix(query_query, "query-query distances")
+    for name, matrix, size in (("query-query", query_query, queries), ("gallery-gallery", gallery_gallery, gallery)):
+        if matrix.shape != (size, size):
+            raise ValueError(f"{name} distances must be of shape {(size, size)}, not {matrix.shape}")
+    return np.block([[query_query, query_gallery], [query_gallery.T, gallery_gallery]]).astype(np.float32, copy=False)
+
+
+def _sets(ranks: np.ndarray, k: int, shift: int = 0, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal sets R(i, k) of the first `rows` images, as (sizes, members)."""
+    from reid_utils.ranking._sparse import reciprocal_sets
+
+    rows, k = len(ranks) if rows is None else rows, min(k, ranks.shape[1])
+    sizes, members = np.empty(rows, np.int64), np.empty((rows, k), np.int32)
+    nb.each_block(partial(reciprocal_sets, ranks, k, shift, sizes, members), rows)
+    return sizes, members
+
+
+def _pointers(sizes: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([[0], *sizes]).cumsum(dtype=np.int64)
+
+
+def _expanded(sets: tuple, half_sets: tuple, strict: bool, walkers: int, first_skipping: int) -> tuple:
+    """Expanded sets R*(i, k) as (indptr, members); the arguments are those of the kernel."""
+    from reid_utils.ranking._sparse import expanded_sets
+
+    expand = partial(expanded_sets, sets, half_sets, strict, walkers, first_skipping)
+    sizes, members = zip(*nb.each_block(expand, len(sets[0])), strict=True)
+    return _pointers(sizes), np.concatenate(members)
+
+
+def _weighted_rows(problem: Problem, k1: int, k2: int) -> Rows:
+    """`gaussian` and `kreciprocal`: k1 + 1 neighbours with the image itself, weights exp(−d) of sum 1."""
+    from reid_utils.ranking._search_kernels import listed_values
+    from reid_utils.ranking._sparse import gaussian_weights
+
+    listed, ranks = problem.joint
+    total = len(ranks)
+    sets = _sets(ranks, k1 + 1)
+    half_sets = _sets(ranks, round(k1 / 2) + 1)  # Python rounds halves to even, as the published code
+    indptr, members = _expanded(sets, half_sets, True, 0, total)
+    values = np.empty(len(members), np.float32)
+    nb.each_block(partial(listed_values, ranks, listed, indptr, members, values), total)
+    nb.each_block(partial(problem.fill, indptr, members, values), total)
+    nb.each_block(partial(gaussian_weights, indptr, values), total)
+    return Rows(indptr, members, values, total, np.ascontiguousarray(ranks[:, :k2]))
+
+
+def _binary_rows(problem: Problem, k1: int, k2: int) -> Rows:
+    """`hard`: membership among the gallery; queries rank everything, gallery images the gallery only."""
+    queries, gallery = problem.original.shape
+    of_queries, of_gallery = _sets(problem.joint.indices, k1, queries, queries), _sets(problem.alone, k1)
+    members = np.full((queries + gallery, k1), -1, np.int32)
+    members[:queries, : of_queries[1].shape[1]] = of_queries[1]
+    members[queries:, : of_gallery[1].shape[1]] = of_gallery[1]
+    sets = (np.concatenate([of_queries[0], of_gallery[0]]), members)
+    indptr, indices = _expanded(sets, _sets(problem.alone, k1 // 2), False, queries, queries)
+    joint, alone = problem.joint.indices[:, :k1], problem.alone[:, :k1]
+    neighbours = np.full((queries + gallery, min(k2, k1)), -1, np.int32)
+    neighbours[:queries, : joint.shape[1]] = joint[:queries, :k2]
+    others = alone[:, 1 : k2 + 1] + np.int32(queries)
+    neighbours[queries:, : others.shape[1]] = others
+    neighbours[:, 0] = np.where(neighbours[:, 0] < 0, np.arange(queries + gallery), neighbours[:, 0])
+    return Rows(indptr, indices, np.ones(len(indices), np.float32), gallery, neighbours)
+
+
+def _query_expanded(rows: Rows, in_place: bool) -> Rows:
+    """Each row becomes the mean of its neighbours' rows, simultaneously or (`in_place`) one after the other."""
+    from reid_utils.ranking._sparse import mean_rows, mean_rows_in_place
+
+    matrix = rows[:3]
+    if in_place:
+        blocks = [mean_rows_in_place(matrix, rows.neighbours, rows.width)]
+    else:
+        blocks = nb.each_block(partial(mean_rows, matrix, rows.neighbours, rows.width), len(rows.neighbours))
+    sizes, indices, data = zip(*blocks, strict=True)
+    return rows._replace(indptr=_pointers(sizes), indices=np.concatenate(indices), data=np.concatenate(data))
+
+
+def _row_sums(rows: Rows) -> np.ndarray:
+    count = len(rows.indptr) - 1
+    owners = np.repeat(np.arange(count), np.diff(rows.indptr))
+    return np.bincount(owners, rows.data, count).astype(np.float32)
+
+
+def _blended(problem: Problem, variant: str, k1: int, k2: int, weight: float, in_place: bool, out) -> np.ndarray:
+    """Rows, query expansion, Jaccard distance and the weighted mean, written to `out` (Q, G)."""
+    from reid_utils.ranking._sparse import jaccard_rows, transposed
+
+    rows = (_binary_rows if variant == "hard" else _weighted_rows)(problem, k1, k2)
+    if variant == "hard" or rows.neighbours.shape[1] > 1:
+        rows = _query_expanded(rows, in_place)
+    queries = len(out)
+    sums = _row_sums(rows) if variant == "hard" else np.ones(len(rows.indptr) - 1, np.float32)
+    by_column = transposed(*rows[:3], queries, rows.width)
+    weights = (np.float32(weight), np.float32(1 - weight))
+    nb.each_block(partial(jaccard_rows, rows[:3], by_column, sums, weights, problem.original, out), queries, block=16)
+    return out
 
 
 def rerank(
@@ -123,46 +251,11 @@ def rerank(
     Warns where k1 exceeds the gallery; raises ValueError for NaN, unequal widths or impossible settings.
     """
     _check_settings(variant, [k1], [k2], [jaccard_weight], in_place)
-    search, query, gallery = _search(query, gallery, k1, k2)
-    problem = _problem(search, query, gallery, variant, query_query)
-    rows = sparse_rows(problem, variant, k1, k2)
-    return blended(problem, rows, variant, jaccard_weight, in_place, problem.original)
-
-
-def _check_blocks(query_gallery, query_query, gallery_gallery) -> tuple[np.ndarray, ...]:
-    """The three matrices as float32 in the order (Q, Q), (Q, G), (G, G); an infinite (Q, Q) where None."""
-    query_gallery = check_matrix(query_gallery, "query-gallery distances").astype(np.float32, copy=False)
-    gallery_gallery = check_matrix(gallery_gallery, "gallery-gallery distances").astype(np.float32, copy=False)
-    queries, gallery = query_gallery.shape
-    if query_query is None:
-        query_query = np.full((queries, queries), np.inf, np.float32)
-        np.fill_diagonal(query_query, 0)
-    else:
-        query_query = check_matrix(query_query, "query-query distances").astype(np.float32, copy=False)
-    for name, matrix, size in (("query-query", query_query, queries), ("gallery-gallery", gallery_gallery, gallery)):
-        if matrix.shape != (size, size):
-            raise ValueError(f"{name} distances must be of shape {(size, size)}, not {matrix.shape}")
-    return query_query, query_gallery, gallery_gallery
-
-
-def _problem_from_blocks(blocks: tuple[np.ndarray, ...], variant: str, k1: int, k2: int) -> Problem:
-    """The variant's problem from matrices in the order (Q, Q), (Q, G), (G, G)."""
-    from reid_utils.ranking._search_kernels import fill_from_blocks
-
-    query_query, query_gallery, gallery_gallery = blocks
-    square = variant == "gaussian"
-    between = np.where(np.isinf(query_query), 0, np.abs(query_query)).max(axis=1)
-    largest = np.concatenate(
-        [
-            np.maximum(between, query_gallery.max(axis=1)),
-            np.maximum(query_gallery.max(axis=0), gallery_gallery.max(axis=1)),
-        ]
-    )
-    scale = _scale(largest, variant)
-    _warn_if_clipped(k1, len(gallery_gallery))
-    lists = nb.search_blocks(blocks, max(k1 + 1, k2), square, scale)
-    original = _original_term(query_gallery.copy(), scale, variant)
-    return Problem(*lists, original, partial(fill_from_blocks, *blocks, square, scale))
+    k = max(k1 + 1, k2)
+    search, query, gallery = _search(query, gallery, k)
+    _warn_if_clipped(k1, len(gallery))
+    problem = _problem(search, query, gallery, variant, k, query_query)
+    return _blended(problem, variant, k1, k2, jaccard_weight, in_place, problem.original)
 
 
 def rerank_distances(
@@ -178,13 +271,24 @@ def rerank_distances(
     """Re-ranked distances (Q, G) float32 from squared Euclidean distances (Q, G), (Q, Q) and (G, G).
 
     Settings and errors as in `rerank`. `query_query=None` leaves out distances between queries. Given what the
-    published codes were given, `gaussian` and `hard` with `in_place` return what they return.
+    published codes were given, `gaussian` and `hard` with `in_place` return what they return. Memory: N × N.
     """
     _check_settings(variant, [k1], [k2], [jaccard_weight], in_place)
-    blocks = _check_blocks(query_gallery, query_query, gallery_gallery)
-    problem = _problem_from_blocks(blocks, variant, k1, k2)
-    rows = sparse_rows(problem, variant, k1, k2)
-    return blended(problem, rows, variant, jaccard_weight, in_place, problem.original)
+    distances, queries = _one_matrix(query_gallery, query_query, gallery_gallery), len(query_gallery)
+    _warn_if_clipped(k1, len(distances) - queries)
+    scale = _scale(distances.max(axis=1, where=np.isfinite(distances), initial=0), variant)
+    original = _original_term(distances[:queries, queries:].copy(), scale, variant)
+    distances = (distances * distances if variant == "gaussian" else distances) / scale[:, None]
+    k, within = max(k1 + 1, k2), np.ascontiguousarray(distances[queries:, queries:])
+    joint, alone = (nb.nearest_columns(matrix, min(k, len(matrix))) for matrix in (distances, within))
+
+    def fill(indptr, members, values, start: int, stop: int) -> None:
+        images, block = np.arange(start, stop), slice(indptr[start], indptr[stop])
+        values[block] = distances[np.repeat(images, np.diff(indptr[start : stop + 1])), members[block]]
+
+    listed = nb.Lists(np.take_along_axis(distances, joint, axis=1), joint)
+    problem = Problem(listed, alone, original, fill)
+    return _blended(problem, variant, k1, k2, jaccard_weight, in_place, original)
 
 
 def rerank_sweep(
@@ -202,41 +306,11 @@ def rerank_sweep(
     """
     k1s, k2s, weights = list(k1s), list(k2s), list(jaccard_weights)
     _check_settings(variant, k1s, k2s, weights, in_place)
-    search, query, gallery = _search(query, gallery, max(k1s), max(k2s))
-    problem = _problem(search, query, gallery, variant)
+    k = max(*k1s, *k2s) + 1
+    search, query, gallery = _search(query, gallery, k)
+    _warn_if_clipped(max(k1s), len(gallery))
+    problem = _problem(search, query, gallery, variant, k)
     for k1, k2 in product(k1s, k2s):
-        rows = sparse_rows(problem, variant, k1, k2)
-        jaccard = blended(problem, rows, variant, 1.0, in_place, np.empty_like(problem.original))
+        jaccard = _blended(problem, variant, k1, k2, 1.0, in_place, np.empty_like(problem.original))
         for weight in weights:
             yield (k1, k2, weight), np.float32(weight) * jaccard + np.float32(1 - weight) * problem.original
-
-
-def rerank_one_by_one(
-    query,
-    gallery,
-    variant: str = "hard",
-    k1: int = 20,
-    k2: int = 6,
-    jaccard_weight: float = 0.7,
-) -> np.ndarray:
-    """Re-ranked distances (Q, G) float32 where each query is alone with the gallery, as in a live search.
-
-    Arguments and errors as in `rerank`, with which it agrees for a single query. One neighbour search serves all.
-    """
-    _check_settings(variant, [k1], [k2], [jaccard_weight], False)
-    search, query, gallery = _search(query, gallery, k1, k2)
-    queries = len(query)
-    out = np.empty_like(search.query_gallery)
-    for number in range(queries):
-        images = np.r_[number, queries : queries + len(gallery)]
-        distances = search.query_gallery[number]
-        to_query = np.r_[np.float32(0), distances]
-        nearest = nb.Lists(to_query[:, None], np.zeros((len(images), 1), np.int32))
-        in_gallery = nb.Lists(*(part[images] for part in search.nearest_gallery))
-        in_gallery = in_gallery._replace(indices=in_gallery.indices - np.int32(queries - 1))
-        largest = np.stack([to_query, search.largest[images, 1]], axis=1)
-        alone = nb.Search(nearest, in_gallery, largest, distances[None].copy())
-        problem = _problem(alone, query[number : number + 1], gallery, variant)
-        rows = sparse_rows(problem, variant, k1, k2)
-        blended(problem, rows, variant, jaccard_weight, False, out[number : number + 1])
-    return out

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -58,27 +58,8 @@ def thumbnail(image):
     return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
-def query_html(query_picture, pictures, ranking, aps, title):
-    """One query's view as HTML without scripts: the query, the nearest images in frames, the rank of every match.
-
-    query_picture, pictures: data URIs of the query and of the first ranks; ranking: from `ranked_query`; aps: average
-    precision before and after. Green frames with ✓ are matches, red ones with ✗ are not.
-    """
-    cards = [_card(query_picture, BLACK, "query", f"AP {aps[0]:.2f} → {aps[1]:.2f}")]
-    for picture, row in zip(pictures, ranking.itertuples(), strict=False):
-        sign, colour = ("✓", MATCH) if row.is_match else ("✗", MISMATCH)
-        cards.append(_card(picture, colour, f"{sign} rank {row.rank}", f"d {row.distance:.3f}<br>{moved(*row[2:4])}"))
-    hits = ranking[ranking.is_match]
-    ranks = ", ".join(f"{row.rank}&nbsp;({moved(*row[2:4])})" for row in hits.itertuples())
-    return (
-        f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
-        f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
-        f"All {len(hits)} true matches stand at rank (▲ ▼ against plain distances): {ranks}</div>"
-    )
-
-
 def _card(picture, colour, heading, text):
-    """One framed crop with its caption."""
+    """One framed crop with its caption, as HTML."""
     return (
         '<figure style="margin:0;width:76px;text-align:center;font:12px sans-serif">'
         f'<img src="{picture}" alt="{heading}" style="box-sizing:border-box;width:100%;border:3px solid {colour}">'
@@ -100,96 +81,81 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     runs: {name: features as from `load_features`}; read_image: function (role, image id) -> RGB uint8 (h, w, 3); top:
     ranks shown. `live`: whether to give controls; None finds out (`is_live`). Returns an ipywidgets box, or HTML that
-    shows the worst query of the first run where nobody can touch controls. Raises ValueError for an unknown name.
+    shows the worst query of the first run where nobody can touch controls: frames green with ✓ round matches, red with
+    ✗ round others. Raises ValueError for an unknown name.
     """
     from IPython.display import HTML
 
-    start = (next(iter(runs)), post_processing, k1, k2, jaccard_weight)
-    rank = lru_cache(maxsize=8)(partial(_distances_and_aps, runs))
-    picture = lru_cache(maxsize=4096)(lambda role, image: thumbnail(read_image(role, image)))
+    @lru_cache(maxsize=8)
+    def rank(run, *processing):
+        distances = post_process(runs[run]["query"], runs[run]["gallery"], *processing)
+        return distances, average_precisions(distances, *(runs[run][key] for key in SCORED_BY))
+
+    @lru_cache(maxsize=4096)
+    def picture(role, image):
+        return thumbnail(read_image(role, image))
 
     def view(settings, q):
-        plain = rank((settings[0], "none", 1, 1, 0.0))
-        return _view(runs[settings[0]], plain, rank(settings), q, picture, top, _described(*settings))
+        features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
+        ranking, image = ranked_query(before, after, features, q), features["query_images"][q]
+        cards = [_card(picture("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
+        for row in ranking[:top].itertuples():
+            sign, colour = ("✓", MATCH) if row.is_match else ("✗", MISMATCH)
+            text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
+            cards.append(_card(picture("gallery", features["gallery_images"][row.image]), colour,
+                               f"{sign} rank {row.rank}", text))  # fmt: skip
+        ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking[ranking.is_match].itertuples()]
+        title = f"player {features['query_players'][q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
+        return (
+            f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
+            f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
+            f"All {len(ranks)} true matches stand at rank (▲ ▼ against plain distances): {', '.join(ranks)}</div>"
+        )
 
-    _, aps = rank(start)
-    if np.isnan(aps).all():
+    start = (next(iter(runs)), post_processing, k1, k2, jaccard_weight)
+    if np.isnan(rank(*start)[1]).all():
         raise ValueError("no query has a match; check that query and gallery share players")
     if not (is_live() if live is None else live):
-        return HTML(view(start, worst_first(aps)[0]))
-    return _live_view(runs, start, rank, view)
+        return HTML(view(start, worst_first(rank(*start)[1])[0]))
+    return _with_controls(runs, start, rank, view)
 
 
-def _distances_and_aps(runs, settings):
-    """Distances (Q, G) and average precisions (Q,) under (run, post-processing, k1, k2, weight)."""
-    run, *processing = settings
-    features = runs[run]
-    distances = post_process(features["query"], features["gallery"], *processing)
-    return distances, average_precisions(distances, *(features[key] for key in SCORED_BY))
+def _described(processing, k1, k2, weight):
+    """A post-processing in words."""
+    return processing if processing == "none" else f"{processing} (k1 {k1}, k2 {k2}, w {weight:g})"
 
 
-def _described(run, processing, k1, k2, weight):
-    """A run and its post-processing in words."""
-    return f"{run}, {processing}" if processing == "none" else f"{run}, {processing} (k1 {k1}, k2 {k2}, w {weight:g})"
-
-
-def _view(features, plain, processed, q, picture, top, described):
-    """HTML of query q; plain, processed: (distances, average precisions)."""
-    ranking = ranked_query(plain[0], processed[0], features, q)
-    pictures = [picture("gallery", features["gallery_images"][g]) for g in ranking["image"][:top]]
-    image = features["query_images"][q]
-    title = f"player {features['query_players'][q]}, query {image}; {described}"
-    return query_html(picture("query", image), pictures, ranking, (plain[1][q], processed[1][q]), title)
-
-
-def _controls(runs, start):
-    """The widgets by name, in the order of the settings."""
-    import ipywidgets as widgets
-
-    style = {"style": {"description_width": "initial"}, "layout": {"width": "auto"}}
-    whole, quiet = {"min": 1, "max": 100}, {"continuous_update": False}
-    return {
-        "run": widgets.Dropdown(options=list(runs), value=start[0], description="run", **style),
-        "processing": widgets.Dropdown(
-            options=POST_PROCESSINGS, value=start[1], description="post-processing", **style
-        ),
-        "k1": widgets.IntSlider(value=start[2], description="k1", **whole, **quiet),
-        "k2": widgets.IntSlider(value=start[3], description="k2", **whole, **quiet),
-        "weight": widgets.FloatSlider(value=start[4], min=0, max=1, step=0.05, description="weight", **quiet),
-    }
-
-
-def _live_view(runs, start, rank, view):
+def _with_controls(runs, start, rank, view):
     """Controls above the view, tied together -> ipywidgets.VBox."""
     import ipywidgets as widgets
 
-    controls = _controls(runs, start)
-    query = widgets.Dropdown(description="query", layout={"width": "auto"})
-    shown = widgets.HTML()
-
-    def settings():
-        return tuple(control.value for control in controls.values())
+    wide = {"layout": {"width": "auto"}, "style": {"description_width": "initial"}}
+    whole = {"min": 1, "max": 100, "continuous_update": False}
+    query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
+    controls = {
+        "run": widgets.Dropdown(options=list(runs), value=start[0], description="run", **wide),
+        "processing": widgets.Dropdown(options=POST_PROCESSINGS, value=start[1], description="post-processing", **wide),
+        "k1": widgets.IntSlider(start[2], description="k1", **whole),
+        "k2": widgets.IntSlider(start[3], description="k2", **whole),
+        "weight": widgets.FloatSlider(start[4], min=0, max=1, step=0.05, description="weight", continuous_update=False),
+    }
 
     def show(_=None):
-        shown.value = view(settings(), query.value)
+        shown.value = view(tuple(control.value for control in controls.values()), query.value)
 
-    def renew(_=None):
-        features, aps = runs[settings()[0]], rank(settings())[1]
-        order, former = worst_first(aps), query.value
+    def renew(**settings):
+        aps, former = rank(*settings.values())[1], query.value
+        players, order = runs[settings["run"]]["query_players"], worst_first(aps)
         query.unobserve(show, "value")  # new options pick the first one: not a choice of the user's
-        query.options = [(f"AP {aps[q]:.2f} · player {features['query_players'][q]}", q) for q in order]
+        query.options = [(f"AP {aps[q]:.2f} · player {players[q]}", q) for q in order]
         query.value = former if former in order else order[0]
         query.observe(show, "value")
         for name in ("k1", "k2", "weight"):
-            controls[name].disabled = controls["processing"].value == "none"
+            controls[name].disabled = settings["processing"] == "none"
         show()
 
     query.observe(show, "value")
-    for control in controls.values():
-        control.observe(renew, "value")
-    renew()
-    names = ("run", "processing", "k1", "k2", "weight")
-    rows = [widgets.HBox([query, *(controls[n] for n in names[:2])]), widgets.HBox([controls[n] for n in names[2:]])]
-    for row in rows:
-        row.layout.flex_flow = "row wrap"
-    return widgets.VBox([*rows, shown])
+    faults = widgets.interactive_output(renew, controls)  # what a wrong setting raises is read below the view
+    run, processing, *sliders = controls.values()
+    rows = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in ([query, run, processing], sliders)]
+    return widgets.VBox([*rows, shown, faults])

@@ -108,19 +108,12 @@ def _ranked_height(lists, query_image):
     return _TITLE_INCHES + len(lists) * (tallest * (TEXT_WIDTH - 0.3) / columns + _TITLE_INCHES)
 
 
-def ranked_lists(query_image, lists, title, note=None):
-    """The nearest gallery crops of one query under each method; frames and signs tell hits from misses.
-
-    query_image: RGB uint8; lists: dict of method → list of (RGB uint8 image, is_match, distance), nearest first.
-    Returns a text-width Figure: a row a method, captions ✓ or ✗ with the distance.
-    """
-    return ranked_list_page([(query_image, lists, title)], note)
-
-
 def ranked_list_page(entries, note=None):
-    """`ranked_lists` of several queries below each other.
+    """The nearest gallery crops of queries under each method, a query below the other; frames and signs tell hits.
 
-    entries: list of (query_image, lists, title) as for `ranked_lists`. Raises ValueError if there is none.
+    entries: list of (RGB uint8 query image, lists, title); lists: dict of method → list of (RGB uint8 image, is_match,
+    distance), nearest first. Returns a text-width Figure: a row a method, captions ✓ or ✗ with the distance. Raises
+    ValueError if there is no query, no method or an empty list.
     """
     if not entries or not all(lists for _, lists, _ in entries):
         raise ValueError("no ranked lists to show; give at least one query with one method")

@@ -8,20 +8,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from reid_utils.views.style import (
-    BLACK,
-    BLUE,
-    COLUMN_WIDTH,
-    GREY,
-    MARKERS,
-    MATCH,
-    MISMATCH,
-    PALETTE,
-    TEXT_WIDTH,
-    VERMILLION,
-    finish,
-    new_figure,
-)
+from reid_utils.views import style
+from reid_utils.views.style import BLACK, BLUE, COLUMN_WIDTH, GREY, TEXT_WIDTH, finish, new_figure, printable
 
 _MANY_POINTS = 2000  # more than these are stored as pixels inside an SVG
 
@@ -35,37 +23,43 @@ def set_statistics(manifest, sizes, note=None):
     sizes = np.asarray(sizes).astype(int)
     if sizes.shape != (len(manifest), 2):
         raise ValueError(f"sizes have shape {sizes.shape}; give (height, width) of all {len(manifest)} images")
-    known = manifest[manifest.player.notna() & ~manifest.player.isin([-1, "-1", ""])]
-    counts = known.groupby(["split", "player"], sort=False, observed=True).size().reset_index(name="images")
+    hidden = manifest.player.isna() | manifest.player.isin([-1, "-1", ""])
+    counts = manifest[~hidden].groupby(["split", "player"], sort=False, observed=True).size().reset_index(name="images")
     height, width = sizes.T
     table = manifest[["split"]].assign(height=height, width=width, aspect=height / width)
     figure, axes = new_figure(TEXT_WIDTH, 3.8, 2, 2)
-    colours = dict(zip(table.split.unique(), PALETTE * len(table), strict=False))
-    _split_histogram(axes[0, 0], counts, "images", "images a player", "share of players (%)", colours)
-    _split_histogram(axes[0, 1], table, "aspect", "height / width", "share of images (%)", colours)
-    _split_histogram(axes[1, 0], table, "height", "height (pixels)", "share of images (%)", colours)
-    _split_histogram(axes[1, 1], table, "width", "width (pixels)", "share of images (%)", colours)
-    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=len(colours))
+    colours = dict(zip(table.split.unique(), style.PALETTE * len(table), strict=False))
+    _by_split(axes[0, 0], counts, "images", "images a player", "players", colours)
+    for ax, column in zip(axes.flat[1:], ("aspect", "height", "width"), strict=True):
+        unit = "height / width" if column == "aspect" else f"{column} (pixels)"
+        _by_split(ax, table, column, unit, "images", colours)
+    handles = [Line2D([], [], color=colour, linestyle="-", label=printable(split)) for split, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(colours))
     return finish(figure, note)
 
 
-def _split_histogram(ax, table, column, x_label, y_label, colours):
-    """Step histograms of one column, one a split, in per cent of the split."""
-    ax.set(xlabel=x_label, ylabel=y_label)
+def _by_split(ax, table, column, x_label, counted, colours):
+    """A column in each split: step histograms, or bars where every split has one value throughout."""
+    import seaborn as sns
+
+    ax.set(xlabel=x_label)
     if table.empty:
         ax.text(0.5, 0.5, "players are hidden", transform=ax.transAxes, ha="center")
         return
+    values = table.groupby("split", sort=False, observed=True)[column]
+    if (values.nunique() == 1).all():
+        each = [f"each of {n:,} {counted}: {value:.4g}" for n, value in zip(values.size(), values.first(), strict=True)]
+        bars = ax.barh(list(map(printable, values.groups)), values.first(), color=[colours[s] for s in values.groups])
+        ax.bar_label(bars, each, label_type="center", fontsize=7, color="white", weight="bold")
+        ax.invert_yaxis()
+        return
     # Whole numbers get bins of a whole width: other bins would hold two of them here and three there.
     is_count = pd.api.types.is_integer_dtype(table[column])
-    step = max(1, int(np.ptp(table[column]) // 25)) if is_count else 0
-    bins = np.arange(table[column].min(), table[column].max() + 1 + step, step) - 0.5 if is_count else 30
-    edges = np.histogram_bin_edges(table[column], bins)
-    for split, part in table.groupby("split", sort=False, observed=True):
-        weights = np.full(len(part), 100 / len(part))
-        ax.hist(part[column], edges, weights=weights, histtype="step", color=colours[split], label=split)
-    if np.ptp(table[column]) == 0:
-        ax.set_xticks([table[column].iloc[0]])
-        return
+    low, high = table[column].min(), table[column].max()
+    bins = np.arange(low, high + 2 * (step := max(1, int((high - low) // 25))), step) - 0.5 if is_count else 30
+    sns.histplot(table, x=column, hue="split", palette=colours, bins=bins, stat="percent", common_norm=False,
+                 element="step", fill=False, legend=False, ax=ax)  # fmt: skip
+    ax.set(xlabel=x_label, ylabel=f"share of {counted} (%)")
     ax.xaxis.get_major_locator().set_params(integer=is_count)
 
 
@@ -75,41 +69,37 @@ def training_curves(history, note=None):
     history: DataFrame with seed, epoch, loss, mAP and rank1 (fractions, NaN where not measured) and optionally label, a
     series each. Returns a text-width Figure with three axes.
     """
+    import seaborn as sns
+
     table = history if "label" in history else history.assign(label="")
     percent = table.assign(mAP=100 * table.mAP, rank1=100 * table.rank1)
     figure, axes = new_figure(TEXT_WIDTH, 2.3, 1, 3)
-    columns = {"loss": "training loss (nats)", "mAP": "mAP (%)", "rank1": "rank-1 (%)"}
-    for ax, (column, y_label) in zip(axes[0], columns.items(), strict=True):
-        measured = percent.dropna(subset=[column])
-        for k, (label, series) in enumerate(measured.groupby("label", sort=False)):
-            colour = PALETTE[k % len(PALETTE)]
-            for _, run in series.groupby("seed"):
-                ax.plot(run.epoch, run[column], color=colour, linestyle="-", linewidth=0.5, alpha=0.5)
-            mean = series.groupby("epoch")[column].mean()
-            ax.plot(mean.index, mean, color=colour, linestyle="-", marker=MARKERS[k % 7], label=label)
-        ax.set(xlabel="epoch", ylabel=y_label)
+    titles = {"loss": "training loss (nats)", "mAP": "mAP (%)", "rank1": "rank-1 (%)"}
+    for ax, (column, title) in zip(axes[0], titles.items(), strict=True):
+        lines = {"data": percent.dropna(subset=[column]), "x": "epoch", "y": column, "hue": "label", "ax": ax}
+        lines |= {"style": "label", **style.looks(table.label)}
+        sns.lineplot(**lines, units="seed", estimator=None, linewidth=0.5, alpha=0.5, markersize=0, legend=False)
+        sns.lineplot(**lines, errorbar=None, legend="label" in history and ax is axes[0, 0])
+        ax.set(ylabel=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
     if "label" in history:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        style.legend_above(figure, axes[0, 0])
     return finish(figure, note)
 
 
-def _annotated_map(ax, percent, x_labels, y_labels, digits=1, **settings):
-    """A heat map with its values written in the cells where they fit; `settings` go to imshow. Returns the image."""
-    image = ax.imshow(percent, aspect="auto", **settings)
-    ax.set(xticks=range(len(x_labels)), yticks=range(len(y_labels)), xticklabels=x_labels, yticklabels=y_labels)
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
-    if percent.shape[1] <= 8 and percent.shape[0] <= 10:
-        for (y, x), value in np.ndenumerate(percent):
-            if np.isfinite(value):
-                colour = "white" if image.norm(value) < 0.5 else "black"
-                ax.text(x, y, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=7)
-    return image
+def _heat_map(ax, percent, x_labels, y_labels, label, digits, **limits):
+    """A heat map with its colour bar, and with its values written in the cells where they fit."""
+    import seaborn as sns
+
+    few = percent.shape[1] <= 8 and percent.shape[0] <= 10
+    frame = pd.DataFrame(percent, list(map(printable, y_labels)), list(map(printable, x_labels)))
+    sns.heatmap(frame, annot=few, fmt=f".{digits}f", annot_kws={"size": 7}, cmap="cividis", ax=ax,
+                cbar_kws={"label": label}, **limits)  # fmt: skip
+    ax.tick_params(axis="y", rotation=0)
 
 
-def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, value_label="mAP (%)", note=None):
-    """How a score depends on two settings, such as k1 and k2.
+def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, note=None):
+    """How mAP depends on two settings, such as k1 and k2.
 
     values: (y_values, x_values) fractions, NaN where not measured; mark: the (x, y) setting to outline, such as the
     published one. Returns a column-width Figure: one map and its colour bar. Raises ValueError for a wrong shape or a
@@ -117,19 +107,16 @@ def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, val
     """
     values, x_values, y_values = np.asarray(values, dtype=float), list(x_values), list(y_values)
     if values.shape != (len(y_values), len(x_values)):
-        raise ValueError(
-            f"values have shape {values.shape}; give ({len(y_values)}, {len(x_values)}), a row a {y_label}"
-        )
+        raise ValueError(f"values have shape {values.shape}; give {(len(y_values), len(x_values))}, a row a {y_label}")
     if mark is not None and (mark[0] not in x_values or mark[1] not in y_values):
         raise ValueError(f"mark {mark} is off the map; give one of its ({x_label}, {y_label}) pairs")
     figure, axes = new_figure(COLUMN_WIDTH, 0.9 + 0.25 * len(y_values))
-    image = _annotated_map(axes[0, 0], 100 * values, x_values, y_values, origin="lower")
+    _heat_map(axes[0, 0], 100 * values, x_values, y_values, "mAP (%)", digits=1)
     axes[0, 0].set(xlabel=x_label, ylabel=y_label)
+    axes[0, 0].invert_yaxis()
     if mark is not None:
-        x, y = x_values.index(mark[0]) - 0.5, y_values.index(mark[1]) - 0.5
-        frame = axes[0, 0].add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=VERMILLION, linewidth=2))
-        frame.set_clip_on(False)
-    figure.colorbar(image, ax=axes[0, 0], label=value_label)
+        corner, look = (x_values.index(mark[0]), y_values.index(mark[1])), {"edgecolor": style.VERMILLION}
+        axes[0, 0].add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=2, clip_on=False, **look))
     return finish(figure, note)
 
 
@@ -139,24 +126,20 @@ def error_overlap(matrix, names, note=None):
     matrix: (models, models) fractions; entry (i, j) is the share of the queries failed by i that j fails as well, NaN
     where i fails none. Returns a column-width Figure with one map and its colour bar.
     """
-    matrix = np.asarray(matrix, dtype=float)
-    if matrix.shape != (len(names), len(names)):
-        raise ValueError(f"matrix has shape {matrix.shape} for {len(names)} names; give (models, models)")
     figure, axes = new_figure(COLUMN_WIDTH, 1.3 + 0.3 * len(names))
-    image = _annotated_map(axes[0, 0], 100 * matrix, names, names, digits=0, vmin=0, vmax=100)
+    _heat_map(axes[0, 0], 100 * np.asarray(matrix, dtype=float), names, names, "share (%)", digits=0, vmin=0, vmax=100)
     axes[0, 0].set(xlabel="also failed by", ylabel="queries failed by")
     axes[0, 0].tick_params(axis="x", rotation=30)
-    figure.colorbar(image, ax=axes[0, 0], label="share (%)")
     return finish(figure, note)
 
 
-def distance_histograms(groups, x_label="squared Euclidean distance", note=None):
-    """Distances of genuine pairs (same player) and impostor pairs, each as a density.
+def distance_histograms(groups, note=None):
+    """Squared Euclidean distances of genuine pairs (same player) and impostor pairs, each as a density.
 
     groups: dict of name → 1-D distances, such as {"genuine": …, "impostor": …}. Returns a column-width Figure.
     """
-    figure, axes = new_figure(COLUMN_WIDTH, 2.2)
-    _overlaid(axes[0, 0], groups, 60, x_label, "density", density=True)
+    figure, ax = _pair_histogram(groups, bins=60, stat="density", common_norm=False)
+    ax.set(xlabel="squared Euclidean distance", ylabel="density")
     return finish(figure, note)
 
 
@@ -165,20 +148,22 @@ def jaccard_histogram(groups, note=None):
 
     groups: dict of name → 1-D distances in [0, 1]. Returns a column-width Figure.
     """
-    figure, axes = new_figure(COLUMN_WIDTH, 2.2)
-    _overlaid(axes[0, 0], groups, np.linspace(0, 1, 41), "Jaccard distance", "number of pairs", log=True)
+    figure, ax = _pair_histogram(groups, bins=40, binrange=(0, 1))
+    ax.set(xlabel="Jaccard distance", ylabel="number of pairs", yscale="log")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     return finish(figure, note)
 
 
-def _overlaid(ax, groups, bins, x_label, y_label, **settings):
-    """Filled step histograms of 1-D distances over shared bins, told apart by colour and hatching."""
-    groups = {name: np.asarray(values, dtype=float).ravel() for name, values in groups.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=bins)
-    for k, (name, values) in enumerate(groups.items()):
-        style = {"color": PALETTE[k % 7], "hatch": ("", "////", "....")[k % 3], "alpha": 0.55}
-        ax.hist(values, edges, histtype="stepfilled", label=f"{name} ({len(values):,} pairs)", **style, **settings)
-    ax.set(xlabel=x_label, ylabel=y_label)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+def _pair_histogram(groups, **settings):
+    """Filled steps over shared bins, told apart by colour."""
+    import seaborn as sns
+
+    groups = {f"{printable(name)} ({np.size(values):,} pairs)": np.ravel(values) for name, values in groups.items()}
+    figure, axes = new_figure(COLUMN_WIDTH, 2.2)
+    colours = dict(zip(groups, style.PALETTE, strict=False))
+    sns.histplot(groups, element="step", palette=colours, alpha=0.4, ax=axes[0, 0], **settings)
+    sns.move_legend(axes[0, 0], "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure, axes[0, 0]
 
 
 def cmc_curves(curves, note=None):
@@ -187,9 +172,9 @@ def cmc_curves(curves, note=None):
     curves: dict of name → (ranks,) fractions from rank 1 on. Returns a column-width Figure.
     """
     figure, axes = new_figure(COLUMN_WIDTH, 2.4)
-    for k, (name, curve) in enumerate(curves.items()):
+    for (name, curve), marker in zip(curves.items(), style.MARKERS * len(curves), strict=False):
         ranks = np.arange(1, len(curve) + 1)
-        axes[0, 0].plot(ranks, 100 * np.asarray(curve), marker=MARKERS[k % 7], markevery=0.15, label=name)
+        axes[0, 0].plot(ranks, 100 * np.asarray(curve), marker=marker, markevery=0.15, label=name)
     axes[0, 0].set(xlabel="rank", ylabel="queries matched (%)")
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].legend(loc="lower right")
@@ -207,8 +192,8 @@ def embedding_map(maps, dispersion, note=None):
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         points, players = np.asarray(points), np.asarray(players)
         for k, name in enumerate(names):
-            style = {"color": PALETTE[k % 7], "marker": MARKERS[k // 7 % 7], "s": 9, "linewidths": 0}
-            ax.scatter(*points[players == name].T, **style, alpha=0.7, rasterized=len(points) > _MANY_POINTS)
+            look = {"color": style.PALETTE[k % 7], "marker": style.MARKERS[k // 7 % 7], "s": 9, "linewidths": 0}
+            ax.scatter(*points[players == name].T, **look, alpha=0.7, rasterized=len(points) > _MANY_POINTS)
         ax.set_title(f"{title}\nmean pairwise distance\nof queries {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", box_aspect=1)
     return finish(figure, note)
@@ -217,20 +202,17 @@ def embedding_map(maps, dispersion, note=None):
 def fusion_weights(weights, models, note=None):
     """Weights that the models get over the queries: a box a model, a panel a fusion; a line marks equal weights.
 
-    weights: dict of name → (queries, models), rows summing to 1; models: their names. Returns a text-width Figure.
+    weights: dict of name → (queries, models), rows summing to 1; models: their names. Returns a Figure.
     """
-    figure, axes = new_figure(TEXT_WIDTH, 2.4, 1, len(weights), sharey=True)
+    figure, axes = new_figure(min(COLUMN_WIDTH * len(weights), TEXT_WIDTH), 2.4, 1, len(weights), sharey=True)
+    names, median = list(map(printable, models)), {"color": BLUE, "linewidth": 2}
     for ax, (name, values) in zip(axes[0], weights.items(), strict=True):
-        values = np.asarray(values)
-        if values.shape[1:] != (len(models),):
-            raise ValueError(f"weights of {name!r} have shape {values.shape}; give (queries, {len(models)})")
-        ax.boxplot(
-            values, tick_labels=models, flierprops={"markersize": 2}, medianprops={"color": BLUE, "linewidth": 2}
-        )
+        if np.shape(values)[1:] != (len(models),):
+            raise ValueError(f"weights of {name!r} have shape {np.shape(values)}; give (queries, {len(models)})")
+        ax.boxplot(np.asarray(values), tick_labels=names, widths=0.5, flierprops={"markersize": 2}, medianprops=median)
         ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
-        ax.set_title(name)
-        ax.tick_params(axis="x", rotation=20)
-    axes[0, 0].set_ylabel("weight in a query's mean")
+        ax.set(title=name, ylabel="weight in a query's mean")
+        ax.label_outer()
     return finish(figure, note)
 
 
@@ -238,75 +220,65 @@ _LEVEL = 0.05  # of the Holm-corrected p that fills a dot
 _MANY_ROWS = 45  # of a forest plot; more are set closer
 
 
-def forest_plot(frame, groups=None, metric="mAP", note=None):
-    """Every row with its interval and, beside it, its paired difference to the baseline row.
+def forest_plot(frame, groups=None, note=None):
+    """Every row's mAP with its interval and, beside it, its difference to the baseline row.
 
     frame: from `compare_rows`, or several of them concatenated; groups: a heading a row, equal ones adjacent, such as
     the table's name. A diamond is a baseline, a filled dot differs from it (Holm-corrected p < 0.05), an open dot
-    cannot be told from it. Returns a text-width Figure with two axes: scores in per cent, differences in points.
+    cannot be told from it. Thin lines are the full intervals of differences (other seeds, other queries), thick ones
+    hold the trained networks fixed (columns queries_low, queries_high, where present). Returns a text-width Figure with
+    two axes: scores in per cent, differences in points.
     """
     headings = [""] * len(frame) if groups is None else list(groups)
     if len(headings) != len(frame):
         raise ValueError(f"{len(headings)} groups for {len(frame)} rows; give one a row")
-    positions, starts = _forest_positions(headings)
+    codes, names = pd.factorize(np.array(headings, dtype=object))
+    positions = np.arange(len(frame)) + (1 + 1.4 * codes if any(headings) else 0)
     last = positions[-1]
     step = 0.19 if last < _MANY_ROWS else 0.14  # inches; a page is 10 high
-    figure, axes = new_figure(TEXT_WIDTH, 0.9 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1))
+    figure, axes = new_figure(TEXT_WIDTH, 1.0 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1))
     scores, changes = axes[0]
     for y, line in zip(positions, frame.to_dict("records"), strict=True):
-        _forest_row(scores, changes, y, line, metric)
-    for heading, y in starts.items():
-        scores.text(
-            0, y, f"{heading}  ", transform=scores.get_yaxis_transform(), ha="right", va="center", weight="bold"
-        )
-    scores.set(yticks=positions, yticklabels=frame.row, xlabel=f"{metric} (%)", ylim=(last + 0.7, -0.7))
-    changes.set(xlabel=f"difference to the baseline ({metric} points)")
+        _forest_row(scores, changes, y, line)
+    beside = {"transform": scores.get_yaxis_transform(), "ha": "right", "va": "center", "weight": "bold"}
+    for number, heading in enumerate(names):
+        scores.text(0, positions[codes == number][0] - 1, f"{heading}  ", **beside)
+    scores.set(yticks=positions, yticklabels=list(map(printable, frame.row)), xlabel="mAP (%)", ylim=(last + 0.7, -0.7))
+    changes.set(xlabel="difference to the baseline (mAP points)")
     changes.text(1.02, 1, "corrected p", transform=changes.transAxes, ha="left", va="bottom", fontsize=7)
     changes.axvline(0, color=BLACK, linewidth=0.8)
     for ax in axes[0]:
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", visible=False)
-    figure.legend(handles=_forest_legend(), loc="outside upper center", ncols=3)
+    figure.legend(handles=_forest_legend("queries_low" in frame), loc="outside upper center", ncols=3)
     return finish(figure, note)
 
 
-def _forest_positions(headings):
-    """Heights of the rows, counted from the top, and of each heading above its group."""
-    positions, starts, y = [], {}, -1
-    for heading in headings:
-        if heading and heading not in starts:
-            y += 1.4 if starts else 1
-            starts[heading] = y
-        y += 1
-        positions.append(y)
-    return positions, starts
-
-
-def _forest_row(scores, changes, y, line, metric):
+def _forest_row(scores, changes, y, line):
     """Draws one row of the forest plot on both axes."""
-    is_baseline = np.isnan(line["difference"])
-    told_apart = line["p_holm"] < _LEVEL
-    style = {"color": BLACK if is_baseline else BLUE, "marker": "D" if is_baseline else "o", "markersize": 4}
-    style |= {"markerfacecolor": style["color"] if is_baseline or told_apart else "white", "linestyle": ""}
-    for ax, value, low, high in (
-        (scores, line[metric], line["low"], line["high"]),
-        (changes, line["difference"], line["diff_low"], line["diff_high"]),
-    ):
-        ax.plot([100 * low, 100 * high], [y, y], color=style["color"], linestyle="-", linewidth=1)
-        ax.plot(100 * value, y, **style)
+    colour, marker = (BLACK, "D") if (is_baseline := np.isnan(line["difference"])) else (BLUE, "o")
+    face = colour if is_baseline or line["p_holm"] < _LEVEL else "white"
+    queries_only = line.get("queries_low", np.nan), line.get("queries_high", np.nan)
+    look = {"color": colour, "marker": marker, "markerfacecolor": face, "markersize": 4}
+    changes.plot(100 * np.array(queries_only), [y, y], color=colour, linestyle="-", linewidth=3)
+    for ax, value, low, high in ((scores, "mAP", "low", "high"), (changes, "difference", "diff_low", "diff_high")):
+        ax.plot([100 * line[low], 100 * line[high]], [y, y], color=colour, linestyle="-", linewidth=1)
+        ax.plot(100 * line[value], y, **look)
     if not is_baseline:
         text = "< 0.001" if line["p_holm"] < 0.001 else f"{line['p_holm']:.3f}"
         changes.text(1.02, y, text, transform=changes.get_yaxis_transform(), va="center", fontsize=7)
 
 
-def _forest_legend():
-    """The three signs of the forest plot."""
-    styles = {"baseline": (BLACK, BLACK, "D"), "differs (corrected p < 0.05)": (BLUE, BLUE, "o")}
-    styles["cannot be told from the baseline"] = (BLUE, "white", "o")
-    return [
-        Line2D([], [], color=colour, markerfacecolor=face, marker=marker, linestyle="-", linewidth=1, label=label)
-        for label, (colour, face, marker) in styles.items()
+def _forest_legend(with_thick):
+    """The signs of the forest plot."""
+    signs = [
+        ("baseline", {"marker": "D", "color": BLACK, "linewidth": 1}),
+        ("differs (corrected p < 0.05)", {"marker": "o", "color": BLUE, "linewidth": 1}),
+        ("cannot be told from it", {"marker": "o", "color": BLUE, "linewidth": 1, "markerfacecolor": "white"}),
+        ("other seeds and queries", {"color": BLUE, "linewidth": 1}),
+        ("other queries, same networks", {"color": BLUE, "linewidth": 3}),
     ]
+    return [Line2D([], [], linestyle="-", label=label, **style) for label, style in signs[: 5 if with_thick else 3]]
 
 
 def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
@@ -316,13 +288,14 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     Returns a column-width Figure.
     """
     figure, axes = new_figure(COLUMN_WIDTH, 0.6 + 0.25 * len(frame))
-    ax, y, percent = axes[0, 0], np.arange(len(frame)), 100 * frame[value].to_numpy(float)
+    ax, percent = axes[0, 0], 100 * frame[value].to_numpy(float)
     margins = np.stack([percent - 100 * frame.low, 100 * frame.high - percent])
-    ax.barh(y, percent, xerr=margins, color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2)
-    for height, number, end in zip(y, percent, np.fmax(percent, 100 * frame.high), strict=True):
+    style = {"color": BLUE, "alpha": 0.8, "height": 0.65, "ecolor": BLACK, "capsize": 2}
+    ax.barh(np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)), **style)
+    for y, (number, end) in enumerate(zip(percent, np.fmax(percent, 100 * frame.high), strict=True)):
         shown = f"{number:.1f}".replace("-", "−")
-        ax.annotate(shown, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7)
-    ax.set(yticks=y, yticklabels=frame.row, xlabel=label, ylim=(len(frame) - 0.5, -0.5))
+        ax.annotate(shown, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     return finish(figure, note)
 
@@ -333,21 +306,24 @@ def robustness_curves(frame, note=None):
     frame: DataFrame with knob (name and unit of the damage), level, label, mAP, low, high (fractions). Returns a
     text-width Figure with an axes a knob.
     """
+    import seaborn as sns
+
     knobs = frame.knob.unique()
     columns = min(len(knobs), 4)
     rows = -(-len(knobs) // columns)
     figure, axes = new_figure(TEXT_WIDTH, 0.3 + 1.9 * rows, rows, columns, sharey=True)
+    looks, percent = style.looks(frame.label), frame.assign(mAP=100 * frame.mAP)
     for ax, knob in zip(axes.flat, knobs, strict=False):
-        for k, (label, line) in enumerate(frame[frame.knob == knob].groupby("label", sort=False)):
-            line, colour = line.sort_values("level"), PALETTE[k % 7]
-            ax.plot(line.level, 100 * line.mAP, color=colour, linestyle="-", marker=MARKERS[k % 7], label=label)
-            ax.fill_between(line.level, 100 * line.low, 100 * line.high, color=colour, alpha=0.15, linewidth=0)
-        ax.set_xlabel(knob)
+        lines = percent[percent.knob == knob].sort_values("level")
+        sns.lineplot(lines, x="level", y="mAP", hue="label", style="label", ax=ax,
+                     legend=ax is axes[0, 0], **looks)  # fmt: skip
+        for label, line in lines.groupby("label", sort=False):
+            band = {"color": looks["palette"][label], "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(line.level, 100 * line.low, 100 * line.high, **band)
+        ax.set(xlabel=knob, ylabel="mAP (%)")
     for ax in axes.flat[len(knobs) :]:
         ax.axis("off")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("mAP (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    style.legend_above(figure, axes[0, 0])
     return finish(figure, note)
 
 
@@ -360,18 +336,15 @@ def repaired_queries(before, after, labels=("AP before fusion", "AP after fusion
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if before.shape != after.shape:
         raise ValueError(f"{before.shape} values before and {after.shape} after; give the same queries in both")
-    change = after - before
+    frame = pd.DataFrame(100 * np.stack([before, after]).T, columns=[f"{printable(label)} (%)" for label in labels])
+    change = np.sign(after - before)
+    signs = {"better": (1, style.MATCH, "^"), "worse": (-1, style.MISMATCH, "v"), "same": (0, GREY, "o")}
     figure, axes = new_figure(COLUMN_WIDTH, 3.3)
-    ax = axes[0, 0]
-    ax.plot([0, 100], [0, 100], color=GREY, linestyle="-", linewidth=0.8, zorder=0)
-    groups = {
-        "better": (change > 0, MATCH, "^"),
-        "worse": (change < 0, MISMATCH, "v"),
-        "same": (change == 0, GREY, "o"),
-    }
-    for name, (chosen, colour, marker) in groups.items():
-        label = f"{name} ({chosen.sum()})"
-        ax.scatter(100 * before[chosen], 100 * after[chosen], s=14, color=colour, marker=marker, alpha=0.7, label=label)
-    ax.set(xlabel=f"{labels[0]} (%)", ylabel=f"{labels[1]} (%)", aspect="equal")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)
+    for name, (sign, colour, marker) in signs.items():
+        chosen = change == sign
+        look = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "label": f"{name} ({chosen.sum()})"}
+        axes[0, 0].scatter(*frame[chosen].to_numpy().T, **look)
+    axes[0, 0].axline((0, 0), slope=1, color=GREY, linestyle="-", linewidth=0.8, zorder=0)
+    axes[0, 0].set(xlabel=frame.columns[0], ylabel=frame.columns[1], aspect="equal")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)
     return finish(figure, note)
