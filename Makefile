@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study weights verify figures report test test-faults lint lab bench bench-peers clean
+.PHONY: env study weights verify figures report test test-faults test-pythons lint lab bench bench-peers clean
 .DELETE_ON_ERROR:
 
 study: env
@@ -43,6 +43,9 @@ test: env
 
 test-faults: env
 	$(BIN)/python tests/faults.py
+
+test-pythons: env  # the lock and the core on other versions of Python, where uv finds or fetches them
+	PYTHONS="3.12 3.13" $(BIN)/python -m pytest tests/test_environment.py -rs
 
 lint: env
 	$(BIN)/python -m ruff check .
