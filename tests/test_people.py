@@ -17,7 +17,7 @@ def test_every_fold_of_real_people_is_trained_with_the_rate_of_its_own_loss():
     assert len(folds) == 2 * 2 * 3 * 4
     for run in folds:
         read = [runs[name].parameters for name in run.inputs]
-        assert sorted(parameters["learning_rate"] for parameters in read) == [3e-4, 1e-3, 3e-3]
+        assert sorted(parameters["learning_rate"] for parameters in read) == [1e-3, 3e-3, 1e-2]
         kind = [run.parameters[name] for name in ("backbone", "pretrained", "loss")]
         assert all([parameters[name] for name in ("backbone", "pretrained", "loss")] == kind for parameters in read)
     assert {tuple(run.parameters["seeds"]) for run in folds} == {(0, 1, 2)}
