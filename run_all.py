@@ -1,28 +1,62 @@
 """Run a study: execute its notebooks over their parameters, skip what is done, rebuild every table and figure."""
 
+import argparse
 import contextlib
+import os
+import shlex
 import signal
 import sys
 import warnings
 from pathlib import Path
 
 from reid_utils.files import read_json, write_json
-from reid_utils.study import command, estimates, execution, jobs, keys, notebooks, plan, progress, study_file
-from reid_utils.study import study_file as overrides
+from reid_utils.study import engine, keys, notebooks, plan, progress, study_file, worker
+from reid_utils.study.folders import StudyFolders, own_source, source_of, study_root
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
+def options(arguments):
+    """The options of a command line (list of str, None for the process's own) -> argparse.Namespace.
+
+    Raises StudyError for a number of jobs below 1.
+    """
+    parser = argparse.ArgumentParser(prog="run_all.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("study", nargs="?", default="quick", help="a name in studies/, or a yaml file (default: quick)")
+    add("--data", help="rendered, synergy, or a folder in the Synergy layout")
+    add("--features", type=Path, help="folder of your own features or distance CSVs: no training")
+    add("--only", metavar="GLOB", help="only runs whose id matches, and what they need")
+    add("--set", action="append", default=[], metavar="key=value", help="override a parameter, threads or rendering.…")
+    add("--dry-run", action="store_true", help="print the plan and end")
+    add("--force", action="store_true", help="redo runs that are done, from nothing")
+    add("--jobs", type=int, help="runs at once here (default: GPUs where runs ask for them, else processors in force)")
+    add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster (tcp://host:port), over a shared folder")
+    add("--accept-md5", metavar="SUM", help="accept a downloaded zip with this MD5")
+    add("--runs", default=ROOT / "runs", type=Path, help="where results go (default: runs/)")
+    args = parser.parse_args(arguments)
+    if args.jobs is not None and args.jobs < 1:
+        raise study_file.StudyError(f"--jobs must be at least 1, not {args.jobs}")
+    return args
+
+
+def command_of(args):
+    """The command line that makes this study again, for a shell: without what only picks runs or places."""
+    words = ["python", "run_all.py", args.study]
+    for name in ("data", "features"):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+    return shlex.join([*words, *(word for setting in args.set for word in ("--set", setting))])
+
+
 def read_plan(args):
-    """The study with its overrides, its runs, the ids asked for, the folder of its results."""
+    """The study with its overrides, its runs, the ids asked for, the folders of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = notebooks.declared_in(study, NOTEBOOKS)
-    study = overrides.override(study, args.set, declared)
-    command.confirm_size(study, args.yes)
-    root = args.runs.resolve() / study_file.results_name(study, args.data, args.features)
+    study = study_file.override(study, args.set, declared)
+    folders = StudyFolders(study_root(args.runs.resolve(), study.name, source_of(study, args), bool(args.features)))
     runs = plan.expand(study, declared, bool(args.features))
-    return study, runs, jobs.pick(runs, args.only), root
+    return study, runs, plan.pick(runs, args.only), folders
 
 
 def data_folder(args, study):
@@ -32,11 +66,11 @@ def data_folder(args, study):
         return "", own
     from reid_utils.data import integrity, sources
 
-    rendering = {"workers": args.jobs, **study.rendering}
+    rendering = {"workers": args.jobs or engine.default_jobs((), ()), **study.rendering}
     source = args.data or study.data, args.runs.resolve() / "data", rendering, args.accept_md5
     folder = sources.planned_data_dir(*source[:3])
     if not args.dry_run:
-        print(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}", flush=True)
+        print(progress.shown(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}"), flush=True)
         folder = sources.prepare_data(*source)
     return folder, integrity.data_fingerprint(folder) + own if folder.is_dir() else None
 
@@ -50,37 +84,55 @@ def check_images(folder, fingerprint, root, workers):
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 
-@contextlib.contextmanager
-def place_of(args):
-    """Yield the place where runs are executed: this machine, or a cluster."""
-    if args.scheduler is None or args.dry_run:
-        yield execution.Local(args.jobs)
-        return
-    from reid_utils.study import cluster  # Dask is for those who ask for it: 1 s
-
-    with cluster.connect(args.scheduler) as place:
-        print(f"cluster: {len(place.workers)} workers at {place.address}; dashboard: {place.dashboard}", flush=True)
-        yield place
-
-
-def run_study(args, study, runs, picked, place, root, folder, fingerprint):
-    """Find out what is left to do and do it in a place, or print it -> exit status."""
-    runs, needs = estimates.with_estimates(runs, notebooks.declared_in(study, NOTEBOOKS), study.estimate)
+def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
+    """Find out what is left to do and do it, on a cluster's client or here (None), or print it -> exit status."""
     key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
-    states = jobs.run_states(runs, root, key)
-    chosen, fresh = jobs.choose(runs, states, picked, args.force)
-    print(progress.plan_text(runs, states, chosen, place.slots, root, args.dry_run, needs), flush=True)
-    if args.dry_run and needs:
-        print(estimates.assumptions(study.estimate))
-    if args.dry_run or not chosen:
+    gpus = engine.visible_gpus(os.environ) if client is None and any(run.gpus for run in runs) else []
+
+    def left():
+        states = keys.run_states(runs, folders, key)
+        return states, *plan.choose(runs, states, picked, args.force)
+
+    states, chosen, fresh = left()
+    jobs = engine.slots(client) if client else args.jobs or engine.default_jobs(chosen, gpus)
+    if args.dry_run or not chosen:  # a finished study can be looked at by who may not write there
+        print(progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run))
         return 0
-    check_images(folder, fingerprint, root, args.jobs)
-    write_json(root / "study.json", {**vars(study), "data folder": str(folder), "command": sys.argv[1:]})
-    places = {"root": root, "notebooks": NOTEBOOKS, "data": folder, "features": args.features}
-    work = [jobs.make_job(run, runs, key, fresh=run.id in fresh, **places) for run in jobs.in_order(chosen, states)]
-    outcomes = execution.execute(work, place, progress.Progress(chosen, states, place.slots))
-    print(progress.summary_text(runs, states, outcomes), f"tables in {root / 'tables'}", sep="\n")
+    with engine.hold(folders) as command, contextlib.ExitStack() as stack:
+        client = client or stack.enter_context(engine.here(jobs, gpus))
+        states, chosen, fresh = left()
+        print(progress.plan_text(runs, states, chosen, jobs, folders.root, details=False), flush=True)
+        stale = sum(states[run.id].name == "stale" and run.id not in fresh for run in chosen)
+        if stale:
+            print(
+                f"what {stale} stale runs had made moves to {folders.superseded} (weights that still fit stay in use)"
+            )
+        check_images(folder, fingerprint, folders.root, args.jobs or jobs)
+        write_json(folders.study, described(args, study, folders, folder))
+        most = {"command": command, "gpus": None if args.scheduler else len(gpus)}
+        given = {"data": str(folder)} | ({"features": str(args.features.resolve())} if args.features else {})
+        work = [
+            worker.make_job(run, key[run.id], folders, NOTEBOOKS, given, fresh=run.id in fresh, **most)
+            for run in plan.in_order(chosen, states)
+        ]
+        outcomes = engine.execute(work, client, progress.Progress(chosen, states, jobs))
+    print(progress.summary_text(runs, states, outcomes), progress.shown(f"tables in {folders.tables}"), sep="\n")
     return int(any(result.name != "done" for result in outcomes.values()))
+
+
+def described(args, study, folders, folder):
+    """The content of study.json: the study in force, its data, and the command that was given."""
+    return {
+        "name": study.name,
+        "question": study.question,
+        "data": study.data,
+        "rendering": study.rendering,
+        "threads": study.threads,
+        "data folder": str(folder),
+        "source": own_source(folders.root, source_of(study, args)),
+        "command": command_of(args),
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+    }
 
 
 def main(arguments=None):
@@ -88,15 +140,21 @@ def main(arguments=None):
     for number in (signal.SIGTERM, signal.SIGINT):  # a script's background job starts with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     warnings.formatwarning = lambda message, *_: f"run_all: warning: {message}\n"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     try:
-        args = command.parse(arguments, __doc__, ROOT / "runs")
-        study, runs, picked, root = read_plan(args)
-        with place_of(args) as place:
-            data = data_folder(args, study)
-            with contextlib.nullcontext() if args.dry_run else execution.hold(root):
-                return run_study(args, study, runs, picked, place, root, *data)
+        os.environ.update(worker.cache_folders())
+        args = options(arguments)
+        study, runs, picked, folders = read_plan(args)
+        with contextlib.ExitStack() as stack:
+            client = None
+            if args.scheduler and not args.dry_run:
+                client = stack.enter_context(engine.connect(args.scheduler))
+                place = f"{engine.slots(client)} workers at {args.scheduler}; dashboard: {client.dashboard_link}"
+                print(f"cluster: {place}", flush=True)
+            return run_study(args, study, runs, picked, folders, client, *data_folder(args, study))
     except (ValueError, OSError) as error:
-        print(f"run_all: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"run_all: {progress.shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run_all: interrupted; the same command goes on where this one stopped", file=sys.stderr)

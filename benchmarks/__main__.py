@@ -14,7 +14,15 @@ from reid_utils import ranking
 SIZES = {"50x910": 1024, "468x8703": 1024, "618x9505": 1024, "2000x20000": 1024, "5000x100000": 1024}
 LARGEST_FOR_MATRICES = 25_000  # beyond, only re-ranking is measured, once
 LARGEST_FOR_DENSE = 10_000  # the dense alternatives hold several N × N matrices
-HEADER = ("work", "size", "seconds: median (min–max)", "first call", "of the floor", "peak MB above inputs")
+HEADER = (
+    "work",
+    "size",
+    "seconds: median (min–max)",
+    "first call",
+    "of the floor",
+    "of the limit",
+    "peak MB above inputs",
+)
 
 
 def synthetic_features(queries: int, gallery: int, width: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -73,11 +81,12 @@ def matrix_contenders(query, gallery, query_ids, gallery_ids, folder: Path) -> d
     }
 
 
-def row(name: str, size: str, found: Measured, floor: float) -> str:
+def row(name: str, size: str, found: Measured, floor: float, limit: float) -> str:
     """One line of the table."""
     spread = f" ({min(found.seconds):.3f}–{max(found.seconds):.3f})" if len(found.seconds) > 1 else " (once)"
     peak = "–" if found.peak is None else f"{found.peak:.0f}"
-    cells = (name, size, f"{found.median:.3f}{spread}", f"{found.first:.2f}", f"{found.median / floor:.3f}", peak)
+    ratios = [f"{found.median / least:.3f}" for least in (floor, limit)]
+    cells = (name, size, f"{found.median:.3f}{spread}", f"{found.first:.2f}", *ratios, peak)
     return f"| {' | '.join(cells)} |"
 
 
@@ -85,12 +94,16 @@ def measure_size(size: str, rounds: int, folder: Path) -> None:
     """Measure and print everything at one size."""
     queries, images = map(int, size.split("x"))
     query, gallery, query_ids, gallery_ids = synthetic_features(queries, images, SIZES[size])
-    floor = {"floor: product + top-k in torch": lambda: contenders.floor(query, gallery)}
-    found = in_turns(floor | reranking_contenders(query, gallery), rounds)
+    least = {
+        "floor: product + top-k in torch": lambda: contenders.floor(query, gallery),
+        "limit: half the products, in tiles": lambda: contenders.limit(query, gallery),
+    }
+    found = in_turns(least | reranking_contenders(query, gallery), rounds)
     if queries + images <= LARGEST_FOR_MATRICES:
         found |= in_turns(matrix_contenders(query, gallery, query_ids, gallery_ids, folder), rounds)
+    floor, limit = (found[name].median for name in least)
     for name, measured in found.items():
-        print(row(name, size.replace("x", "×"), measured, next(iter(found.values())).median), flush=True)
+        print(row(name, size.replace("x", "×"), measured, floor, limit), flush=True)
 
 
 def main() -> None:

@@ -1,66 +1,150 @@
-"""Does the 95 % interval hold the true mAP 95 times in 100? `python -m benchmarks.coverage`
+"""Does the 95 % interval hold the truth 95 times in 100 with seeds and queries drawn anew?
 
-Simulates studies of 3 seeds whose queries have a difficulty that the seeds share, and counts how often the interval
-of `statistics.bootstrap_interval` covers the true mean, beside the wrong interval that resamples within seeds.
-`python -m benchmarks.coverage > benchmarks/coverage.txt` recorded what it printed, in 2 minutes.
+Simulates pairs of trainings from variance components and counts how often the interval of `paired_difference` holds the
+true difference, how often its p falls below 0.05 where nothing differs, and how often a row's own interval holds its
+true mAP; beside them the former method, a percentile bootstrap over queries alone. Scenarios: "study", normal effects,
+the components as estimated; "equal seeds", no seed better than another; "skewed", exponential query effects and Laplace
+residuals; "few", average precision 1 on all but some 15 queries, and a true difference.
+
+`python -m benchmarks.coverage RUNS` estimates the components from the trainings below a runs folder (runs/quick, say);
+without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 8 minutes.
 """
 
 import argparse
+from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
 
-from reid_utils.ranking.statistics import bootstrap_interval, paired_difference
+from reid_utils.files import load_arrays
+from reid_utils.ranking.statistics import mean_interval, paired_difference
 
-SEEDS = 3
-QUERY_SD, SEED_SD = 1.5, 0.7  # logits: spread of the queries' difficulty, and of one query over seeds
-BASELINE_LOGIT, ROW_LOGIT = 1.5, 1.7
-
-
-def draw_pair(queries, rng):
-    """Scores of a baseline and a better row over the same queries: two arrays (SEEDS, queries) in (0, 1)."""
-    difficulty = rng.normal(0, QUERY_SD, queries)
-    noise = rng.normal(0, SEED_SD, (2, SEEDS, queries))
-    return expit(BASELINE_LOGIT + difficulty + noise[0]), expit(ROW_LOGIT + difficulty + noise[1])
+# Standard deviations in points of mAP, of the quick study with three seeds: a difference over queries; a row over
+# queries, over seeds, seeds × queries.
+COMPONENTS = {"difference": 11.1, "queries": 21.4, "seeds": 1.4, "residual": 11.4}
+SCENARIOS = ("study", "equal seeds", "skewed", "few")
+SEEDS, QUERIES, RESAMPLES, BLOCK = (3, 5, 8, 12), (50, 150), 2000, 250
+HARD = 15  # queries, on the average, that are not perfect in scenario "few"
 
 
-def within_seeds_interval(aps, n_resamples, rng):
-    """The wrong 95 % interval: each seed's queries resampled apart, as if they were new ones. aps: (seeds, queries)."""
-    seeds, queries = aps.shape
-    chosen = rng.integers(0, queries, (n_resamples, seeds, queries))
-    return np.quantile(aps[np.arange(seeds)[:, None], chosen].mean(axis=(1, 2)), [0.025, 0.975])
+def row_components(scores):
+    """Variances of one training's scores (S, Q) by queries, seeds and seeds × queries, unbiased (may be negative)."""
+    seeds, queries = scores.shape
+    left = scores - scores.mean(axis=0) - scores.mean(axis=1, keepdims=True) + scores.mean()
+    residual = np.sum(left**2) / ((seeds - 1) * (queries - 1))
+    of_queries = scores.mean(axis=0).var(ddof=1) - residual / seeds
+    return np.array([of_queries, scores.mean(axis=1).var(ddof=1) - residual / queries, residual])
 
 
-def coverage(queries, simulations, n_resamples, seed=0):
-    """Shares of simulations whose interval holds the truth: of mAP, of the difference, and of mAP done wrongly."""
-    rng = np.random.default_rng(seed)
-    true_map, true_row = (scores.mean() for scores in draw_pair(2_000_000, rng))
-    held = np.zeros(3)
-    for _ in range(simulations):
-        baseline, row = draw_pair(queries, rng)
-        # A new resampling seed each time: a fixed one would carry its own error through all simulations.
-        settings = {"n_resamples": n_resamples, "seed": int(rng.integers(2**31))}
-        change = paired_difference(row, baseline, **settings)
-        wrong = within_seeds_interval(baseline, n_resamples, rng)
-        intervals = (bootstrap_interval(baseline, **settings), (change["low"], change["high"]), wrong)
-        truths = (true_map, true_row - true_map, true_map)
-        held += [low <= truth <= high for (low, high), truth in zip(intervals, truths, strict=True)]
-    return held / simulations
+def estimate(folder):
+    """Components, as COMPONENTS, pooled over the trainings below a folder and over those that differ in one thing."""
+    files = sorted(Path(folder).rglob("02_training__*/scores.npz"))
+    scores = {file.parent.name: 100 * load_arrays(file)["none|aps"] for file in files}
+    rows = {name: row_components(each[:, ~np.isnan(each[0])]) for name, each in scores.items()}
+    pairs = [(a, b) for a, b in combinations(scores, 2) if _differ_in_one(a, b)]
+    if not pairs:
+        raise SystemExit(f"{folder} holds no two trainings that differ in one thing; give the folder of a study's runs")
+    changes = [_difference_component(scores[a], scores[b], rows[a][2], rows[b][2]) for a, b in pairs]
+    variances = [np.mean(changes), *np.mean(list(rows.values()), axis=0)]
+    found = [round(float(np.sqrt(max(0, each))), 1) for each in variances]
+    return dict(zip(COMPONENTS, found, strict=True))
+
+
+def _differ_in_one(a, b):
+    a, b = a.split("_"), b.split("_")
+    return len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 1
+
+
+def _difference_component(ours, theirs, residual, other):
+    """Variance over queries of the difference of two trainings, their residuals taken off."""
+    change = np.nanmean(ours, axis=0) - np.nanmean(theirs, axis=0)
+    return np.nanvar(change, ddof=1) - residual / len(ours) - other / len(theirs)
+
+
+def draw_effects(components, seeds, queries, rng, skewed=False):
+    """A difference's two rows and a row with its own queries' spread, (S, Q) each around 0.5; every true mean is 0.5.
+
+    Effects are halved, which no coverage feels, so that no score leaves [0, 1].
+    """
+
+    def residual():
+        sd = components["residual"]
+        drawn = rng.laplace(0, sd / np.sqrt(2), (seeds, queries)) if skewed else rng.normal(0, sd, (seeds, queries))
+        return rng.normal(0, components["seeds"], (seeds, 1)) + drawn
+
+    spread = (rng.exponential(1, (2, queries)) - 1) if skewed else rng.normal(0, 1, (2, queries))
+    change, own = spread[0] * components["difference"], spread[1] * components["queries"]
+    ours, theirs, row = change / 2 + residual(), -change / 2 + residual(), own + residual()
+    return tuple(np.clip(0.5 + each / 200, 0, 1) for each in (ours, theirs, row))
+
+
+def draw_few(seeds, queries, rng, alike=False):
+    """Two rows (S, Q) that lose average precision on HARD queries alone, on the average; ours half as much, or alike.
+
+    How much of the loss a query keeps differs between queries, so that the differences are skewed.
+    """
+    hard = np.where(rng.random(queries) < HARD / queries, rng.beta(1, 4, queries), 0)
+    kept = rng.uniform(0, 1, (2, queries)) if alike else np.stack([rng.uniform(0, 1, queries), np.ones(queries)])
+    noise = rng.uniform(0.8, 1, (2, seeds, 1)) * rng.uniform(0.4, 1, (2, seeds, queries))
+    ours, theirs = 1 - hard * kept[:, None] * noise
+    return ours, theirs
+
+
+FEW_LOSS = 0.2 * 0.9 * 0.7  # mean loss of a hard query: beta, seed, residual
+
+
+def draw(scenario, components, seeds, queries, rng):
+    """One simulated study: (ours, theirs, true difference), (two rows alike), (a row, its true mean)."""
+    if scenario == "few":
+        ours, theirs = draw_few(seeds, queries, rng)
+        loss = FEW_LOSS * HARD / queries
+        return (ours, theirs, loss / 2), draw_few(seeds, queries, rng, alike=True), (theirs, 1 - loss)
+    components = components | ({"seeds": 0.0} if scenario == "equal seeds" else {})
+    ours, theirs, row = draw_effects(components, seeds, queries, rng, scenario == "skewed")
+    return (ours, theirs, 0.0), (ours, theirs), (row, 0.5)
+
+
+def former_intervals(differences, rng):
+    """The former method: percentile bootstrap over queries, for many simulations (N, Q) at once -> (2, N)."""
+    queries = differences.shape[1]
+    counts = rng.multinomial(queries, np.full(queries, 1 / queries), RESAMPLES) / queries
+    return np.quantile(differences @ counts.T, [0.025, 0.975], axis=1)
+
+
+def simulate(scenario, components, seeds, queries, rng):
+    """A block of simulations -> (BLOCK, 5): former, new interval holds, p below 0.05, row's interval holds, width."""
+    lines, differences = [], []
+    for _ in range(BLOCK):
+        (ours, theirs, truth), null, (row, mean) = draw(scenario, components, seeds, queries, rng)
+        found, (low, high) = paired_difference(ours, theirs), mean_interval(row)
+        size = (found if null[0] is ours else paired_difference(*null))["p"] < 0.05
+        held = found["low"] <= truth <= found["high"]
+        lines.append((held, size, low <= mean <= high, found["high"] - found["low"]))
+        differences.append(ours.mean(axis=0) - theirs.mean(axis=0))
+    low, high = former_intervals(np.array(differences), rng)
+    former = (low <= truth) & (truth <= high)
+    wider = np.array(lines)[:, 3] / np.maximum(high - low, 1e-9)
+    return np.column_stack([former, np.array(lines)[:, :3], np.minimum(wider, 10)])
 
 
 def main():
-    """Prints the coverage at 50 and 200 queries."""
+    """Prints coverage, size and width by scenario, seeds and queries."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--simulations", type=int, default=4000)
-    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("runs", nargs="?", help="folder of a study's runs, whose components are used")
+    parser.add_argument("--simulations", type=int, default=10_000)
     options = parser.parse_args()
+    components = estimate(options.runs) if options.runs else COMPONENTS
     error = 100 * np.sqrt(0.95 * 0.05 / options.simulations)
-    print(f"$ python -m benchmarks.coverage --simulations {options.simulations} --resamples {options.resamples}")
-    print(f"{options.simulations} simulations of {SEEDS} seeds; standard error {error:.1f} points")
-    print("queries  mAP, queries jointly  difference, paired  mAP, within seeds (wrong)")
-    for queries in (50, 200):
-        joint, paired, wrong = 100 * coverage(queries, options.simulations, options.resamples)
-        print(f"{queries:7d}  {joint:18.1f} %  {paired:16.1f} %  {wrong:23.1f} %")
+    print("standard deviations in points:", ", ".join(f"{name} {sd}" for name, sd in components.items()))
+    print(f"{options.simulations} simulations a line; standard error {error:.1f} points")
+    print("                        difference            test         row")
+    print("scenario     S    Q  former  new  width  size at 5 %  its mAP")
+    for scenario, queries, seeds in product(SCENARIOS, QUERIES, SEEDS):
+        rng = np.random.default_rng([seeds, queries, SCENARIOS.index(scenario)])
+        blocks = [simulate(scenario, components, seeds, queries, rng) for _ in range(options.simulations // BLOCK)]
+        former, new, size, row, wider = np.mean(np.concatenate(blocks), axis=0) * [100, 100, 100, 100, 1]
+        figures = f"{former:6.1f} {new:5.1f} {wider:5.2f}× {size:10.1f} {row:10.1f}"
+        print(f"{scenario:11s} {seeds:2d} {queries:4d} {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def render_dataset(
     """Render a data set in the Synergy layout into `out_dir` and return that folder as a Path.
 
     Every player has `frames` training images, or `test_frames` test or challenge images: frame 00 is the query, the
-    others are the gallery. Twelve people share a sequence (a game): two teams of five, a referee, a coach. Images
+    others are the gallery. Eight people share a sequence (a game): two teams of three, a referee, a coach. Images
     are about `height` pixels high. Beside them lie `nuisances.csv` (a row an image: path, sequence and the values
     that `crops.render_crop` gives; sequence and team are blank for the challenge), `challenge_truth.csv` (path,
     image_id, player: for scoring alone) and `rendering.json` (the settings in force). An image's bytes depend on

@@ -37,6 +37,11 @@ def test_both_sides_of_the_book_sum_to_what_is_lost_with_ties_and_junk_too():
     assert (lost[own & (cameras[0][:, None] == cameras[1][None, :])] == 0).all()
 
 
+def test_unknown_gallery_players_cost_nothing():
+    lost = lost_precision(np.array([[0.2, 0.1, 0.3]]), [7], np.array([-1, 8, 7]))
+    np.testing.assert_allclose(lost, [[0, 1 / 2, 1 / 2]])
+
+
 def test_a_cause_explains_what_would_go_if_the_affected_lost_no_more_than_the_others():
     # a quarter of the pairs is affected and loses three times as much: half of the loss, a third of which is excess
     lost = np.tile([0.3, 0.1, 0.1, 0.1], (30, 1))

@@ -96,6 +96,8 @@ def test_no_two_images_of_a_batch_share_an_erased_box(pairs):
     batches = np.arange(64)[None] if pairs else pk_batches(labels, 16, 4, 0, 1)
     data = _epoch(images, labels, "erasing", batches, pairs=pairs)
     _, boxes, _ = data[0]
+    assert boxes.shape == (len(data.batches[0]) * (2 if pairs else 1), 2, 4) and not boxes[:, 1].any()
+    boxes = boxes[:, 0]
     erased = [tuple(box) for box in boxes.tolist() if any(box)]
     assert 0.3 * len(boxes) < len(erased) < 0.7 * len(boxes)
     assert len(set(erased)) == len(erased)
@@ -132,10 +134,21 @@ def test_each_part_changes_about_half_of_the_images_and_never_its_input(part):
     kept, changed = image.copy(), 0
     for k in range(200):
         draws = np.random.default_rng([1, k])
-        result, box = augment(image, parse_augmentation(part), draws, flip=part == "flip" and k % 2 == 0)
-        changed += box is not None or not np.array_equal(result, image)
+        result, boxes = augment(image, parse_augmentation(part), draws, flip=part == "flip" and k % 2 == 0)
+        changed += bool(boxes) or not np.array_equal(result, image)
     assert np.array_equal(image, kept)
     assert 70 < changed < 130
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_cutout_fills_with_the_mean_colour(colour):
+    """Zero after normalisation, as published; black or white before it would be another colour."""
+    images = np.full((40, 64, 32, 3), colour, np.uint8)
+    batch, _ = _ready(_epoch(images, _players([2] * 20), "cutout"))
+    holes = (batch == 0).all(dim=1).sum(dim=(1, 2))
+    assert 20 < (holes > 0).sum() < 60 and holes.max() == 256
+    expected = (torch.tensor(float(colour)) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert torch.allclose(batch[holes == 0][0, :, 0, 0], expected, atol=1e-5)
 
 
 def test_unknown_augmentation_names_the_part():
@@ -168,15 +181,16 @@ def test_sharpening_leaves_the_mean_of_a_flat_area_brightened_by_lightness():
 
 def test_normalisation_by_hand_and_zero_in_the_box():
     image = np.full((1, 4, 2, 3), 51, np.uint8)
-    pixels = normalise(image, MEAN, STD, [(0, 2, 0, 1)])
+    pixels = normalise(image, MEAN, STD, [[(0, 2, 0, 1), (3, 4, 0, 1)]])
     assert torch.allclose(pixels[0, :, 3, 1], torch.tensor([(0.2 - m) / s for m, s in zip(MEAN, STD, strict=True)]))
     assert (pixels[0, :, :2, 0] == 0).all() and (pixels[0, :, :2, 1] != 0).all()
+    assert (pixels[0, :, 3, 0] == 0).all() and (pixels[0, :, 2, 0] != 0).all()
 
 
 def test_normalisation_into_a_former_result_leaves_no_trace_of_it():
     rng = np.random.default_rng(0)
     former, image = rng.integers(0, 255, (2, 3, 6, 4, 3), dtype=np.uint8)
-    out = normalise(former, MEAN, STD, [(0, 6, 0, 4)] * 3)
-    again = normalise(image, MEAN, STD, [None, (1, 2, 1, 3), (0, 0, 0, 0)], out=out)
-    assert torch.equal(again, normalise(image, MEAN, STD, [None, (1, 2, 1, 3), None]))
+    out = normalise(former, MEAN, STD, [[(0, 6, 0, 4)]] * 3)
+    again = normalise(image, MEAN, STD, [[], [(1, 2, 1, 3)], [(0, 0, 0, 0)]], out=out)
+    assert torch.equal(again, normalise(image, MEAN, STD, [[], [(1, 2, 1, 3)], []]))
     assert again.data_ptr() == out.data_ptr()

@@ -1,11 +1,14 @@
 """Squared Euclidean distances and the checks of features."""
 
+import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from reid_utils.ranking import rerank, squared_euclidean
 
@@ -58,3 +61,15 @@ def test_import_stays_light():
     code = "import sys, reid_utils.ranking; print({'torch', 'numba', 'scipy', 'pandas'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_re_ranking_works_where_no_cache_can_be_written(tmp_path):
+    package = tmp_path / "reid_utils"
+    shutil.copytree(ROOT / "reid_utils", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "ranking" / "__pycache__").write_text("a file where numba wants a folder")
+    code = "import numpy as np; from reid_utils.ranking import rerank as r; print(r(np.eye(3), np.eye(3), k1=2).shape)"
+    environment = os.environ | {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    command = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout == "(3, 3)\n", done.stderr[-2000:]

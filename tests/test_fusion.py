@@ -114,3 +114,14 @@ def test_ids_must_agree():
         check_same_ids([([2, 1], [3]), ([2, 1], [3]), ([1, 2], [3])])
     with pytest.raises(ValueError, match="input 1 has 2 gallery images, input 0 has 1"):
         check_same_ids([([1], [3]), ([1], [3, 4])])
+    with pytest.raises(ValueError, match=r"query ids of a.csv are whole numbers, of b.npz text; write both"):
+        check_same_ids([([1], [3]), (["1"], ["3"])], ["a.csv", "b.npz"])
+    check_same_ids([(np.array([2**63], np.uint64), [3]), ([2**63], np.array([3], np.int16))])
+    with pytest.raises(ValueError, match=f"input 1 has query id {2**53 + 1} at position 0, input 0 has {2**53}"):
+        check_same_ids([(np.array([2**53], np.uint64), [3]), (np.array([2**53 + 1], np.int64), [3])])
+
+
+@pytest.mark.parametrize("top_k", [0, 1.5, True, "15"])
+def test_the_length_of_top_lists_is_a_whole_number(top_k):
+    with pytest.raises(ValueError, match=f"top_k must be a whole number of at least 1, not {top_k}"):
+        dissimilarity_fusion(matrices(), top_k)

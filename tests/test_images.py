@@ -20,6 +20,13 @@ def test_letterbox_keeps_the_aspect_ratio_and_pads_with_zeros(height, width):
     assert abs(rows[0] - (63 - rows[-1])) <= 1 and abs(columns[0] - (31 - columns[-1])) <= 1
 
 
+def test_letterbox_takes_the_exact_form_of_bilinear():
+    image = np.random.default_rng(0).integers(0, 256, (100, 40, 3), np.uint8)
+    exact = cv2.resize(image, (26, 64), interpolation=cv2.INTER_LINEAR_EXACT)
+    assert not np.array_equal(exact, cv2.resize(image, (26, 64), interpolation=cv2.INTER_LINEAR))
+    assert np.array_equal(letterbox(image, 64, 32)[:, 3:29], exact)
+
+
 def test_decoding_gives_rgb_and_names_a_broken_file(tmp_path):
     _write(tmp_path / "red.png", (0, 0, 255))
     assert decode(tmp_path / "red.png")[0, 0].tolist() == [255, 0, 0]

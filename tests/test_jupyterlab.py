@@ -104,7 +104,7 @@ def test_the_way_through_the_notebooks_opens_them_and_they_run_and_react(lab, ch
     page.set_default_timeout(PATIENCE)
     page.goto(f"{lab['url']}lab/tree/notebooks/README.md?token={lab['token']}")
     page.wait_for_selector(".jp-MarkdownViewer table")
-    assert page.locator(".jp-MarkdownViewer table a").count() == 7
+    assert page.locator(".jp-MarkdownViewer table a").count() == 8
     _open(page, lab, "05b Errors", "05b_errors")
     _run_all(page)  # goes on while 01 is looked at
     _open(page, lab, "01 Data exploration", "01_data")

@@ -1,14 +1,15 @@
 """Study files: what they expand to, and that every mistake is told before anything runs."""
 
-import contextlib
+import shutil
 from types import SimpleNamespace
 
 import pytest
-from tiny_study import GIVEN, write_notebook
+from tiny_study import GIVEN, make_clone, write_notebook
 
-from reid_utils.study import command, study_file
-from reid_utils.study.notebooks import declared_parameters
-from reid_utils.study.plan import expand
+from reid_utils.files import write_json
+from reid_utils.study import folders, keys, plan, progress, study_file
+from reid_utils.study.notebooks import declared_in, declared_parameters
+from reid_utils.study.plan import Run, expand
 from reid_utils.study.study_file import StudyError, override, read_study
 
 DECLARED = {
@@ -188,15 +189,17 @@ def test_mistaken_settings_are_told_in_one_line(tmp_path, setting, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("threads: 1", "thread: 1", "did you mean 'threads'"),
-        ("threads: 1", "threads: one", "threads must be int"),
-        ("threads: 1", "threads: 0", "at least 1"),
+        ("threads: 1", "thread: 1", "unknown field `thread`"),
+        ("threads: 1", "threads: one", r"Expected `int`, got `str` - at `\$\.threads`"),
+        ("threads: 1", "threads: 0", ">= 1"),
         ("study: full", "study: a/b", "plain word"),
-        ("data: rendered", "", "lacks the key 'data'"),
-        ("after: all", "afer: all", "did you mean 'after'"),
+        ("data: rendered", "", "missing required field `data`"),
+        ("after: all", "afer: all", r"unknown field `afer` - at `\$\.notebooks\[3\]`"),
         ("after: all", "after: 03_post_procesing", "did you mean '03_post_processing'"),
         ("after: all", "after: all\n    grid: [{k1: 1}]", "both 'grid' and 'after'"),
-        ("minutes: 1.5", "minutes: long", "minutes must be int or float"),
+        ("minutes: 1.5", "minutes: long", r"Expected `float`, got `str` - at `\$\.notebooks\[0\]\.minutes`"),
+        ("minutes: 1.5", "minutes: 1.5\n    gpus: -1", r">= 0 - at `\$\.notebooks\[0\]\.gpus`"),
+        ("minutes: 1.5", "minutes: true", "Expected `float`, got `bool`"),
         ("epochs: 6}", "epoch: 6}", "did you mean 'epochs'"),
         ("epochs: 6}", "run_id: x}", "passed by run_all"),
         ("epochs: 6}", "learning_rate: 2020-01-01}", "not plain JSON"),
@@ -204,7 +207,7 @@ def test_mistaken_settings_are_told_in_one_line(tmp_path, setting, message):
         ("named_by: [backbone, loss, augmentation]", "named_by: [backbon]", "did you mean 'backbone'"),
         ("each: {notebook: 02_training,", "each: {notebook: 02_trainin,", "did you mean '02_training'"),
         ("loss: infonce}}\n  - notebook: 04", "los: infonce}}\n  - notebook: 04", "did you mean 'loss'"),
-        ("main: {notebook: 02_training, where", "main: {notebook: 02_training, were", "did you mean 'where'"),
+        ("main: {notebook: 02_training, where", "main: {notebook: 02_training, were", "unknown field `were`"),
         ("- {backbone: test_byobnet,", "- {back: test_byobnet,", "did you mean 'backbone'"),
         ("augmentation: [none, flip,", "augmentation: [], seeds: [", "augmentation has no value"),
         ("notebooks:", "notebooks: [", "not readable YAML"),
@@ -214,6 +217,9 @@ def test_mistaken_settings_are_told_in_one_line(tmp_path, setting, message):
         ("epochs: 6}", "epochs: " + "[" * 5000, "nested too deep"),
         ("epochs: 6}", "epochs: !!python/name:os.system x}", "could not determine a constructor"),
         ("minutes: 1.5", "minutes: .nan", "minutes must be at least 0, not nan"),
+        ("after: all", "sets: {}", "length >= 1"),
+        ("after: all", "grid: []", "length >= 1"),
+        ("after: all", "grid: [{}]", "length >= 1"),
         ("notebook: 06_paper_tables", "notebook: ../06_paper_tables", "without folder and .ipynb, not '../06"),
     ],
 )
@@ -230,23 +236,6 @@ def test_a_study_that_is_not_utf8_is_named(tmp_path):
         read_study(tmp_path / "s.yaml")
 
 
-@pytest.mark.parametrize(("answer", "goes_on"), [("y\n", True), ("YES \n", True), ("", False), ("n\n", False)])
-def test_large_grids_ask_on_a_terminal_and_name_the_option_elsewhere(tmp_path, monkeypatch, capsys, answer, goes_on):
-    few, many = (
-        study_of(tmp_path, f"study: s\ndata: d\nnotebooks: [{{notebook: n, grid: [{{a: {values}, b: {values}}}]}}]")
-        for values in (list(range(3)), list(range(100)))
-    )
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
-    command.confirm_size(few, False)
-    command.confirm_size(many, True)
-    with pytest.raises(StudyError, match=r"the grids of study s span 10,000 runs; make them smaller, or add --yes"):
-        command.confirm_size(many, False)
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: answer))
-    with contextlib.nullcontext() if goes_on else pytest.raises(StudyError, match="nothing was done"):
-        command.confirm_size(many, False)
-    assert capsys.readouterr().out == "the grids of study s span 10,000 runs; go on? [y/N] "
-
-
 def test_an_unknown_study_names_the_closest(tmp_path):
     (tmp_path / "quick.yaml").write_text(STUDY)
     assert study_file.find_study("quick", tmp_path) == tmp_path / "quick.yaml"
@@ -256,12 +245,45 @@ def test_an_unknown_study_names_the_closest(tmp_path):
         study_file.find_study("none.yaml", tmp_path)
 
 
+def root_of(runs, **given):
+    """The results folder of a study called full (data: rendered), made with a study.json as run_all writes it."""
+    options = SimpleNamespace(**{"data": None, "features": None, **given})
+    study = SimpleNamespace(data="rendered")
+    source = folders.source_of(study, options)
+    root = folders.study_root(runs, "full", source, bool(options.features))
+    write_json(root / "study.json", {"source": folders.own_source(root, source)})
+    return root.name
+
+
 def test_other_data_get_a_results_folder_of_their_own(tmp_path):
-    study = study_of(tmp_path)
-    assert study_file.results_name(study) == study_file.results_name(study, "rendered") == "full"
-    names = [study_file.results_name(study, f"{place}/data_reid/") for place in ("here", "there")]
-    names += [study_file.results_name(study, "crops"), study_file.results_name(study, None, "mine")]
-    assert names == ["full-here", "full-there", "full-crops", "full-features-mine"]
+    places = [tmp_path / place / name for place in "ab" for name in ("data_reid", "crops", "команда")]
+    for place in places:
+        place.mkdir(parents=True)
+    runs = tmp_path / "runs"
+    assert root_of(runs) == root_of(runs, data="rendered") == "full"
+    assert root_of(runs, data="synergy") == root_of(runs, data="synergy") == "full-synergy"
+    names = [root_of(runs, data=str(place)) for place in places]
+    assert names == ["full-a", "full-crops", "full-команда", "full-b", "full-crops-2", "full-команда-2"]
+    assert names == [root_of(runs, data=f"{place}/") for place in places]
+    assert root_of(runs, data=str(tmp_path / "a")) == "full-a"  # the folder above data_reid is the same set
+    assert root_of(runs, features=places[1]) == "full-features-crops" and root_of(runs, data="/") == "full-root"
+    shutil.rmtree(places[1])
+    assert root_of(runs, data=str(places[4])) == "full-crops-2"  # what is known stays where it is
+
+
+def test_a_moved_data_set_keeps_its_results_folder(tmp_path):
+    (tmp_path / "old" / "crops").mkdir(parents=True)
+    assert root_of(tmp_path / "old" / "runs", data=str(tmp_path / "old" / "crops")) == "full-crops"
+    shutil.copytree(tmp_path / "old", tmp_path / "new")  # with its runs, the former left where it is
+    assert root_of(tmp_path / "new" / "runs", data=str(tmp_path / "new" / "crops")) == "full-crops"
+    shutil.move(tmp_path / "old" / "crops", tmp_path / "elsewhere" / "crops")
+    assert root_of(tmp_path / "old" / "runs", data=str(tmp_path / "elsewhere" / "crops")) == "full-crops"
+
+
+def test_runs_named_in_any_script_keep_their_names_apart(tmp_path):
+    text = "study: s\ndata: d\nnotebooks:\n  - {notebook: 06_paper_tables}\n  - notebook: 04_fusion\n    sets:\n"
+    text += "".join(f"      {name}: {{notebook: 06_paper_tables}}\n" for name in ("ёж", "鳥", "a b/c"))
+    assert [run.label for run in runs_of(tmp_path, text)][1:] == ["ёж", "鳥", "a-b-c"]
 
 
 def test_declared_parameters_are_the_literals_of_the_tagged_cell(tmp_path):
@@ -296,3 +318,48 @@ def test_missing_broken_and_foreign_notebooks_are_refused(tmp_path):
     write_notebook(tmp_path / "r.ipynb", GIVEN, kernel="ir")
     with pytest.raises(StudyError, match="kernel 'ir'"):
         declared_parameters(tmp_path / "r.ipynb")
+
+
+def run_of(name, inputs=(), minutes=1.0, **parameters):
+    return Run(name, name.split("__")[0], "", parameters, tuple(inputs), minutes)
+
+
+def chain(done=()):
+    runs = [run_of("02__a"), run_of("02__b"), run_of("03__a", ["02__a"]), run_of("06", ["02__a", "02__b", "03__a"])]
+    return runs, {run.id: keys.State("done" if run.id in done else "to do", "", 60 * run.minutes) for run in runs}
+
+
+def test_only_brings_what_is_needed_and_not_done():
+    runs, states = chain()
+    assert [run.id for run in plan.choose(runs, states, plan.pick(runs, "03*"))[0]] == ["02__a", "03__a"]
+    runs, states = chain(done={"02__a"})
+    assert [run.id for run in plan.choose(runs, states, plan.pick(runs, "03*"))[0]] == ["03__a"]
+    assert [run.id for run in plan.choose(runs, states, plan.pick(runs))[0]] == ["02__b", "03__a", "06"]
+    with pytest.raises(StudyError, match="--only 3 matches no run; runs: 02__a, 02__b, 03__a, 06"):
+        plan.pick(runs, "3")
+
+
+def test_force_redoes_the_picked_runs_afresh_and_no_others():
+    runs, states = chain(done={"02__a", "02__b", "03__a", "06"})
+    assert plan.choose(runs, states, plan.pick(runs)) == ([], set())
+    chosen, fresh = plan.choose(runs, states, {"03__a"}, force=True)
+    assert [run.id for run in chosen] == ["03__a"] and fresh == {"03__a"}
+
+
+def test_the_longest_chain_starts_first():
+    runs = [run_of("short"), run_of("long", minutes=5), run_of("first"), run_of("second", ["first"], minutes=9)]
+    states = {run.id: keys.State("to do", "", 60 * run.minutes) for run in runs}
+    assert [run.id for run in plan.in_order(runs, states)] == ["first", "second", "long", "short"]
+    assert progress.total_seconds(runs, states, 2) == 600  # the chain; the work halved would be 480
+    assert progress.total_seconds(runs, states, 1) == 960
+
+
+def test_gpus_and_minutes_do_not_reach_the_key(tmp_path):
+    clone = make_clone(tmp_path)
+    path, lock = clone / "studies" / "tiny.yaml", clone / "requirements.lock"
+    declared = declared_in(read_study(path), clone / "notebooks")
+    before = expand(read_study(path), declared)
+    path.write_text(path.read_text().replace("minutes: 0.1", "gpus: 2"))
+    after = expand(read_study(path), declared)
+    assert [run.gpus for run in (*before, *after)] == [0, 0, 0, 2, 2, 0]
+    assert len({str(keys.run_keys(runs, clone / "notebooks", lock, 1, "f")) for runs in (before, after)}) == 1

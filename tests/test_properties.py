@@ -166,7 +166,7 @@ def test_a_study_with_a_damaged_place_expands_or_is_told_in_one_line(tmp_path, d
     (tmp_path / "s.yaml").write_text(STUDY[:start] + put + STUDY[stop:])
     try:
         study = read_study(tmp_path / "s.yaml")
-        missing = {entry["notebook"] for entry in study.entries} - DECLARED.keys()
+        missing = {entry.notebook for entry in study.entries} - DECLARED.keys()
         runs = [] if missing else expand(study, DECLARED)
     except StudyError as error:
         assert "\n" not in str(error)

@@ -71,6 +71,17 @@ def test_a_table_is_a_csv_and_a_markdown_table_with_its_notes(tmp_path):
     )
 
 
+def test_two_runs_of_a_notebook_write_two_tables_and_each_lists_its_own(tmp_path):
+    for name, value in (("05__losses", 1), ("05__again", 2)):
+        run = start_run(tmp_path, name, "05")
+        results.write_table(run, "robustness", pd.DataFrame({"level": [value]}))
+        write_results(run, {})
+    frames = [pd.read_csv(tmp_path / "tables" / f"robustness_{name}.csv") for name in ("losses", "again")]
+    assert [frame["level"][0] for frame in frames] == [1, 2]
+    files = load_results(tmp_path / "results" / "05__losses")["files"]
+    assert files == ["tables/robustness_losses.csv", "tables/robustness_losses.md"]
+
+
 def test_arrays_round_trip_with_equal_bytes_and_no_pickles(tmp_path):
     arrays = {"features": np.arange(6, dtype=np.float32).reshape(2, 3), "ids": np.array(["a", "b"])}
     for name in ("one.npz", "two.npz"):

@@ -1,14 +1,29 @@
 """run_all.py from the outside, on two-notebook studies with real kernels and no data."""
 
+import queue
+import shlex
 import shutil
 import signal
 import sys
 
 import pytest
 from PIL import Image
-from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_images, write_notebook
+from tiny_study import (
+    GIVEN,
+    REPOSITORY,
+    call,
+    make_clone,
+    processes_of,
+    start,
+    wait_until,
+    write_images,
+    write_notebook,
+)
 
-from reid_utils.files import read_json
+from reid_utils.files import read_json, write_json
+from reid_utils.study.notebooks import declared_in
+from reid_utils.study.plan import expand
+from reid_utils.study.study_file import read_study
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -156,3 +171,93 @@ def test_a_moved_clone_keeps_what_is_done_and_sees_what_is_gone_or_forced(finish
     assert "1 of 3 runs to execute" in call(clone, *dry, "--force", "--only", "*none")[1]
     (clone / "runs" / "tiny-crops" / "tables" / "T1.csv").unlink()
     assert "06_paper_tables (tables/T1.csv is gone)" in call(clone, *dry)[1]
+
+
+FOREIGN = "raise SystemExit('foreign code was run')"
+
+
+def test_nothing_is_run_that_lies_where_the_command_was_typed_or_on_the_paths_of_others(tmp_path):
+    clone = make_clone(tmp_path / "clone")
+    told = "import sys, queue\nprint('kernel', sys.executable, sys.flags.safe_path, queue.__file__)"
+    write_notebook(clone / "notebooks" / "02_training.ipynb", GIVEN + 'augmentation = ""\nsteps = 1\n', told)
+    other = tmp_path / "another checkout"
+    for folder in (other, other / "reid_utils", other / "reid_utils" / "study", clone / "notebooks"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("queue", "worker", "__init__"):
+            (folder / f"{name}.py").write_text(FOREIGN)
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    write_json(kernel, {"argv": ["/bin/false", "{connection_file}"], "display_name": "foreign", "language": "python"})
+    paths = {"JUPYTER_PATH": str(tmp_path / "jupyter")}
+    process = start(clone, "--only", "*none", cwd=other, **paths)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    log = (clone / "runs" / "tiny" / "logs" / "02_training__none.log").read_text()
+    assert f"kernel {sys.executable} True {queue.__file__}" in log
+
+
+def test_a_failed_run_that_nothing_reads_stops_nothing(tmp_path):
+    clone = make_clone(tmp_path)
+    write_notebook(clone / "notebooks" / "05_embedding_analysis.ipynb", GIVEN, "raise OSError('picture too heavy')")
+    study = clone / "studies" / "tiny.yaml"
+    pictures = "  - {notebook: 05_embedding_analysis, after: 02_training}\n  - notebook: 06"
+    study.write_text(
+        study.read_text().replace("  - notebook: 06", pictures).replace("after: all", "after: 02_training")
+    )
+    status, out, _ = call(clone)
+    assert status == 1 and "failed  05_embedding_analysis" in out and "done    06_paper_tables in " in out
+    assert (clone / "runs" / "tiny" / "tables" / "T1.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["lab", "smoke", "quick", "micro", "paper"])
+def test_the_tables_of_every_study_wait_for_what_they_read_and_not_for_pictures(name):
+    study = read_study(REPOSITORY / "studies" / f"{name}.yaml")
+    last = expand(study, declared_in(study, REPOSITORY / "notebooks"))[-1]
+    read = {run_id.partition("__")[0] for run_id in last.inputs}
+    assert last.id == "06_paper_tables" and "02_training" in read
+    assert read <= {"02_training", "03_post_processing", "04_fusion"}
+
+
+def test_options_are_recorded_and_the_command_is_one_for_a_shell(tmp_path):
+    clone = make_clone(tmp_path)
+    refused, _, err = call(clone, "--se", "steps=1")
+    assert refused == 2 and "unrecognized arguments: --se" in err
+    given = ["--set", "augmentation=[a 'b', \"c\"]", "--jobs", "1", "--only", "*b*", "--set=steps=1"]
+    assert call(clone, *given)[0] == 0
+    record = read_json(next(clone.glob("runs/tiny/study.json")))
+    assert record["options"]["set"] == ["augmentation=[a 'b', \"c\"]", "steps=1"] and record["options"]["jobs"] == 1
+    words = ["python", "run_all.py", "tiny", "--set", given[1], "--set", "steps=1"]
+    assert shlex.split(record["command"]) == words
+
+
+def test_names_in_any_script_and_with_marks_of_terminals_stop_nothing(tmp_path):
+    clone = make_clone(tmp_path / "прогон {x} $HOME %s")
+    crops = write_images(clone / "игроки \x1b[31m &<b>")
+    process = start(clone, "--data", str(crops), "--jobs", "2", PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "\x1b" not in out + err
+    root = next((clone / "runs").glob("tiny-*"))
+    assert (root / "tables" / "T1.csv").exists() and root.name == f"tiny-{crops.name}"
+    assert "all 3 runs are done" in call(clone, "--data", str(crops))[1]
+
+
+def test_a_finished_study_can_be_read_where_nothing_can_be_written(finished):
+    clone, _, root, data = finished
+    locks = root / "locks"
+    shutil.move(locks, root / "kept")  # stands in for a folder of another user: whoever would write fails
+    locks.write_text("")
+    try:
+        status, out, _ = call(clone, *data)
+    finally:
+        locks.unlink()
+        shutil.move(root / "kept", locks)
+    assert status == 0 and "all 3 runs are done" in out
+
+
+def test_a_home_that_is_no_folder_is_no_obstacle(tmp_path):
+    clone = make_clone(tmp_path)
+    for home in ("/dev/null", str(tmp_path / "missing" / "home")):
+        process = start(clone, "--force", "--only", "*none", HOME=home)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, ""), out
+    assert not (tmp_path / "missing").exists()

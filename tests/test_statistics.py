@@ -1,17 +1,11 @@
-"""Intervals, paired differences and corrected p-values: hand-worked cases, scipy as oracle, edges."""
+"""Intervals over queries and seeds, p-values, what could be told: hand-worked cases, scipy as oracle, edges."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from reid_utils.ranking.statistics import (
-    bootstrap_interval,
-    compare_rows,
-    holm,
-    mean_over_seeds,
-    paired_difference,
-    smallest_detectable_difference,
-)
+from benchmarks import coverage
+from reid_utils.ranking.statistics import P_FLOOR, compare_rows, holm, mean_interval, paired_difference
 
 
 @pytest.fixture
@@ -21,100 +15,26 @@ def aps():
     return 1 / (1 + np.exp(-(rng.normal(1, 1.5, 60) + rng.normal(0, 0.5, (3, 60)))))
 
 
-def test_seeds_are_averaged_per_query_and_matchless_queries_stay_nan():
-    scores = mean_over_seeds([[0.2, np.nan, 1.0], [0.4, np.nan, 0.5]])
-    np.testing.assert_allclose(scores, [0.3, np.nan, 0.75])
+def drawn(rng, seeds, queries, mean=0.5, seed_sd=0.02, change=0.0):
+    """Scores with a query effect, seed effects and a residual, all normal; `change` (queries,) is added."""
+    effects = rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.05, (seeds, queries))
+    return np.clip(mean + change + effects, 0, 1)
 
 
-def test_query_missing_in_one_seed_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match="query 1 has a score in some seeds only"):
-        mean_over_seeds([[0.2, np.nan], [0.4, 0.5]])
-
-
-def test_percentages_are_refused():
-    with pytest.raises(ValueError, match="fractions"):
-        mean_over_seeds([[97.0, 98.0]])
-
-
-def test_no_query_with_a_match_is_an_error():
-    with pytest.raises(ValueError, match="no query has a match"):
-        bootstrap_interval([[np.nan, np.nan]])
-
-
-def test_interval_agrees_with_the_normal_one(aps):
-    values = aps.mean(axis=0)
-    low, high = bootstrap_interval(aps)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
-
-
-def test_interval_grows_with_confidence_and_repeats_exactly(aps):
-    widths = [np.diff(bootstrap_interval(aps, confidence=c))[0] for c in (0.5, 0.8, 0.9, 0.95, 0.99)]
-    assert np.all(np.diff(widths) > 0)
-    assert bootstrap_interval(aps, seed=3) == bootstrap_interval(aps, seed=3)
-    assert bootstrap_interval(aps, seed=3) != bootstrap_interval(aps, seed=4)
-
-
-def test_repeating_a_seed_adds_no_certainty(aps):
-    once = bootstrap_interval(aps[:1])
-    np.testing.assert_allclose(bootstrap_interval(np.repeat(aps[:1], 5, axis=0)), once, rtol=1e-12)
-
-
-def test_matchless_queries_change_nothing(aps):
-    with_gaps = np.insert(aps, [0, 10, 60], np.nan, axis=1)
-    assert bootstrap_interval(with_gaps) == bootstrap_interval(aps)
-    shifted = np.clip(aps + 0.02, 0, 1)
-    expected = paired_difference(shifted, aps)
-    assert paired_difference(np.insert(shifted, [0, 10, 60], np.nan, axis=1), with_gaps) == expected
-
-
-def test_single_query_has_no_interval():
-    assert np.isnan(bootstrap_interval([[0.5]])).all()
-    result = paired_difference([[0.75]], [[0.5]])
-    assert result["difference"] == 0.25
-    assert result["p"] == 1.0
-    assert np.isnan([result["low"], result["high"], smallest_detectable_difference([[0.75]], [[0.5]])]).all()
-
-
-def test_sign_flip_p_by_full_enumeration():
-    # Differences 3, 2, 1: of the 8 sign patterns, the sums are ±6, ±4, ±2, 0, 0.
-    baseline = np.zeros(3)
-    assert paired_difference([0.3, 0.2, 0.1], baseline)["p"] == 2 / 8
-    # 3, 2, −1: the sum 4 is reached or passed by ±6 and ±4.
-    assert paired_difference([0.3, 0.2, 0.0], [0.0, 0.0, 0.1])["p"] == 4 / 8
-
-
-@pytest.mark.parametrize("queries", [10, 40])
-def test_sign_flip_p_agrees_with_scipy(queries):
-    rng = np.random.default_rng(queries)
-    ours, theirs = rng.uniform(0, 1, (2, queries))
-    ours = np.clip(ours + 0.15, 0, 1)
-    resamples = np.inf if queries == 10 else 20000
-    oracle = stats.permutation_test(
-        (ours - theirs,), np.mean, permutation_type="samples", n_resamples=resamples, rng=rng
-    ).pvalue
-    tolerance = 1e-12 if queries == 10 else 0.02
-    assert paired_difference(ours, theirs, n_resamples=20000)["p"] == pytest.approx(oracle, abs=tolerance)
-
-
-def test_p_is_never_zero_and_is_one_for_equal_rows(aps):
-    assert paired_difference(np.ones(200), np.zeros(200), n_resamples=999)["p"] == 1 / 1000
-    same = paired_difference(aps, aps)
-    assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
-
-
-def test_paired_difference_is_antisymmetric(aps):
-    better = np.clip(aps + np.linspace(-0.02, 0.06, 60), 0, 1)
-    forward, back = paired_difference(better, aps), paired_difference(aps, better)
-    assert forward["difference"] == -back["difference"]
-    assert forward["p"] == back["p"]
-    np.testing.assert_allclose([forward["low"], forward["high"]], [-back["high"], -back["low"]], atol=1e-3)
-
-
-def test_pairing_sees_what_separate_intervals_hide(aps):
-    table = compare_rows({"plain": aps, "better": np.clip(aps + 0.02, 0, 1)}, "plain")
-    assert table.low[1] < table.high[0]  # the two intervals overlap …
-    assert table.diff_low[1] > 0  # … yet every query gains
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[0.2, np.nan], [0.4, 0.5]], "query 1 has a score in some seeds only"),
+        ([[97.0, 98.0]], "fractions"),
+        ([[np.nan, np.nan]], "no query has a match"),
+        ([[]], "at least one of each"),
+    ],
+)
+def test_scores_that_are_none_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        mean_interval(scores)
+    with pytest.raises(ValueError, match=message):
+        paired_difference(scores, scores)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +49,176 @@ def test_rows_over_different_queries_are_refused(ours, theirs, message):
         paired_difference(ours, theirs)
 
 
+def test_two_way_interval_by_hand():
+    # Differences by seed: 0, 20, 10 and 20, 20, 50 points. Query means 10, 20, 30: variance 100 / 3 queries. Seed means
+    # 10, 30: variance 200 / 2 seeds, of which the residual (0, 10, -10; 0, -10, 10: mean square 400 / 2) is 200 / 6.
+    ours = np.array([[0.5, 0.7, 0.6], [0.7, 0.7, 1.0]])
+    found = paired_difference(ours, np.full((2, 3), 0.5), shared_weights=True)
+    of_queries, of_seeds = 0.01 / 3, 0.02 / 2 - 0.02 / 6
+    assert found["difference"] == pytest.approx(0.2)
+    assert found["high"] - 0.2 == pytest.approx(np.sqrt(4.30265**2 * of_queries + 12.7062**2 * of_seeds), rel=1e-5)
+    assert found["queries_high"] - 0.2 == pytest.approx(4.30265 * np.sqrt(of_queries), rel=1e-5)
+    assert (found["informative"], found["over"]) == (3, "queries and seeds")
+
+
+def test_seeds_alone_give_welchs_t_test():
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.normal(0.52, 0.03, 5), rng.normal(0.5, 0.01, 8)
+    oracle = stats.ttest_ind(ours, theirs, equal_var=False)
+    found = paired_difference(np.tile(ours[:, None], 20), np.tile(theirs[:, None], 20))
+    assert [found["low"], found["high"]] == pytest.approx(list(oracle.confidence_interval()))
+    assert found["p"] == pytest.approx(oracle.pvalue)
+
+
+def test_seeds_of_shared_weights_give_the_paired_t_test():
+    rng = np.random.default_rng(3)
+    theirs = rng.normal(0.5, 0.1, 6)
+    ours = theirs + rng.normal(0.01, 0.01, 6)
+    oracle = stats.ttest_rel(ours, theirs)
+    found = paired_difference(np.tile(ours[:, None], 20), np.tile(theirs[:, None], 20), shared_weights=True)
+    assert [found["low"], found["high"]] == pytest.approx(list(oracle.confidence_interval()))
+    assert found["p"] == pytest.approx(oracle.pvalue)
+
+
+def test_one_seed_gives_the_paired_t_test_over_queries_and_says_so(aps):
+    better = np.minimum(aps.mean(axis=0), 0.9) + np.linspace(-0.02, 0.06, 60)
+    theirs = np.minimum(aps, 0.9)
+    theirs += np.minimum(aps.mean(axis=0), 0.9) - theirs.mean(axis=0)  # differences without heavy tails
+    oracle = stats.ttest_rel(better, theirs.mean(axis=0))
+    found = paired_difference(better, theirs)
+    assert found["over"] == "queries"
+    assert [found["low"], found["high"]] == pytest.approx(list(oracle.confidence_interval()))
+    assert (found["low"], found["high"]) == (found["queries_low"], found["queries_high"])
+    assert found["p"] == pytest.approx(max(oracle.pvalue, P_FLOOR))
+    assert np.isnan(found["seeds_needed"])
+
+
+def test_heavy_tails_take_degrees_of_freedom():
+    # One outlier of eight has an excess kurtosis of 8, so that 2 / (2 / 7 + 8 / 8) degrees are left.
+    values = np.repeat([0.1, 0.5], [7, 1])
+    found = paired_difference(values, np.zeros(8))
+    half = stats.t.ppf(0.975, 2 / (2 / 7 + 1)) * values.std(ddof=1) / np.sqrt(8)
+    assert found["high"] - found["difference"] == pytest.approx(half)
+
+
+def test_repeating_a_seed_adds_no_certainty(aps):
+    once = mean_interval(aps[:1])
+    np.testing.assert_allclose(mean_interval(np.repeat(aps[:1], 5, axis=0)), once, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_seeds_only_widen_and_p_agrees_with_the_interval(case):
+    rng = np.random.default_rng(case)
+    change = rng.normal(0.01, 0.04, 40)
+    ours, theirs = drawn(rng, 2 + case % 5, 40, change=change), drawn(rng, 3, 40)
+    found, back = paired_difference(ours, theirs), paired_difference(theirs, ours)
+    assert found["low"] <= found["queries_low"] <= found["difference"] <= found["queries_high"] <= found["high"]
+    assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
+    assert (found["low"], found["high"], found["p"]) == pytest.approx((-back["high"], -back["low"], back["p"]))
+
+
+def test_order_of_unpaired_seeds_and_of_queries_changes_nothing_and_that_of_shared_ones_does():
+    rng = np.random.default_rng(1)
+    theirs = drawn(rng, 4, 40, seed_sd=0.1)
+    ours = np.clip(theirs + rng.normal(0.01, 0.02, (4, 40)), 0, 1)
+    keys = ("low", "high", "p")
+    expected, shared = (paired_difference(ours, theirs, shared_weights=both) for both in (False, True))
+    turned = paired_difference(ours[::-1, ::-1], theirs[[1, 0, 2, 3], ::-1])
+    assert [turned[key] for key in keys] == pytest.approx([expected[key] for key in keys])
+    assert shared["high"] - shared["low"] < 0.5 * (expected["high"] - expected["low"])
+    assert paired_difference(ours[::-1], theirs, shared_weights=True)["low"] < shared["low"]
+
+
+def test_shared_weights_need_the_same_seeds(aps):
+    with pytest.raises(ValueError, match="3 seeds against 2 in the baseline"):
+        paired_difference(aps, aps[:2], shared_weights=True)
+
+
+def test_interval_grows_with_confidence(aps):
+    widths = [np.diff(mean_interval(aps, confidence=c))[0] for c in (0.5, 0.8, 0.9, 0.95, 0.99)]
+    assert np.all(np.diff(widths) > 0)
+
+
+def test_matchless_queries_change_nothing(aps):
+    with_gaps = np.insert(aps, [0, 10, 60], np.nan, axis=1)
+    assert mean_interval(with_gaps) == mean_interval(aps)
+    shifted = np.clip(aps + 0.02, 0, 1)
+    expected = paired_difference(shifted, aps)
+    assert paired_difference(np.insert(shifted, [0, 10, 60], np.nan, axis=1), with_gaps) == expected
+
+
+def test_single_query_has_no_interval():
+    assert np.isnan(mean_interval([[0.5]])).all()
+    result = paired_difference([[0.75]], [[0.5]])
+    assert result["difference"] == 0.25
+    assert result["p"] == 1.0
+    assert np.isnan([result["low"], result["high"], result["smallest"]]).all()
+
+
+def test_few_queries_that_differ_cannot_tell_what_a_plain_t_test_would():
+    # Five of 50 queries lose 10 points: random signs reach that in 2 of 32 cases, the t-test says 0.02.
+    row = np.repeat([0.9, 1.0], [5, 45])
+    found = paired_difference(np.ones(50), row)
+    assert found["informative"] == 5
+    assert found["p"] > 2 / 32
+    assert found["low"] < 0 < found["high"]
+    twelve = paired_difference(np.ones(50), np.repeat([0.9, 1.0], [12, 38]))
+    assert 2 / 2**12 < twelve["p"] < 0.05
+
+
+def test_no_query_that_differs_bounds_the_share_that_could(aps):
+    # Where a share s of all queries differs, 60 drawn ones show none with probability (1 - s)^60 = 0.025.
+    same = paired_difference(aps, aps)
+    assert (same["difference"], same["p"], same["informative"]) == (0, 1, 0)
+    assert (same["low"], same["high"]) == pytest.approx((0.025 ** (1 / 60) - 1, 1 - 0.025 ** (1 / 60)))
+    assert mean_interval(np.ones(60)) == pytest.approx((0.025 ** (1 / 60), 1))
+
+
+def test_interval_of_a_nearly_perfect_row_stays_within_one():
+    low, high = mean_interval(np.repeat([0.5, 1.0], [4, 46]))
+    assert high == 1
+    assert low < 0.92  # the mean is 0.96, the plain t interval begins at 0.921
+
+
+def test_p_is_never_below_its_floor(aps):
+    assert paired_difference(np.ones(200), np.zeros(200))["p"] == P_FLOOR
+    assert paired_difference(np.clip(aps + 0.3, 0, 1), aps, shared_weights=True)["p_floor"] == P_FLOOR
+
+
+def test_a_group_counts_as_one_draw():
+    rng = np.random.default_rng(5)
+    theirs = drawn(rng, 3, 40)
+    ours = drawn(rng, 3, 40, change=rng.normal(0.01, 0.05, 40))
+    groups, keys = np.repeat(np.arange(40), 3), ("low", "high", "queries_low", "queries_high", "p")
+    once, thrice = paired_difference(ours, theirs), (np.repeat(each, 3, axis=1) for each in (ours, theirs))
+    ours3, theirs3 = thrice
+    grouped, apart = paired_difference(ours3, theirs3, groups=groups), paired_difference(ours3, theirs3)
+    assert [grouped[key] for key in keys] == pytest.approx([once[key] for key in keys])
+    assert apart["queries_high"] - apart["queries_low"] < 0.6 * (once["queries_high"] - once["queries_low"])
+    assert mean_interval(ours3, groups=groups) == pytest.approx(mean_interval(ours))
+    names = [f"team {n}" for n in range(40)]
+    assert paired_difference(ours, theirs, groups=names) == pytest.approx(once, nan_ok=True)
+
+
+def test_unequal_groups_give_the_cluster_robust_interval():
+    values, groups = np.array([0.1, 0.3, 0.2, 0.6, 0.5, 0.4]), np.array([0, 0, 0, 1, 1, 2])
+    # Summed deviations from 0.35: -0.45, 0.40, 0.05; squares 0.365; variance 3 / 2 · 0.365 / 6².
+    half = stats.t.ppf(0.975, 2) * np.sqrt(1.5 * 0.365 / 36)
+    found = paired_difference(values, np.zeros(6), groups=groups)
+    assert found["high"] == pytest.approx(0.35 + half)
+
+
+def test_groups_must_match_the_queries(aps):
+    with pytest.raises(ValueError, match="2 groups for 60 queries"):
+        mean_interval(aps, groups=[0, 1])
+
+
+def test_pairing_sees_what_separate_intervals_hide(aps):
+    table = compare_rows({"plain": aps, "better": np.clip(aps + 0.02, 0, 1)}, "plain", shared_weights=True)
+    assert table.low[1] < table.high[0]  # the two intervals overlap …
+    assert table.diff_low[1] > 0  # … yet every query gains
+
+
 def test_holm_by_hand():
     # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 = 0.04, 0.06, 0.06, 0.04; never falling: the last becomes 0.06.
     np.testing.assert_allclose(holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
@@ -140,17 +230,22 @@ def test_holm_by_hand():
 def test_table_of_rows(aps):
     rows = {"b": np.clip(aps + 0.03, 0, 1), "a": aps, "one seed": aps[0]}
     before = {name: scores.copy() for name, scores in rows.items()}
-    table = compare_rows(rows, "a")
-    expected = "row mAP low high difference diff_low diff_high p p_holm seed_sd seeds queries"
+    table = compare_rows(rows, "a", shared_weights={"b": True})
+    expected = "row mAP low high difference diff_low diff_high queries_low queries_high p p_holm smallest"
+    expected += " informative seeds_needed seed_sd seeds queries p_floor over"
     assert table.columns.tolist() == expected.split()
     assert table.row.tolist() == ["b", "a", "one seed"]
     assert table.seeds.tolist() == [3, 3, 1]
     assert table.queries.tolist() == [60, 60, 60]
-    assert table.loc[1, ["difference", "p", "p_holm"]].isna().all()
+    assert table.loc[1, ["difference", "p", "p_holm", "smallest"]].isna().all()
     np.testing.assert_allclose(table.mAP[0] - table.mAP[1], table.difference[0])
     np.testing.assert_allclose(table.seed_sd[1], aps.mean(axis=1).std(ddof=1))
     assert np.isnan(table.seed_sd[2])
+    assert table.over[[0, 2]].tolist() == ["queries and seeds", "queries"]
     assert table.p_holm[0] == pytest.approx(2 * table.p[0])
+    pair = paired_difference(rows["b"], aps, shared_weights=True, alpha=0.025)
+    for column, key in {"diff_low": "low", "queries_high": "queries_high", "smallest": "smallest", "p": "p"}.items():
+        assert table[column][0] == pair[key]
     for name, scores in rows.items():
         np.testing.assert_array_equal(scores, before[name])
 
@@ -172,8 +267,52 @@ def test_smallest_detectable_difference_is_found_at_the_stated_power():
     rng = np.random.default_rng(1)
     spread, queries = 0.1, 50
     sample = 0.5 + np.resize([spread, -spread], queries)
-    smallest = smallest_detectable_difference(sample, np.full(queries, 0.5), power=0.8)
+    smallest = paired_difference(sample, np.full(queries, 0.5), power=0.8)["smallest"]
     assert smallest == pytest.approx((2.0096 + 0.849) * spread * np.sqrt(50 / 49) / np.sqrt(50), rel=1e-3)
-    drawn = rng.normal(smallest, spread, (2000, queries))
-    found = np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05)
+    found = np.mean(stats.ttest_1samp(rng.normal(smallest, spread, (2000, queries)), 0, axis=1).pvalue < 0.05)
     assert found == pytest.approx(0.8, abs=0.03)
+
+
+def test_smallest_difference_of_trainings_is_found_at_about_the_stated_power():
+    rng = np.random.default_rng(2)
+    pairs = [(drawn(rng, 8, 60), drawn(rng, 8, 60)) for _ in range(400)]
+    smallest = np.mean([paired_difference(*pair)["smallest"] for pair in pairs])
+    found = np.mean([paired_difference(ours + smallest, theirs)["p"] < 0.05 for ours, theirs in pairs])
+    assert found == pytest.approx(0.8, abs=0.08)
+
+
+def test_seeds_needed_are_enough_and_one_fewer_is_not():
+    rng = np.random.default_rng(4)
+    found = paired_difference(drawn(rng, 6, 100, mean=0.51), drawn(rng, 6, 100))
+    assert 6 < found["seeds_needed"] < 100
+    needed, many = int(found["seeds_needed"]), 400
+    told = [
+        np.mean(
+            [
+                paired_difference(drawn(rng, count, 100, 0.5 + found["difference"]), drawn(rng, count, 100))["p"] < 0.05
+                for _ in range(many)
+            ]
+        )
+        for count in (needed // 3, needed)
+    ]
+    assert told[0] < 0.6 < told[1]
+
+
+def test_seeds_cannot_make_up_for_too_few_queries():
+    rng = np.random.default_rng(4)
+    change = np.resize([0.31, -0.29], 40)
+    assert np.isnan(paired_difference(drawn(rng, 4, 40, change=change), drawn(rng, 4, 40))["seeds_needed"])
+
+
+def test_components_of_the_coverage_study_are_found_again(tmp_path):
+    rng, components = np.random.default_rng(6), {"difference": 8.0, "queries": 20.0, "seeds": 2.0, "residual": 10.0}
+    queries = rng.normal(50, 20, 400)
+    for loss in ("infonce", "id"):  # the change's variance of 8² is shared by both
+        change, seeds = rng.normal(0, 8 / np.sqrt(2), 400), rng.normal(0, 2, (12, 1))
+        points = queries + change + seeds + rng.normal(0, 10, (12, 400))
+        (tmp_path / f"02_training__net_{loss}_none").mkdir()
+        np.savez(tmp_path / f"02_training__net_{loss}_none" / "scores.npz", **{"none|aps": points / 100})
+    found = coverage.estimate(tmp_path)
+    assert found == pytest.approx(components, rel=0.35)
+    with pytest.raises(SystemExit, match="no two trainings"):
+        coverage.estimate(tmp_path / "02_training__net_id_none")

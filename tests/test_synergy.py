@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -61,6 +63,25 @@ def test_manifest_has_a_sorted_row_for_every_image(data):
         assert manifest[column].dtype == np.int64
 
 
+def test_images_are_ordered_by_the_numbers_in_their_names(data):
+    """As published code and toolkit do; `hard in place` depends on it."""
+    shutil.rmtree(data / "reid_challenge")
+    put(data, *(f"reid_challenge/{role}/{k}.jpeg" for role in ("query", "gallery") for k in (10, 100, 2, 862)))
+    put(data, *(f"reid_test/{role}/{p}_{s}_{f}.jpeg" for p in (3000, 200) for s in (50, 6)
+                for role, f in (("query", 0), ("gallery", 10), ("gallery", 9))))  # fmt: skip
+    manifest = synergy.load_manifest(data)
+    for role in ("query", "gallery"):
+        rows = manifest[(manifest["split"] == "challenge") & (manifest["role"] == role)]
+        assert rows["image_id"].tolist() == ["2", "10", "100", "862"]
+    gallery = manifest[(manifest["split"] == "test") & (manifest["role"] == "gallery")]
+    assert gallery["image_id"].tolist()[4:] == [
+        "200_6_9", "200_6_10", "200_50_9", "200_50_10", "3000_6_9", "3000_6_10", "3000_50_9", "3000_50_10",
+    ]  # fmt: skip
+    ids = [(role, k) for role in ("query", "gallery") for k in (862, 2, 100, 10)]
+    (data / "challenge_truth.csv").write_text("split,id,pid\n" + "".join(f"{r},{k},{k + 1}\n" for r, k in ids))
+    assert synergy.challenge_truth(data)["player"].tolist() == [3, 11, 101, 863] * 2
+
+
 def test_manifest_does_not_depend_on_file_system_order(data, monkeypatch):
     expected = synergy.load_manifest(data)
     scandir = os.scandir
@@ -75,9 +96,13 @@ def test_a_folder_around_data_reid_is_taken_and_paths_still_open(data, tmp_path)
     integrity.validate_images(tmp_path, manifest)
 
 
-def test_challenge_is_optional_and_hidden_files_are_passed_over(data):
+def test_challenge_is_optional_and_files_of_operating_systems_are_passed_over(data, tmp_path):
     shutil.rmtree(data / "reid_challenge")
-    (data / "reid_training" / ".DS_Store").write_bytes(b"x")
+    before = integrity.data_fingerprint(data, tmp_path / "cache.json")
+    for name in (".DS_Store", "._001_000_02.jpeg", "Thumbs.db", "Desktop.ini"):
+        (data / "reid_training" / name).write_bytes(b"x")
+    (data / "reid_test/query/__MACOSX").mkdir()
+    assert integrity.data_fingerprint(data, tmp_path / "cache.json") == before
     manifest = synergy.load_manifest(data)
     assert set(manifest["split"]) == {"train", "test"} and len(manifest) == 66
 
@@ -114,6 +139,21 @@ def test_a_wrong_file_is_named(data, name, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_pipe_named_like_an_image_is_named_and_waits_for_nobody(data):
+    os.mkfifo(data / "reid_training" / "001_000_09.jpeg")
+    for read in (synergy.load_manifest, integrity.data_fingerprint):
+        with pytest.raises(ValueError, match=r"001_000_09\.jpeg is named like an image but is no regular file"):
+            read(data)
+
+
+def test_png_and_upper_case_endings_are_taken(data):
+    put(data, "reid_training/001_000_07.JPG", "reid_training/001_000_08.PNG", data=JPEG)
+    (data / "reid_training/001_000_08.PNG").write_bytes(_encoded("RGB", "PNG"))
+    manifest = synergy.load_manifest(data)
+    integrity.validate_images(data, manifest)
+    assert {"001_000_07", "001_000_08"} <= set(manifest["image_id"])
+
+
 def test_an_empty_folder_is_an_error(data):
     shutil.rmtree(data / "reid_test/query")
     (data / "reid_test/query").mkdir()
@@ -139,6 +179,8 @@ def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
     manifest = synergy.load_manifest(data)
     assert manifest.loc[manifest["split"] == "test", "camera"].tolist() == [3, 5, 4, 9, 6, 9]
     assert manifest.loc[manifest["split"] == "challenge", "camera"].tolist() == [0, 1, 1]
+    (data / "cameras.csv").write_bytes("\ufeff".encode() + "\n".join(["path;camera", *rows]).replace(",", ";").encode())
+    pd.testing.assert_frame_equal(synergy.load_manifest(data), manifest)
     (data / "cameras.csv").write_text("\n".join(["path,camera", *rows, "reid_test/query/nobody.jpeg,1"]))
     with pytest.raises(ValueError, match="nobody"):
         synergy.load_manifest(data)
@@ -220,6 +262,35 @@ def test_counts_are_compared_with_both_published_years():
     table = synergy.counts(published_manifest())
     assert table["images"].tolist() == [8569, 50, 910, 618, 9505]
     assert table["identities"].tolist()[:3] == [436, 50, 50] and table["identities"][3:].isna().all()
+
+
+def test_a_set_is_the_published_one_by_its_counts_and_not_by_its_folders_name(data, tmp_path):
+    assert synergy.published_year(published_manifest()) == 2023
+    assert synergy.published_year(published_manifest(468, 8703)) == 2022
+    manifest = synergy.load_manifest(data)
+    assert synergy.published_year(manifest) is None and synergy.set_name(data, manifest) == "set"
+    for name in ("Synergy, challenge 2023", "rendered data"):
+        assert synergy.set_name(data.rename(tmp_path / name), manifest) == f"folder {name}"
+        (tmp_path / name).rename(data)
+    assert synergy.set_name(data, published_manifest()) == "Synergy, challenge 2023"
+
+
+def test_notebook_01_copes_with_the_smallest_set(tmp_path):
+    put(tmp_path / "set", *(f"reid_training/1_0_{f}.jpeg" for f in range(2)))
+    put(tmp_path / "set", "reid_test/query/2_1_0.jpeg", "reid_test/gallery/2_1_1.jpeg")
+    notebooks = Path(__file__).resolve().parents[1] / "notebooks"
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        "01_data_exploration.ipynb",
+        tmp_path / "o.ipynb",
+    ]
+    command += ["-p", "data", tmp_path / "set", "-p", "out", tmp_path / "out"]
+    done = subprocess.run(command, cwd=notebooks, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "out/figures").glob("*.png"))) == 3
 
 
 def _encoded(mode, kind):

@@ -23,7 +23,8 @@ for number in range(int(step.read_text()) if step.exists() else 0, steps):
     print("step", number + 1)
 print(*sorted(f"{name}={value}" for name, value in os.environ.items() if name.endswith("_NUM_THREADS")))
 write_text(Path(out) / "figures" / f"{run_id}_curve.svg", "<svg/>")
-write_text(folder / "results.json", json.dumps({"score": len(augmentation)}))
+files = [f"figures/{run_id}_curve.svg"]
+write_text(folder / "results.json", json.dumps({"score": len(augmentation), "files": files}))
 """
 TABLE = """\
 import json
@@ -31,7 +32,7 @@ from pathlib import Path
 from reid_utils.files import write_text
 rows = [f"{Path(folder).name},{json.loads((Path(folder) / 'results.json').read_text())['score']}" for folder in inputs]
 write_text(Path(out) / "tables" / "T1.csv", "\\n".join(rows) + "\\n")
-write_text(Path(out) / "results" / run_id / "results.json", "{}")
+write_text(Path(out) / "results" / run_id / "results.json", '{"files": ["tables/T1.csv"]}')
 """
 STUDY = """\
 study: tiny
@@ -85,14 +86,15 @@ def make_clone(folder):
     return folder
 
 
-def start(clone, *arguments):
-    """Start the driver with `tiny` and more arguments -> Popen with piped output."""
+def start(clone, *arguments, cwd=None, **environment):
+    """Start the driver with `tiny` and more arguments, in a folder, with more variables -> Popen with piped output."""
     return subprocess.Popen(
         [sys.executable, str(clone / "driver.py"), "tiny", "--runs", str(clone / "runs"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
     )
 
 

@@ -1,1 +1,1 @@
-"""Synergy-layout data sets: rendering, download, manifest, decoding, augmentation, batches."""
+"""Data sets in any of the known layouts: download, manifest, checks, decoding, augmentation, batches."""

@@ -1,8 +1,8 @@
 """Augmentations of Table 1: every random number of an image comes from that image's own generator.
 
 An augmentation is named by its parts joined with "+", for example "erasing+sharpen"; "none" is the empty one.
-Parts work on (height, width, 3) uint8 crops, except erasing, which blanks a box of the normalised image: a box is
-(top, bottom, left, right) in pixels, bottom and right excluded.
+Parts work on (height, width, 3) uint8 crops, except cut-out and erasing, which fill a box of the normalised image with
+0, the mean colour: a box is (top, bottom, left, right) in pixels, bottom and right excluded.
 """
 
 import math
@@ -86,11 +86,14 @@ def draw_erasing(rng, height, width):
     return None
 
 
+_BOXES = {"cutout": draw_cutout, "erasing": draw_erasing}
+
+
 def augment(image, parts, rng, flip=False):
     """Augment one crop.
 
     `image` (h, w, 3) uint8 is left as it is; `parts` from `parse_augmentation`; `flip` is decided by the caller, since
-    the images of a pair flip together. Returns the uint8 image and the box to erase after normalisation, or None.
+    the images of a pair flip together. Returns the uint8 image and the boxes to fill after normalisation, a list.
     """
     height, width = image.shape[:2]
     if flip:
@@ -99,18 +102,15 @@ def augment(image, parts, rng, flip=False):
         image = jitter(image, *drawn)
     if "sharpen" in parts and (drawn := draw_sharpen(rng)):
         image = sharpen(image, *drawn)
-    if "cutout" in parts and (hole := draw_cutout(rng, height, width)):
-        image = image.copy()
-        image[hole[0] : hole[1], hole[2] : hole[3]] = 0
-    box = draw_erasing(rng, height, width) if "erasing" in parts else None
-    return image, box
+    drawn = [draw(rng, height, width) for part, draw in _BOXES.items() if part in parts]
+    return image, [box for box in drawn if box]
 
 
 def normalise(images, mean, std, boxes=(), out=None):
     """(x / 255 − mean) / std of uint8 images, on the device where they are.
 
-    `images` (N, h, w, 3) uint8, tensor or array -> (N, 3, h, w) float32 tensor with channels last in memory; `boxes`,
-    one an image or None, become 0. `out`: a former result of the same shape and device to write into, which saves the
+    `images` (N, h, w, 3) uint8, tensor or array -> (N, 3, h, w) float32 tensor with channels last in memory; `boxes`, a
+    list of them an image, become 0. `out`: a former result of the same shape and device to write into, which saves the
     allocation, the dearest part of a large batch on a CPU.
     """
     import torch
@@ -122,7 +122,7 @@ def normalise(images, mean, std, boxes=(), out=None):
     scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
     pixels = torch.empty(images.shape, device=images.device) if out is None else out.permute(0, 2, 3, 1)
     pixels.view(n * height, 3 * width).copy_(images.reshape(n * height, 3 * width)).mul_(scale).sub_(shift)
-    for i, box in enumerate(boxes):
-        if box is not None:
-            pixels[i, box[0] : box[1], box[2] : box[3]] = 0
+    for i, of_image in enumerate(boxes):
+        for top, bottom, left, right in of_image:
+            pixels[i, top:bottom, left:right] = 0
     return pixels.permute(0, 3, 1, 2)

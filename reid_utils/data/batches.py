@@ -75,8 +75,8 @@ def pk_batches(players, n_players, n_images, seed, epoch):
 class EpochBatches:
     """The batches of one epoch, as a map-style data set: item b is what batch b is made of.
 
-    `images` (N, h, w, 3) uint8, `labels` (N,) int64. An item holds tensors: images (n, h, w, 3) uint8, boxes to erase
-    (n, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
+    `images` (N, h, w, 3) uint8, `labels` (N,) int64. An item holds tensors: images (n, h, w, 3) uint8, boxes to fill
+    (n, 2, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
     into what an encoder takes. With `pairs` the queries come first, then their partners in the same order; without, the
     images of `batches` alone. `share` (k, n): the images of part k of n of each batch alone, and the labels of all of
     it. Every draw follows from (seed, epoch, image index), with the place in the epoch where an image may recur, so any
@@ -104,7 +104,7 @@ class EpochBatches:
         drawn = [self._draw(int(self.batches[b][k]), () if self.pairs else (b, k)) for k in places]
         sides = range(2 if self.pairs else 1)
         images = np.stack([item[side][0] for side in sides for item in drawn])
-        boxes = np.array([item[side][1] or (0, 0, 0, 0) for side in sides for item in drawn])
+        boxes = np.array([(item[side][1] + [(0, 0, 0, 0)] * 2)[:2] for side in sides for item in drawn])
         labels = np.tile(self.labels[self.batches[b]], len(sides))
         return tuple(map(torch.from_numpy, (images, boxes, labels)))
 
@@ -112,7 +112,8 @@ class EpochBatches:
         """(images (n, 3, h, w) float32, labels (n,)) of an item, normalised and erased on a device; `out` as there."""
         images, boxes, labels = item
         images = images.to(device, non_blocking=True)
-        return normalise(images, self.mean, self.std, boxes.tolist(), out), labels.to(device, non_blocking=True)
+        filled = [[box for box in of_image if any(box)] for of_image in boxes.tolist()]
+        return normalise(images, self.mean, self.std, filled, out), labels.to(device, non_blocking=True)
 
     def _draw(self, index, where):
         rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index, *where])

@@ -45,19 +45,20 @@ def histogram_bound(data_dir: str | Path) -> float:
     """The mAP (0-1) of the test split when ranked by colour histograms, the best of four kinds.
 
     Kinds: 8×8×8 RGB and HSV histograms of the whole crop and of six horizontal bands, compared by the Bhattacharyya
-    coefficient. `data_dir` is a folder in one of the layouts. The gallery's junk (player −1), and images of the query's
-    player in the query's camera, are left out. Raises ValueError where no query has a match.
+    coefficient. `data_dir` is a folder in one of the layouts. The gallery's junk (player −1), images of the query's
+    player in the query's camera, and other groups, are left out. NaN where no query has a match.
     """
     root = find_root(data_dir)
     test = [row for row in layout_rows(root) if row.split == "test"]
     query, gallery = ([row for row in test if row.role == role] for role in ("query", "gallery"))
-    players, cameras = (
-        [np.array([getattr(row, name) for row in rows]) for rows in (query, gallery)] for name in ("player", "camera")
+    players, cameras, groups = (
+        [np.array([getattr(row, name) for row in rows]) for rows in (query, gallery)]
+        for name in ("player", "camera", "group")
     )
     matches = players[0][:, None] == players[1]
-    junk = matches & (cameras[0][:, None] == cameras[1]) | (players[1] == -1)
+    junk = matches & (cameras[0][:, None] == cameras[1]) | (players[1] == -1) | (groups[0][:, None] != groups[1])
     if not (matches & ~junk).any():
-        raise ValueError(f"{root}: no query has an image of its player in the gallery, so there is nothing to rank")
+        return float("nan")
     described = [[_describe(root / row.path) for row in rows] for rows in (query, gallery)]
     scores = []
     for kind in described[0][0]:

@@ -28,7 +28,10 @@ SETS = (_TRAIN, _QUERY, _GALLERY, *_CHALLENGE)  # (split, role), in the manifest
 
 
 class Row(NamedTuple):
-    """One image: `path` is relative to the data's folder, numbers are −1 where hidden."""
+    """One image: `path` is relative to the data's folder, numbers are −1 where hidden.
+
+    A query is ranked against the gallery of its `group` alone, where that is not 0.
+    """
 
     image_id: str
     path: str
@@ -38,6 +41,7 @@ class Row(NamedTuple):
     sequence: int
     frame: int
     camera: int
+    group: int = 0
 
 
 def by_numbers(name):
@@ -112,7 +116,7 @@ def market_rows(root):
     """Rows of bounding_box_train, query and bounding_box_test: {player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg.
 
     Player −1 is junk and 0 a distractor, in bounding_box_test alone. Folds keep a player whole (`sequence`), and take
-    the first image of each player and camera as queries (`frame` 0), as the benchmark does.
+    a player's first image as query (`frame` 0).
     """
     rows = []
     for folder, labels in (("bounding_box_train", _TRAIN), ("query", _QUERY), ("bounding_box_test", _GALLERY)):
@@ -124,7 +128,7 @@ def market_rows(root):
                     f"{root / folder / name} is junk (-1), which belongs into bounding_box_test: move it there"
                 )
             rows.append(Row(Path(name).stem, f"{folder}/{name}", *labels, player, player, 0, int(match[2])))
-    return _frames_by_camera(rows)
+    return _numbered(rows)
 
 
 def msmt_rows(root):
@@ -136,7 +140,7 @@ def msmt_rows(root):
     lists = (("list_train", _TRAIN), ("list_val", _TRAIN), ("list_query", _QUERY), ("list_gallery", _GALLERY))
     rows = [row for name, labels in lists for row in _listed(root, root / f"{name}.txt", labels)]
     rows.sort(key=lambda row: (SETS.index(row[2:4]), by_numbers(row.path)))
-    return _frames_by_camera(_after_training(rows))
+    return _numbered(_after_training(rows))
 
 
 def _listed(root, source, labels):
@@ -157,9 +161,9 @@ def _listed(root, source, labels):
 def soccernet_rows(root):
     """Rows of train, test (else valid) and challenge: {box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{h}x{w}.png.
 
-    `sequence` is the action, within which alone SoccerNet retrieves; persons are numbered from 1, test persons after
-    those of training. Cameras as in the Synergy layout. A training person of a single image makes no pair and is left
-    out.
+    `sequence` is the action, and so is `group`, counted from 1: SoccerNet retrieves within an action alone. Persons are
+    numbered from 1, test persons after those of training. Cameras as in the Synergy layout. A training person of a
+    single image makes no pair and is left out.
     """
     test = "test" if (root / "test" / "query").is_dir() else "valid"
     folders = {"train": _TRAIN, f"{test}/query": _QUERY, f"{test}/gallery": _GALLERY}
@@ -188,8 +192,8 @@ def _actions(root, folder, labels):
             form = "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png"
             action, person, frame = _match(_SOCCER, path, form).groups()
             numbers = (person, int(action), int(frame))
-        path = path.relative_to(root).as_posix()
-        yield Row(Path(path).stem, path, *labels, *numbers, int("gallery" in labels))
+        name = path.relative_to(root).as_posix()
+        yield Row(path.stem, name, *labels, *numbers, int("gallery" in labels), numbers[1] + 1)
 
 
 def folder_rows(root):
@@ -223,11 +227,11 @@ def _people(root):
     return [root / name for name in sorted(folders, key=by_numbers)]
 
 
-def _frames_by_camera(rows):
-    """Rows with `frame` counting the images of a player in a camera, within split and role."""
+def _numbered(rows):
+    """Rows with `frame` counting the images of a player, within split and role."""
     counted = {}
     for k, row in enumerate(rows):
-        key = row.split, row.role, row.player, row.camera
+        key = row.split, row.role, row.player
         counted[key] = counted.get(key, -1) + 1
         rows[k] = row._replace(frame=counted[key])
     return rows

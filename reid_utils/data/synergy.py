@@ -8,7 +8,7 @@ import pandas as pd
 
 from reid_utils.data.layouts import SETS, beside, find_root, layout_rows, refuse_repeats
 
-COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera"]
+COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera", "group"]
 _SETS = ["training", "test query", "test gallery", "challenge query", "challenge gallery"]
 _PUBLISHED = {  # identities (None where hidden) and images; source: the challenge toolkit's README and code
     2023: dict(zip(_SETS, [(436, 8569), (50, 50), (50, 910), (None, 618), (None, 9505)], strict=True)),
@@ -21,10 +21,11 @@ def load_manifest(data_dir) -> pd.DataFrame:
 
     image_id (the file's stem), path (posix, relative to `data_dir`), split, role: str; player, sequence, frame, fold,
     camera: int, −1 where hidden, for `fold` outside training, and for `player` where the benchmark's gallery has junk.
-    `layouts` says what each layout makes of its names. A `cameras.csv` with the columns path (relative to the folder
-    that has the layout) and camera, there or beside that folder, replaces the cameras. The challenge split may be
-    absent; files that operating systems leave behind are passed over. Warns about a test query without a gallery image
-    and about fewer than ten sequences.
+    A query is ranked against the gallery of its `group` (int) alone, where that is not 0. `layouts` says what each
+    layout makes of its names. A `cameras.csv` with the columns path (relative to the folder that has the layout) and
+    camera, there or beside that folder, replaces the cameras. The challenge split may be absent; files that operating
+    systems leave behind are passed over. Warns about a test query without a gallery image and about fewer than ten
+    sequences.
 
     Raises FileNotFoundError for a missing folder; ValueError for an empty one, a file name off the pattern, a
     duplicate, a player both in training and test, and a training player with one image: no pair can be drawn for it,
@@ -131,7 +132,7 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
         training, *held_out = fold_split(folded, int(fold[1]))
         validation = pd.concat(held_out)
     elif train_on == "train+test":
-        training = pd.concat([training, validation])
+        training = pd.concat([training, validation[~is_nobody(validation)]])
     elif train_on != "train":
         raise ValueError(f'train_on is {train_on!r}: give "train", "train+test", "fold 0" or "fold 0 of 4"')
     labels = np.full(len(manifest), -1, np.int64)
@@ -139,12 +140,15 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
     return labels, validation
 
 
-def counts(manifest) -> pd.DataFrame:
-    """Identities and images of each set: columns set, identities (Int64, missing where hidden), images.
+def is_nobody(manifest) -> pd.Series:
+    """Which images (bool) show no player that is known: hidden ones and junk (−1), distractors (0 that no query is)."""
+    asked = manifest.loc[manifest["role"] != "gallery", "player"]
+    return (manifest["player"] == -1) | (manifest["player"] == 0) & (0 not in set(asked))
 
-    Junk (player −1) and distractors (0, where no query is of that player) are images of nobody.
-    """
-    known = set(manifest.loc[(manifest["role"] != "gallery") | (manifest["player"] > 0), "player"]) - {-1}
+
+def counts(manifest) -> pd.DataFrame:
+    """Identities and images of each set: columns set, identities (Int64, missing where hidden), images."""
+    known = set(manifest.loc[~is_nobody(manifest), "player"])
     rows = []
     for name, (split, role) in zip(_SETS, SETS, strict=True):
         part = manifest[(manifest["split"] == split) & (manifest["role"] == role)]

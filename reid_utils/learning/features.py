@@ -63,7 +63,8 @@ def save_features(path, manifest, features, weights_file=None):
     """Write the features of one split as npz without pickles, atomically.
 
     `manifest`: the split's rows (roles query and gallery) in the order of `features` (N, d). Keys of the file: query,
-    gallery (float32), {query,gallery}_{players,cameras} (int64), {query,gallery}_images (text), weights_sha256 (text).
+    gallery (float32), {query,gallery}_{players,cameras} (int64), {query,gallery}_images (text), weights_sha256 (text),
+    and {query,gallery}_groups (int64) where a query is ranked within its group alone.
     """
     arrays = {"weights_sha256": np.array(file_hash(weights_file) if weights_file else "")}
     for role in ("query", "gallery"):
@@ -72,6 +73,8 @@ def save_features(path, manifest, features, weights_file=None):
         arrays[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
         arrays[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
         arrays[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
+        if "group" in manifest and manifest["group"].any():
+            arrays[f"{role}_groups"] = manifest.loc[rows, "group"].to_numpy(np.int64)
     save_arrays(path, **arrays)
 
 

@@ -5,12 +5,14 @@ all augmentations against none are.
 """
 
 from itertools import product
+from math import isnan
 
 import pandas as pd
 
+from reid_utils.paper.tables import p_text
 from reid_utils.ranking.statistics import holm, paired_difference
 
-COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
+COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)", "smallest"]
 
 
 def paper_claims(tables):
@@ -32,52 +34,67 @@ def paper_claims(tables):
 
 
 def _tested(family):
-    """The lines of a family of comparisons {(claim, compared): (row, row it should beat)}."""
-    found = {key: paired_difference(ours["aps"], theirs["aps"]) for key, (ours, theirs) in family.items()}
+    """The lines of a family of comparisons {(claim, compared): (row, row it should beat, same networks or not)}."""
+    alpha = 0.05 / max(1, len(family))
+    found = {
+        key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha)
+        for key, (ours, theirs, shared) in family.items()
+    }
     corrected = holm([each["p"] for each in found.values()])
     lines = []
-    for ((claim, compared), each), p in zip(found.items(), corrected, strict=True):
-        points = [round(100 * each[key], 2) for key in ("difference", "low", "high")]
-        told = verdict(each["low"], each["high"], p)
-        lines.append(dict(zip(COLUMNS, [claim, compared, told, *points, round(p, 4)], strict=True)))
+    for (key, each), p in zip(found.items(), corrected, strict=True):
+        points = [round(100 * each[name], 2) for name in ("difference", "low", "high")]
+        shown = p_text(p, each["p"] <= each["p_floor"])
+        line = [*key, verdict(each, p), *points, shown, round(100 * each["smallest"], 2)]
+        lines.append(dict(zip(COLUMNS, line, strict=True)))
     return lines
 
 
 def _augmentations(table):
-    return {
-        ("augmentation helps", f"{name} against {base}"): (table.rows[name], table.rows[base])
-        for name, base in table.baselines.items()
-        if name != base == "none"
-    }
+    family, claim = {}, "augmentation helps"
+    for name, base in table.baselines.items():
+        ours, theirs = (set(table.rows[each]["settings"]["augmentation"].split("+")) for each in (name, base))
+        if theirs < ours or (theirs == {"none"} != ours):
+            family[claim, f"{name} against {base}"] = table.rows[name], table.rows[base], False
+        elif ours == {"none"} != theirs:
+            family[claim, f"{base} against {name}"] = table.rows[base], table.rows[name], False
+    return family
+
+
+def _id_losses(table):
+    """(name, row of an ID loss, its InfoNCE row) of table T2."""
+    for name, base in table.baselines.items():
+        settings = table.rows[name]["settings"]
+        if settings["loss"].partition("+")[0] in ("id", "id-cosine") and base != name:
+            yield name.removesuffix(": id"), table.rows[name], table.rows[base]
 
 
 def _losses(table):
-    return {
-        ("InfoNCE beats the ID loss", name.removesuffix(": id")): (table.rows[base], table.rows[name])
-        for name, base in table.baselines.items()
-        if name.endswith(": id") and base != name
-    }
+    claim = "InfoNCE beats the ID loss"
+    return {(claim, name): (infonce, other, False) for name, other, infonce in _id_losses(table)}
 
 
 def _post_processings(rows):
     backbones = list(dict.fromkeys(name.rpartition(": ")[0] for name in rows))
     claims = {"re-ranking with hard weights helps": "none", "hard weights beat Gaussian ones": "gaussian"}
     return {
-        (claim, f"{backbone}: hard against {other}"): (rows[f"{backbone}: hard"], rows[f"{backbone}: {other}"])
+        (claim, f"{backbone}: hard against {other}"): (rows[f"{backbone}: hard"], rows[f"{backbone}: {other}"], True)
         for (claim, other), backbone in product(claims.items(), backbones)
+        if {f"{backbone}: hard", f"{backbone}: {other}"} <= rows.keys()
     }
 
 
 def _fusions(table):
-    rows, models = table.rows, [name for name in table.rows if ": " not in name]
+    rows = table.rows
+    models = next(iter(rows.values()))["settings"]["models"] if rows else []
     whole = " + ".join(models)
     if f"{whole}: two-stage" not in rows:
         return {}
     single = ("two-stage fusion beats the best single model", "two-stage against the best single")
-    family = {single: (rows[f"{whole}: two-stage"], rows[table.baselines[f"{whole}: two-stage"]])}
+    family = {single: (rows[f"{whole}: two-stage"], rows[table.baselines[f"{whole}: two-stage"]], True)}
     if len(models) > 2:  # with two, the three fusions are equal
         for claim, ours, theirs in _FUSION_CLAIMS:
-            family[claim, f"{ours} against {theirs}"] = rows[f"{whole}: {ours}"], rows[f"{whole}: {theirs}"]
+            family[claim, f"{ours} against {theirs}"] = rows[f"{whole}: {ours}"], rows[f"{whole}: {theirs}"], True
     return family
 
 
@@ -89,43 +106,55 @@ _FUSION_CLAIMS = (
 
 
 def _pretraining(table):
-    return {
-        ("pre-training on a larger pool helps", f"{name} against {base}"): (table.rows[name], table.rows[base])
-        for name, base in table.baselines.items()
-        if "pre-trained" in name and "plain" in name
-    }
+    """Rows of T4 beside the same backbone from scratch, or without the pool."""
+    family = {}
+    for name, base in table.baselines.items():
+        ours, theirs = table.rows[name]["settings"], table.rows[base]["settings"]
+        starts = [each["start_weights"] or each["pretrained"] for each in (ours, theirs)]
+        if name not in table.shared and ours["backbone"] == theirs["backbone"] and starts[0] != starts[1]:
+            claim = f"pre-training{' on a larger pool' if ours['start_weights'] else ''} helps"
+            family[claim, f"{name} against {base}"] = table.rows[name], table.rows[base], False
+    return family
 
 
 def _spread(table):
-    """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features."""
+    """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features, seed by seed."""
     claim, lines = "InfoNCE spreads the players more (its advantage, says the paper)", []
-    for name, base in table.baselines.items():
-        if name.endswith(": id") and base != name:
-            more = table.rows[base]["dispersion"] > table.rows[name]["dispersion"]
-            told = "cannot be told" if more.any() else "not supported, the opposite holds"
-            seeds = f"({more.sum()} of {len(more)} seeds)"
-            lines.append((claim, name.removesuffix(": id"), f"{'supported' if more.all() else told} {seeds}"))
+    for name, other, infonce in _id_losses(table):
+        more = infonce["dispersion"][:, None] > other["dispersion"][None, :]  # the seeds of two rows are not paired
+        decided = "supported" if more.all() else "cannot be told" if more.any() else "not supported, the opposite holds"
+        lines.append((claim, name, f"{decided} ({more.sum()} of {more.size} pairs of seeds)"))
     return [dict(zip(COLUMNS, line, strict=False)) for line in lines]
 
 
-def verdict(low, high, p):
-    """What a paired difference says of the claim that it is positive, from its interval and (corrected) p, as text."""
-    told = "supported" if low > 0 else "not supported, the opposite holds" if high < 0 else "cannot be told"
-    if told != "cannot be told" and not p < 0.05:
-        return "cannot be told after correction for the number of rows"
-    return told
+def verdict(difference, p):
+    """What a difference says of the claim that it is positive, as text.
+
+    difference: as `paired_difference` gives it; p: its (corrected) p-value. A verdict needs the interval and p.
+    """
+    scope = "over seeds and queries" if difference["over"] == "queries and seeds" else "for these networks"
+    if p < 0.05 and difference["low"] > 0:
+        return f"supported, holds {scope}"
+    if p < 0.05 and difference["high"] < 0:
+        return f"not supported, the opposite holds {scope}"
+    if not difference["informative"]:
+        return "cannot be told (no query differs)"
+    seeds = difference["seeds_needed"]
+    more = "several seeds" if "seeds" not in scope else "more queries" if isnan(seeds) else f"about {seeds:.0f} seeds"
+    return f"cannot be told (would need {more})"
 
 
 def finding(claim, difference, sign=1):
-    """One sentence in Markdown: the claim, supported / not supported / cannot be told, and the figures.
+    """One sentence in Markdown: the claim, its verdict, and the figures.
 
-    `difference`: mapping with difference, diff_low, diff_high, p_holm (a row of `compare_rows`) or low, high, p (as
-    `paired_difference` gives it), fractions of mAP; `sign` −1 where the claim says that the row is the worse one. A
-    verdict needs both the interval and the (corrected) p below 0.05.
+    difference: a row of `compare_rows`, or what `paired_difference` gives, in fractions of mAP; `sign` −1 where the
+    claim says that the row is the worse one. A verdict needs both the interval and the (corrected) p below 0.05.
     """
-    low = difference["diff_low"] if "diff_low" in difference else difference["low"]
-    high = difference["diff_high"] if "diff_high" in difference else difference["high"]
-    low, high, value = (low, high, difference["difference"]) if sign > 0 else (-high, -low, -difference["difference"])
+    of_table = "diff_" if "diff_low" in difference else ""  # there low and high are of the row's own mAP
+    low, high = difference[f"{of_table}low"], difference[f"{of_table}high"]
+    low, high = (low, high) if sign > 0 else (-high, -low)
     p = difference["p_holm"] if "p_holm" in difference else difference["p"]
-    shown = f"{value:+.2%} mAP, 95 % interval {low:+.2%} to {high:+.2%}"
-    return f"{claim}: **{verdict(low, high, p)}** ({shown}, {'corrected p' if 'p_holm' in difference else 'p'} {p:.4f})"
+    decided = verdict({**difference, "low": low, "high": high}, p)
+    shown = f"{sign * difference['difference']:+.2%} mAP, 95 % interval {low:+.2%} to {high:+.2%}"
+    name = "corrected p" if "p_holm" in difference else "p"
+    return f"{claim}: **{decided}** ({shown}, {name} {p_text(p, difference['p'] <= difference['p_floor'])})"

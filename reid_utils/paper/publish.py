@@ -18,63 +18,69 @@ import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
+from reid_utils.study.folders import StudyFolders
 
 LAST = "06_paper_tables"
-FIGURE_LIMIT = 300_000  # bytes; heavier vector figures stay in the study's folder
 BEGIN = "<!-- results: begin; written by `make figures` from the files in figures/ -->"
 END = "<!-- results: end -->"
 
-# On another machine a training ends as with other seeds. Tolerances there, by column; None: reported, not held:
-LOOSE = {"seed sd": 4.0, "p (Holm)": 1.0, "dispersion": 0.3, "verdict": None}
-# All other scores and differences: means over the seeds, and numbers of one seed or one entry.
+# On another machine a training ends as with other seeds. Numbers are held to half the interval of their own row there,
+# times √2 because both studies drew seeds; those without one to POINTS, or more where one seed or one entry made them.
 POINTS, ONE_SEED_POINTS = 6.0, 12.0
 ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hold one seed's numbers or one entry's
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
+NOT_HELD = ("seed sd", "p (Holm)", "smallest", "differ")  # they measure the seeds at hand
+CHANGES = ("difference", "diff low", "diff high", "queries low", "queries high")
+LOST = 0.01  # a verdict with a p below this must not be lost
 
 
 def finished(folder):
-    """{run id: (its results.json, its record)} of a finished study, notebook 06 last.
+    """{run id: its results.json} of a finished study, notebook 06 last.
 
     Raises ValueError where a run that the tables are made from is not done, or was done anew since.
     """
-    record = read_json(folder / "state" / f"{LAST}.json")
+    paths = StudyFolders(folder)
+    record = read_json(paths.record(LAST))
     if record is None:
         raise ValueError(f"{folder} holds no finished study; finish it with run_all.py first")
-    ids = [*record["parts"]["upstream"], LAST]
-    records = {name: read_json(folder / "state" / f"{name}.json") for name in ids}
-    undone = [name for name in ids if records[name] is None]
-    if undone:
-        raise ValueError(f"{folder}: {undone[0]} is not done; start the study again")
-    anew = [name for name, key in record["parts"]["upstream"].items() if records[name]["key"] != key]
-    if anew:
-        raise ValueError(f"{folder}: {anew[0]} was done anew after the tables were made; start the study again")
-    return {name: (load_results(folder / "results" / name), records[name]) for name in ids}
+    for name, key in record["parts"]["upstream"].items():
+        now = (read_json(paths.record(name)) or {}).get("key")
+        if now != key:
+            state = "was done anew after the tables were made" if now else "is not done"
+            raise ValueError(f"{folder}: {name} {state}; start the study again")
+    return {name: load_results(paths.results(name)) for name in [*record["parts"]["upstream"], LAST]}
+
+
+def beside(folder, runs):
+    """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
+    paths = StudyFolders(folder)
+    done = sorted(path.parent.name for path in folder.glob("results/*/results.json"))
+    others = {name: load_results(paths.results(name)) for name in done if name not in runs}
+    others = {name: result for name, result in others.items() if paths.record(name).exists()}
+    return {name: result for name, result in others.items() if result["git"] == runs[LAST]["git"]}
 
 
 def clean_commit(runs):
     """The one commit, free of changes, that all runs were made at. Raises ValueError naming a run that differs."""
-    commit = runs[LAST][0]["git"]["commit"]
-    for name, (result, _) in runs.items():
-        if result["git"]["commit"] is None or result["git"]["dirty"]:
+    commit = runs[LAST]["git"]["commit"]
+    for name, git in ((name, result["git"]) for name, result in runs.items()):
+        if git["commit"] is None or git["dirty"]:
             raise ValueError(f"{name} was not made at a clean commit; commit, then run the study into a fresh folder")
-        if result["git"]["commit"] != commit:
-            raise ValueError(
-                f"{name} was made at commit {result['git']['commit'][:10]}, {LAST} at {commit[:10]}; "
-                "run the study into a fresh folder"
-            )
+        if git["commit"] != commit:
+            both = f"{name} was made at commit {git['commit'][:10]}, {LAST} at {commit[:10]}"
+            raise ValueError(f"{both}; run the study into a fresh folder")
     return commit
 
 
 def machine(runs):
     """What decides the bits of a study's trainings: {"device": text, "versions": {library: version}}."""
-    result = next((result for result, _ in runs.values() if result["notebook"] == "02_training"), runs[LAST][0])
+    result = next((result for result in runs.values() if result["notebook"] == "02_training"), runs[LAST])
     return {"device": result["device"], "versions": result["versions"]}
 
 
 def refuse_overrides(folder):
     """Raise ValueError where the study was started with other settings, data or features than its file's own."""
-    command = read_json(folder / "study.json")["command"]
-    words = shlex.split(command) if isinstance(command, str) else command
+    words = shlex.split(read_json(StudyFolders(folder).study)["command"])
     other = [word for word in words if word.startswith(("--set", "--data", "--features"))]
     if other:
         raise ValueError(f"{folder} was run with {other[0]}; publish a study that ran as its file says")
@@ -82,27 +88,34 @@ def refuse_overrides(folder):
 
 def summary(folder, runs):
     """The content of figures/study.json: where the committed numbers come from."""
-    last = runs[LAST][0]
-    seeds = max((len(result["seeds"] or []) for result, _ in runs.values()), default=0)
+    values = runs[LAST]["values"]
+    seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
         "study": folder.name,
         "commit": clean_commit(runs),
         **machine(runs),
-        "data": last["values"]["note"],
-        "seeds": seeds,
-        "queries": last["values"]["queries"],
+        "data": values["note"],
+        "seeds": " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))),
+        "queries": values["queries"],
         "runs": len(runs),
-        "tables": last["values"]["tables"],
+        "tables": values["tables"],
     }
 
 
 def published_files(folder, runs):
-    """The tables and figures that a study shows. Raises ValueError naming a PNG that is too heavy to be committed."""
-    files = [folder / name for result, _ in runs.values() for name in result["files"]]
-    heavy = [path for path in files if path.parent.name == "figures" and path.stat().st_size > FIGURE_LIMIT]
+    """The tables and figures that a study shows; vector figures that are too heavy to be committed stay where they are.
+
+    Raises ValueError naming a PNG that is too heavy.
+    """
+    from reid_utils.views.style import PNG_LIMIT, too_heavy
+
+    files = [folder / name for result in runs.values() for name in result["files"]]
+    heavy = [path for path in files if path.parent.name == "figures" and too_heavy(path)]
     for path in heavy:
         if path.suffix == ".png":
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, above {FIGURE_LIMIT}; draw it with less in it")
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, above {PNG_LIMIT}; draw fewer images in one figure"
+            )
     return [path for path in files if path not in heavy]
 
 
@@ -132,7 +145,7 @@ def about(study):
 def results_section(figures):
     """The README's results section (Markdown) from study.json and tables/ in the folder `figures`."""
     study = read_json(figures / "study.json")
-    findings = pd.read_csv(figures / "tables" / "findings.csv")
+    findings = (figures / "tables" / "findings.md").read_text(encoding="utf-8")
     tables = pd.DataFrame(
         {
             "table": f"[{table}](figures/tables/{table}.md)",
@@ -142,15 +155,16 @@ def results_section(figures):
         }
         for table, about in study["tables"].items()
     )
+    others = sorted({path.stem for path in (figures / "tables").glob("*.md")} - {"findings", *study["tables"]})
+    links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
     return (
         f"## What the {study['study']} study says\n\n"
         f"Small encoders on {study['data']}: {study['seeds']} seeds, {study['queries']} queries, made at commit "
-        f"`{study['commit'][:10]}` ({study['device']}). Differences are points of mAP with 95 % intervals. It is no "
-        "verdict on the paper's models, but each of its claims is put to the test:\n\n"
-        f"{markdown_table(findings)}\n"
+        f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
+        f"is put to the test:\n\n{findings}\n"
         "## Which table, which notebook, which command\n\n"
         f"{markdown_table(tables)}\n"
-        "[T6](figures/tables/T6.md) sets what is published beside it. Each table ends with the commands of its rows.\n"
+        f"Each table ends with the commands of its rows.{f' Beside them: {links}.' if links else ''}\n"
     )
 
 
@@ -170,7 +184,7 @@ def publish(folder, figures, readme):
     """
     runs = finished(folder)
     refuse_overrides(folder)
-    study, files = summary(folder, runs), published_files(folder, runs)
+    study, files = summary(folder, runs), published_files(folder, beside(folder, runs) | runs)
     in_readme(readme.read_text(encoding="utf-8"), "")
     copy_files(files, figures)
     write_json(figures / "study.json", study)
@@ -179,52 +193,78 @@ def publish(folder, figures, readme):
     return study
 
 
-def tolerance(column, same_machine):
-    """How far a number of this column may move: 0 on the same machine, else as stated above; None: not held."""
+def tolerance(column, line, same_machine):
+    """How far a number may move: 0 on the same machine, elsewhere as said above; None: not held.
+
+    line: {column: text}, the committed row that the number stands in.
+    """
     if same_machine or column in EXACT:
         return 0.0
+    if column in NOT_HELD:
+        return None
+    ends = [_number(line.get(f"{'diff' if column in CHANGES else 'mAP'} {end}")) for end in ("low", "high")]
+    if None not in ends and column not in ("dispersion", "zero-shot"):
+        return round((ends[1] - ends[0]) / 2**0.5, 2)
     points = ONE_SEED_POINTS if any(word in column for word in ONE_SEED) else POINTS
-    return LOOSE.get(column, points)
+    return 0.3 if column == "dispersion" else points
 
 
 def moved_cells(committed, again, same_machine):
     """The cells that differ between two folders of csv tables.
 
-    Returns (cells compared, DataFrame with table, row, column, committed, now, allowed (None: not held), within).
-    A table, row or column that only one folder has is a cell that is not within.
+    Returns (cells compared, DataFrame with table, row, column, committed, now, allowed (None: not held), within). A
+    table, row or column that only one folder has is a cell that is not within. A verdict is within unless it turned
+    into its opposite, or was lost although its p was below LOST.
     """
     names = sorted({path.name for folder in (committed, again) for path in folder.glob("*.csv")})
     count, moved = 0, []
     for name in names:
-        old, new = (_cells(folder / name) for folder in (committed, again))
-        count += len(old.keys() | new.keys())
-        for key in [*old, *(key for key in new if key not in old)]:
-            before, now = old.get(key), new.get(key)
-            if before != now:
-                allowed = tolerance(key[1], same_machine)
-                within = allowed is None or _distance(before, now) <= allowed
-                moved.append((name.removesuffix(".csv"), *key, before, now, allowed, within))
+        old, new = (_lines(folder / name) for folder in (committed, again))
+        for row in dict.fromkeys([*old, *new]):
+            before, now = old.get(row, {}), new.get(row, {})
+            for column in dict.fromkeys([*before, *now]):
+                count += 1
+                if before.get(column) != now.get(column):
+                    allowed, within = _judged(column, before, now, same_machine)
+                    cells = before.get(column), now.get(column)
+                    moved.append((name.removesuffix(".csv"), row, column, *cells, allowed, within))
     columns = ["table", "row", "column", "committed", "now", "allowed", "within"]
     return count, pd.DataFrame(moved, columns=columns)
 
 
-def _cells(path):
-    """{(row, column): text} of a csv table, {} without file or rows; a row is called by its first column of text."""
+def _judged(column, before, now, same_machine):
+    """(allowed, within) of a cell that moved between two rows {column: text}."""
+    if column not in before or column not in now:
+        return 0.0, False
+    if column == "verdict" and not same_machine:
+        was, became = _sign(before[column]), _sign(now[column])
+        lost = was != 0 and became == 0 and (_number(before.get("p (Holm)")) or 1) < LOST
+        return None, was * became >= 0 and not lost
+    allowed, ends = tolerance(column, before, same_machine), [_number(each[column]) for each in (before, now)]
+    return allowed, allowed is None or (None not in ends and round(abs(ends[1] - ends[0]), 9) <= allowed)
+
+
+def _sign(verdict):
+    """1 where a verdict says supported, −1 where it says the opposite, else 0."""
+    return 1 if verdict.startswith("supported") else -int("the opposite holds" in verdict)
+
+
+def _number(text):
+    """A cell as a number ("< 0.001" as 0.001); None where it is missing, blank or text."""
+    try:
+        return float(text.removeprefix("< "))
+    except (AttributeError, ValueError):
+        return None
+
+
+def _lines(path):
+    """{row: {column: text}} of a csv table, {} without file or rows; a row is called by its first column of text."""
     if not path.exists() or not path.read_text(encoding="utf-8").strip():
         return {}
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     key = "row" if "row" in frame else next(name for name in frame if name != "no.")
     number = frame.groupby(key).cumcount().astype(str).radd(" #").where(frame[key].duplicated(), "")
-    lines = frame.drop(columns=key).set_index(frame[key] + number).to_dict("index")
-    return {(row, column): value for row, line in lines.items() for column, value in line.items()}
-
-
-def _distance(before, now):
-    """How far two cells are apart as numbers; infinite where one is missing, blank or text."""
-    try:
-        return round(abs(float(now) - float(before)), 9)
-    except (TypeError, ValueError):
-        return float("inf")
+    return frame.drop(columns=key).set_index(frame[key] + number).to_dict("index")
 
 
 def run_again(study):
@@ -242,9 +282,7 @@ def run_again(study):
 def report(count, moved, same_machine):
     """What is printed: every cell that moved, then one line."""
     where = (
-        "the same machine type: exact"
-        if same_machine
-        else f"another machine type: means over seeds within {POINTS:g} points"
+        "the same machine type: exact" if same_machine else "another machine type: within the intervals, verdicts held"
     )
     outside = int((~moved["within"].astype(bool)).sum())
     table = "" if moved.empty else moved.to_string(index=False, na_rep="not held") + "\n"

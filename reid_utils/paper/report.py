@@ -102,7 +102,7 @@ def _page(exporter, notebook, title):
     style = soup.new_tag("style")
     style.string = _STYLE
     soup.head.append(style)
-    return str(soup).replace(f"{REPOSITORY}/", "")  # where the sender keeps the repository is nobody's business
+    return str(soup).replace(f"{REPOSITORY}/", "")  # the sender's own folders are left out
 
 
 def main(arguments=None):

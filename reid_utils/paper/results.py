@@ -168,9 +168,11 @@ def load_results(folder):
 def write_table(run, name, frame, notes=()):
     """Write a DataFrame as tables/<name>.csv (full precision) and .md (rounded, numbers right-aligned, notes below).
 
-    The index is left out, missing cells are blank. notes: lines of text. No cell may tell times, memory or hosts.
+    A run that is one of several of its notebook (its id goes on after "__") adds that part to the name. The index is
+    left out, missing cells are blank. notes: lines of text. No cell may tell times, memory or hosts.
     """
-    csv, markdown = run.tables / f"{name}.csv", run.tables / f"{name}.md"
+    stem = "_".join(filter(None, (name, run.run_id.partition("__")[2])))
+    csv, markdown = run.tables / f"{stem}.csv", run.tables / f"{stem}.md"
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
     write_text(markdown, markdown_table(frame) + "".join(f"\n{note}\n" for note in notes))
     run.files.extend((csv, markdown))
@@ -202,7 +204,7 @@ def _cell(value):
 
 def _is_number(text):
     try:
-        float(text.rstrip("%"))
+        float(text.removeprefix("< ").rstrip("%"))
     except ValueError:
         return False
     return True

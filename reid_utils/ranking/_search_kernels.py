@@ -6,12 +6,13 @@ the order of the offers does not matter.
 """
 
 import numpy as np
-from numba import njit
+
+from reid_utils.ranking._compiled import compiled
 
 _STRIDE = 16  # columns looked at together before any is offered to a list
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _offer(values, indices, value, index):
     """Put (value, index) into one list if it belongs there."""
     place = values.size - 1
@@ -25,7 +26,7 @@ def _offer(values, indices, value, index):
     indices[place] = index
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _row_distances(products, row_norm, column_norms, first, column_largest):
     """Turn one row of inner products into squared distances; return its maximum, update the columns'."""
     largest = np.float32(0)
@@ -37,7 +38,7 @@ def _row_distances(products, row_norm, column_norms, first, column_largest):
     return largest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _any_close(distances, start, stop, row_bound, column_bounds):
     """Whether a distance of this stretch belongs into its row's or its column's list."""
     hits = 0
@@ -46,7 +47,7 @@ def _any_close(distances, start, stop, row_bound, column_bounds):
     return hits > 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def offer_tile(products, norms, starts, diagonal, row_lists, column_lists):
     """Turn a tile of inner products into squared distances, offering each to both of its lists.
 
@@ -78,25 +79,7 @@ def offer_tile(products, norms, starts, diagonal, row_lists, column_lists):
                 bounds[j] = column_values[j, -1]
 
 
-@njit(cache=True, nogil=True)
-def merge_lists(first, second, values, indices, start, stop):
-    """Write the merged list of each row of `first` and `second`, pairs (values, indices)."""
-    for i in range(start, stop):
-        a, b = 0, 0
-        for place in range(values.shape[1]):
-            left = b == second[0].shape[1]
-            if not left and a < first[0].shape[1]:
-                x, y = first[0][i, a], second[0][i, b]
-                left = x < y or (x == y and first[1][i, a] < second[1][i, b])
-            if left:
-                values[i, place], indices[i, place] = first[0][i, a], first[1][i, a]
-                a += 1
-            else:
-                values[i, place], indices[i, place] = second[0][i, b], second[1][i, b]
-                b += 1
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def listed_values(indices, values, indptr, members, found, start, stop):
     """Value of each member that stands in image i's own list; NaN where it does not."""
     place = np.full(indices.shape[0], -1, np.int32)
@@ -110,7 +93,7 @@ def listed_values(indices, values, indptr, members, found, start, stop):
             place[indices[i, p]] = -1
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def _squared_distance(x, y):
     total = np.float32(0)
     for c in range(x.size):
@@ -118,7 +101,7 @@ def _squared_distance(x, y):
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_from_features(query, gallery, hidden, square, scale, indptr, members, values, start, stop):
     """Compute the values still NaN, from the features; the first `hidden` images are infinitely far apart."""
     queries = query.shape[0]
@@ -135,7 +118,7 @@ def fill_from_features(query, gallery, hidden, square, scale, indptr, members, v
                 values[entry] = (distance * distance if square else distance) / scale[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def nearest_in_rows(matrix, indices, start, stop):
     """Write the columns of each row's smallest values, in order of (value, column)."""
     values = np.empty(indices.shape[1], matrix.dtype)

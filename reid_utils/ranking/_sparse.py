@@ -5,10 +5,11 @@ take `start, stop` work on that block of rows and may run side by side.
 """
 
 import numpy as np
-from numba import njit
+
+from reid_utils.ranking._compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def reciprocal_sets(ranks, k, shift, sizes, members, start, stop):
     """R(i, k): which of image i's k nearest have i among their own k nearest, in rank order.
 
@@ -28,7 +29,7 @@ def reciprocal_sets(ranks, k, shift, sizes, members, start, stop):
         sizes[i] = size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _shares_enough(half, tested, stamp, strict):
     """Whether two thirds of the candidate's half-size set lie in the tested set."""
     shared = 0
@@ -37,7 +38,7 @@ def _shares_enough(half, tested, stamp, strict):
     return 3 * shared > 2 * half.size or (not strict and 3 * shared == 2 * half.size)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _expand(base, skip, half_sizes, half_members, strict, walk, stamp, tested, seen, out):
     """One image's expanded set, written to `out`; returns its size."""
     size = base.size
@@ -62,7 +63,7 @@ def _expand(base, skip, half_sizes, half_members, strict, walk, stamp, tested, s
     return size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def expanded_sets(sets, half_sets, strict, walkers, first_skipping, start, stop):
     """The sets R*: each R with the half-size sets of those members that share enough with it.
 
@@ -89,7 +90,7 @@ def expanded_sets(sets, half_sets, strict, walkers, first_skipping, start, stop)
     return found, out[:total].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gaussian_weights(indptr, values, start, stop):
     """Turn each row's distances into weights exp(-d) that sum to 1, in place."""
     for i in range(start, stop):
@@ -101,7 +102,7 @@ def gaussian_weights(indptr, values, start, stop):
             row[p] /= total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mean_row(begins, sizes, indices, data, neighbours, total, seen, stamp, touched):
     """Sum the neighbours' rows into `total`, noting the columns reached; returns (columns, neighbours).
 
@@ -122,7 +123,7 @@ def _mean_row(begins, sizes, indices, data, neighbours, total, seen, stamp, touc
     return reached, count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mean_rows(matrix, neighbours, width, start, stop):
     """Query expansion: each row the mean of its neighbours' rows.
 
@@ -150,7 +151,7 @@ def mean_rows(matrix, neighbours, width, start, stop):
     return out_sizes, out_indices[:place].copy(), out_data[:place].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mean_rows_in_place(matrix, neighbours, width):
     """The same one row after the other, each reading the rows before it as already averaged."""
     indptr, indices, data = matrix
@@ -175,26 +176,7 @@ def mean_rows_in_place(matrix, neighbours, width):
     return sizes, indices[original:place].copy(), data[original:place].copy()
 
 
-@njit(cache=True, nogil=True)
-def transposed(indptr, indices, data, first, width):
-    """The rows from `first` on, by column: (indptr, rows counted from `first`, data)."""
-    begin = indptr[first]
-    columns = np.zeros(width + 1, np.int64)
-    for column in indices[begin:]:
-        columns[column + 1] += 1
-    columns = np.cumsum(columns)
-    place = columns[:-1].copy()
-    rows = np.empty(indices.size - begin, np.int32)
-    values = np.empty(rows.size, np.float32)
-    for i in range(first, indptr.size - 1):
-        for entry in range(indptr[i], indptr[i + 1]):
-            to = place[indices[entry]]
-            rows[to], values[to] = i - first, data[entry]
-            place[indices[entry]] = to + 1
-    return columns, rows, values
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def jaccard_rows(matrix, by_column, sums, weights, original, out, start, stop):
     """Jaccard distance of each query to every gallery image, blended with the original distance.
 

@@ -1,4 +1,4 @@
-"""Who is to blame for lost average precision: book it on matches and on intruders, and see what they have in common."""
+"""Which images cost average precision: the loss of a query, shared out over matches and intruders, and its causes."""
 
 import numpy as np
 import pandas as pd
@@ -9,13 +9,13 @@ from reid_utils.ranking.metrics import average_precisions
 
 
 def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
-    """Each query's lost AP booked on the gallery images that cost it.
+    """Each query's lost AP, shared out over the gallery images that cost it.
 
     A query's 1 − AP is the mean over its matches of the share of other players among the images no farther than the
-    match. That share, over the number of matches, is booked on the match; and once more, in equal parts, on those other
-    players' images, the intruders. Distances (Q, G), labels as in `average_precisions` -> (Q, G) float64: a row's
-    matches sum to 1 − AP, and so do its other images; images of the query's own player and camera hold 0, and a row
-    without a match too. Errors as in `average_precisions`.
+    match. That share, over the number of matches, is charged to the match; and once more, in equal parts, to those
+    other players' images, the intruders. Distances (Q, G), labels as in `average_precisions` -> (Q, G) float64: a
+    row's matches sum to 1 − AP, and so do its other images; junk holds 0, and a row without a match too. Errors as in
+    `average_precisions`.
     """
     distances = np.asarray(distances)
     aps = average_precisions(distances, query_ids, gallery_ids, query_cams, gallery_cams)
@@ -33,7 +33,7 @@ def _charged(hits, others):
     above = np.searchsorted(np.sort(others), hits, side="right")
     parts = 1 / ((level + above) * len(hits))
     order = np.argsort(hits)
-    from_here = np.append(np.cumsum(parts[order][::-1])[::-1], 0)  # what the matches from this one on book on each
+    from_here = np.append(np.cumsum(parts[order][::-1])[::-1], 0)  # what the matches from this one on charge to each
     return above * parts, from_here[np.searchsorted(hits[order], others, side="left")]
 
 
@@ -41,7 +41,7 @@ def explained_shares(lost, causes, n_resamples=10000, seed=0):
     """What share of the lost AP each cause explains, with 95 % intervals over queries.
 
     lost: (Q, G) as from `lost_precision`; causes: {name: (pairs, affected)}, masks (Q, G): the pairs on which the loss
-    is looked at (all matches, or all other images) and those of them that the cause befalls. A cause that befalls the
+    is looked at (all matches, or all other images) and those of them that the cause affects. A cause that affects the
     share p of the pairs and bears the share s of the lost AP explains (s − p) / (1 − p) of it: what would go if the
     affected pairs lost no more than the others do. 0: no more than its due; below 0: less. Every query counts alike.
     Causes overlap, so the shares need not sum to 1. Returns a DataFrame: cause, pairs (p), lost (s), explained, low,
@@ -59,19 +59,19 @@ def _explained(lost, pairs, affected, n_resamples, seed):
     if not (lost[kept] * pairs[kept]).sum() > 0:
         return dict.fromkeys(("pairs", "lost", "explained", "low", "high"), float("nan"))
     hit, pairs, lost = (pairs & affected)[kept], pairs[kept], lost[kept]
-    befallen = hit.sum(axis=1) / pairs.sum(axis=1)
-    sums = befallen, (lost * hit).sum(axis=1), (lost * pairs).sum(axis=1)
+    affected_share = hit.sum(axis=1) / pairs.sum(axis=1)
+    sums = affected_share, (lost * hit).sum(axis=1), (lost * pairs).sum(axis=1)
     low = high = float("nan")
     if kept.sum() > 1:
         drawn = stats.bootstrap(
             sums, _share, paired=True, n_resamples=n_resamples, method="percentile", rng=np.random.default_rng(seed)
         )
         low, high = map(float, drawn.confidence_interval)
-    p, s = float(befallen.mean()), float(sums[1].sum() / sums[2].sum())
+    p, s = float(affected_share.mean()), float(sums[1].sum() / sums[2].sum())
     return {"pairs": p, "lost": s, "explained": float(_share(*sums)), "low": low, "high": high}
 
 
-def _share(befallen, borne, lost, axis=-1):
+def _share(affected_share, lost_there, lost, axis=-1):
     """(s − p) / (1 − p) of sums a query."""
-    p, s = befallen.mean(axis=axis), borne.sum(axis=axis) / lost.sum(axis=axis)
+    p, s = affected_share.mean(axis=axis), lost_there.sum(axis=axis) / lost.sum(axis=axis)
     return (s - p) / (1 - p)

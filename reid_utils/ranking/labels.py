@@ -90,17 +90,25 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> 
     return Labels(*players, *_codes(query_cams, gallery_cams, ("query_cams", "gallery_cams")))
 
 
-def matches_of(labels: Labels, query: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (G,) of one query's matches and of its junk, from `coded` labels."""
-    player, camera = labels.query_players[query], labels.query_cameras[query]
-    own, nobody = labels.gallery_players == player, labels.gallery_players == -1
-    hits = own & (labels.gallery_cameras != camera) & ~nobody
-    return hits, (own | nobody) & ~hits
+def matches_of(labels: Labels, query: int) -> np.ndarray:
+    """Places in the gallery of one query's matches, ascending, from `coded` labels."""
+    player = labels.query_players[query]
+    own = np.flatnonzero(labels.gallery_players == player) if player != -1 else np.empty(0, np.int64)
+    return own[labels.gallery_cameras[own] != labels.query_cameras[query]]
+
+
+def others_of(labels: Labels, query: int, images: np.ndarray) -> np.ndarray:
+    """Those of some gallery images (places, ascending) that count as wrong for a query: other, known players'."""
+    players = labels.gallery_players[images]
+    return images[(players != labels.query_players[query]) & (players != -1)]
 
 
 def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> tuple[np.ndarray, np.ndarray]:
     """Masks (Q, G) of the matches and of the junk; arguments and errors as in `average_precisions`."""
     shape = (len(query_ids), len(gallery_ids))
     labels = coded(shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    hits, junk = zip(*(matches_of(labels, query) for query in range(shape[0])), strict=True)
-    return np.stack(hits), np.stack(junk)
+    hits, junk, images = np.zeros(shape, bool), np.ones(shape, bool), np.arange(shape[1])
+    for query in range(shape[0]):
+        hits[query, matches_of(labels, query)] = True
+        junk[query, others_of(labels, query, images)] = False
+    return hits, junk & ~hits

@@ -7,27 +7,31 @@ import numpy as np
 
 from reid_utils.ranking import fusion as fusions
 from reid_utils.ranking.distances import squared_euclidean
+from reid_utils.ranking.expansion import alpha_query_expansion, database_augmentation
 from reid_utils.ranking.feature_files import load_features
-from reid_utils.ranking.labels import Labels, labels_of
+from reid_utils.ranking.labels import labels_of
 from reid_utils.ranking.metrics import rank_matches
 from reid_utils.ranking.reranking import rerank
 from reid_utils.ranking.submission import write_distance_csv
 
-POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal")
+POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal", "alpha-QE", "DBA")
 FUSIONS = ("similarity", "dissimilarity", "two-stage", "rank average", "reciprocal rank", "min-max", "z-score")
-SCORED_BY = Labels._fields
+_EXPANSIONS = {"alpha-QE": alpha_query_expansion, "DBA": database_augmentation}
 
 
 def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
     """Distances after a post-processing of `POST_PROCESSINGS`.
 
     query (Q, d), gallery (G, d) float32 -> (Q, G) float32. "none" is the squared Euclidean distance; "hard in place" is
-    the 2023 code as published, "hard" its order-free form. Raises ValueError for an unknown name.
+    the 2023 code as published, "hard" its order-free form; "alpha-QE" and "DBA" are squared Euclidean distances of
+    features averaged with their k2 nearest gallery images (see `expansion`). Raises ValueError for an unknown name.
     """
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
     if name == "none":
         return squared_euclidean(query, gallery)
+    if name in _EXPANSIONS:
+        return squared_euclidean(*_EXPANSIONS[name](query, gallery, k2))
     variant = name.removesuffix(" in place")
     return rerank(query, gallery, variant, k1, k2, jaccard_weight, in_place=name.endswith(" in place"))
 
@@ -38,10 +42,17 @@ def post_processings_of(model):
 
 
 def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
-    """Distances (Q, G) of a model of `load_folder`: the matrix that was given, else its features' after `name`."""
+    """Distances (Q, G) of a model of `load_folder`: the matrix that was given, else its features' after `name`.
+
+    Where the model has query_groups (Q,) and gallery_groups (G,), images of other groups lie behind all of the query's.
+    """
     if "distances" in model:
         return model["distances"]
-    return post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
+    distances = post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
+    if "query_groups" not in model:
+        return distances
+    apart = model["query_groups"][:, None] != model["gallery_groups"]
+    return np.where(apart, distances + np.ptp(distances) + 1, distances)
 
 
 def check_same_images(tested):
@@ -152,4 +163,7 @@ def csv_ids(model, name):
     With players in header and first column, notebooks 03 and 04 can score the file.
     """
     kind = "images" if name == "challenge" else "players"
-    return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
+    try:
+        return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
+    except ValueError as error:
+        raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None

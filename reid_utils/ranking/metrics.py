@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reid_utils.ranking.distances import check_matrix
-from reid_utils.ranking.labels import Labels, coded, matches_of
+from reid_utils.ranking.labels import Labels, coded, matches_of, others_of
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
@@ -33,14 +33,14 @@ class RankedMatches(NamedTuple):
         return float(np.mean([before.size / (before.size + before[-1]) for before in self.before if before.size]))
 
 
-def _rank_row(row: np.ndarray, hits: np.ndarray, junk: np.ndarray) -> tuple[float, np.ndarray]:
+def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.ndarray]:
     """Average precision, ties counted together, and how many images of others stand before each match."""
-    places = np.flatnonzero(hits)
+    places = matches_of(labels, query)
     if not places.size:
         return np.nan, places
     places = places[np.argsort(row[places], kind="stable")]
     distances = row[places]
-    others = np.flatnonzero((row <= distances[-1]) & ~hits & ~junk)
+    others = others_of(labels, query, np.flatnonzero(row <= distances[-1]))
     sorted_others = np.sort(row[others])
     before, no_farther = (np.searchsorted(sorted_others, distances, side) for side in ("left", "right"))
     level = np.searchsorted(distances, distances, "right")
@@ -53,7 +53,7 @@ def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cam
     """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
     distances = check_matrix(distances, "distances")
     labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    ranked = [_rank_row(row, *matches_of(labels, query)) for query, row in enumerate(distances)]
+    ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
     _report_skipped([not matches.size for matches in before], labels)
     return RankedMatches(np.array(precisions), list(before))
@@ -149,21 +149,23 @@ def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
 
     Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
     """
-    names, first, counts = np.unique(ranking, return_index=True, return_counts=True)
-    of_player, starts, order = np.argsort(ranking, kind="stable"), counts.cumsum() - counts, np.argsort(first)
+    counts, first = np.bincount(ranking), np.full(ranking.max() + 1, len(ranking))
+    first[ranking[::-1]] = np.arange(len(ranking))[::-1]  # the last one written stays
+    order = np.argsort(first, kind="stable")[: np.count_nonzero(counts)]
+    of_player = np.argsort(ranking.astype(np.min_scalar_type(ranking.max())), kind="stable")  # short integers sort fast
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
-    drawn = of_player[starts[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
-    ranks = (drawn < drawn[:, names[order] == player]).sum(axis=1)
+    drawn = of_player[(counts.cumsum() - counts)[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
+    ranks = (drawn < drawn[:, order == player]).sum(axis=1)
     return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
 
 
 def _expected(ranking: np.ndarray, player: int, topk: int) -> np.ndarray:
     """Chance that the drawn images of exactly r other players stand before the drawn match, (topk,)."""
-    names, owners, counts = np.unique(ranking, return_inverse=True, return_counts=True)
-    matches = np.flatnonzero(ranking == player)
-    until = np.zeros((len(names), len(matches) + 1))
-    np.add.at(until, (owners, np.searchsorted(matches, np.arange(len(ranking)))), 1)
-    shares = (until.cumsum(axis=1) / counts[:, None])[names != player, :-1]  # of a player's images before each match
+    counts, matches = np.bincount(ranking), np.flatnonzero(ranking == player)
+    next_match = np.searchsorted(matches, np.arange(len(ranking)))
+    until = np.bincount(ranking * (len(matches) + 1) + next_match, minlength=len(counts) * (len(matches) + 1))
+    until = until.reshape(len(counts), -1)[:, :-1].cumsum(axis=1)  # each player's images before each match
+    shares = np.delete(until / np.maximum(counts, 1)[:, None], player, axis=0)
     chance = np.zeros((topk, len(matches)))
     chance[0] = 1
     for share in shares[shares.any(axis=1)]:  # convolve with (1 - share, share), all matches at once

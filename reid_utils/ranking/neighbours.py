@@ -133,7 +133,7 @@ class _TileSearch:
             self.query_gallery[row.start : row.stop, columns] = distances
 
 
-def _run(task: Callable, items: Iterable) -> None:
+def on_threads(task: Callable, items: Iterable) -> None:
     """Call `task(item, buffer)` for every item on several threads, each with a tile of its own as buffer."""
     pending, lock, threads = iter(items), threading.Lock(), thread_count()
 
@@ -162,8 +162,8 @@ def search_features(query: np.ndarray, gallery: np.ndarray, k: int) -> Search:
     state = _TileSearch(query, gallery, k)
     count = len(state.tiles)
     with threadpool_limits(1, "blas"):  # BLAS threads beside ours would spin against them
-        _run(state.take, [(tile, tile) for tile in range(count)])
-        _run(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)))
+        on_threads(state.take, [(tile, tile) for tile in range(count)])
+        on_threads(state.take, ((i, i + step) for step in range(1, count) for i in range(count - step)))
     return Search(*state.lists, state.largest.T, state.query_gallery)
 
 
@@ -204,13 +204,9 @@ def search_tensors(query, gallery, k: int, entries: int = 1 << 26) -> Search:
 
 def joint_lists(nearest_queries: Lists, nearest_gallery: Lists, k: int) -> Lists:
     """The k nearest of queries and gallery together."""
-    from reid_utils.ranking._search_kernels import merge_lists
-
-    total = len(nearest_gallery.values)
-    joint = _empty_lists(total, min(k, nearest_queries.values.shape[1] + nearest_gallery.values.shape[1]))
-    parts = (tuple(nearest_queries), tuple(nearest_gallery))
-    each_block(partial(merge_lists, *parts, joint.values, joint.indices), total)
-    return joint
+    values, indices = (np.concatenate(both, axis=1) for both in zip(nearest_queries, nearest_gallery, strict=True))
+    order = np.argsort(values, axis=1, kind="stable")[:, :k]  # queries come first and have the lower indices
+    return Lists(np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
 
 def nearest_columns(matrix: np.ndarray, k: int) -> np.ndarray:

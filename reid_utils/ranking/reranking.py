@@ -219,14 +219,18 @@ def _row_sums(rows: Rows) -> np.ndarray:
 
 def _blended(problem: Problem, variant: str, k1: int, k2: int, weight: float, in_place: bool, out) -> np.ndarray:
     """Rows, query expansion, Jaccard distance and the weighted mean, written to `out` (Q, G)."""
-    from reid_utils.ranking._sparse import jaccard_rows, transposed
+    from scipy.sparse import csr_array
+
+    from reid_utils.ranking._sparse import jaccard_rows
 
     rows = (_binary_rows if variant == "hard" else _weighted_rows)(problem, k1, k2)
     if variant == "hard" or rows.neighbours.shape[1] > 1:
         rows = _query_expanded(rows, in_place)
     queries = len(out)
     sums = _row_sums(rows) if variant == "hard" else np.ones(len(rows.indptr) - 1, np.float32)
-    by_column = transposed(*rows[:3], queries, rows.width)
+    matrix = csr_array((rows.data, rows.indices, rows.indptr), shape=(len(sums), rows.width))
+    columns = matrix[queries:].tocsc()
+    by_column = (columns.indptr, columns.indices, columns.data)
     weights = (np.float32(weight), np.float32(1 - weight))
     nb.each_block(partial(jaccard_rows, rows[:3], by_column, sums, weights, problem.original, out), queries, block=16)
     return out

@@ -1,30 +1,54 @@
-"""Uncertainty of retrieval scores: intervals, paired differences and corrected p-values over queries.
+"""Uncertainty of retrieval scores: means and differences of rows over queries and seeds, both drawn at random.
 
-Scores are arrays (seeds, queries) of per-query values in [0, 1] (average precision, or 0/1 hits for rank-1),
-NaN where a query has no match. A query recurs in every seed, so it is one unit: its scores are averaged over
-the seeds first, and queries are resampled after that. Resampling within seeds would count a query once a seed
-and give intervals far too narrow (`python -m benchmarks.coverage` shows both). Intervals are conditional on the
-trained seeds.
+Scores are arrays (seeds, queries) of per-query values in [0, 1] (average precision, or 0/1 hits for rank-1), NaN where
+a query has no match. A claim on a method must hold for other queries and for other seeds, so both vary: a two-way
+layout without replicates (Clark, Journal of Verbal Learning and Verbal Behavior, 1973). The squared standard error has
+two parts: that of the queries, with the seeds at hand held fixed ("for these trained networks"), and what the seeds
+add to it. The interval's half is √(t₁²·queries + t₂²·seeds), each t with its part's own degrees of freedom
+(Welch-Satterthwaite where two rows have unpaired seeds); `python -m benchmarks.coverage` shows that it covers.
 """
 
-from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import betaincinv, stdtrit
 
-_EXACT_QUERIES = 13  # up to here the 2^n sign patterns are fewer than 10,000 random ones
-_BLOCK = 1000  # sign patterns held in memory at a time
+P_FLOOR = 1e-4  # below this the tails of t are no longer to be believed
+_FEW = 30  # informative queries; below this (and half of all) their skew would make the plain interval too short
+_MOST_SEEDS = 100  # who needs more seeds than this needs something else
 _ROUNDING = 1e-9  # scores closer than this are equal
 
 
-def mean_over_seeds(aps):
-    """Each query's score averaged over the seeds.
+class _Spread(NamedTuple):
+    """Squared standard error of a mean or difference: its two parts, and what they are made of."""
 
-    aps: (seeds, queries), or (queries,) for one seed; values in [0, 1], NaN where a query has no match.
-    Returns (queries,) float64, NaN where the query has no match. Raises ValueError if a query is NaN in some
-    seeds only (then the seeds did not rank the same set) or if a value is outside [0, 1].
-    """
+    queries: float  # with the seeds at hand held fixed
+    queries_df: float
+    seeds: float  # what drawing the seeds anew adds; 0 where a row has one seed
+    seeds_df: float
+    informative: int  # queries that say something: the rows differ, or the score is not perfect
+    count: int  # all queries
+    residual: float  # seeds × queries in the squared error, times the seeds
+
+    def half(self, alpha, power=0.5, seeds=True):
+        """Half of the 1 − alpha interval; with a power, the difference that a test at alpha finds so often."""
+        if self.informative < 2 and self.queries_df > 0:  # no spread to go by: a bound on the share that may differ
+            return betaincinv(self.informative + 1, self.count - self.informative, 1 - alpha / 2)
+        total = _t(alpha, power, self.queries_df) ** 2 * self.queries
+        if seeds and self.seeds > 0:
+            total = total + _t(alpha, power, self.seeds_df) ** 2 * self.seeds
+        return np.sqrt(total)
+
+
+def _t(alpha, power, df):
+    """Sum of Student's quantiles at 1 − alpha/2 and at `power`; NaN without degrees of freedom."""
+    return stdtrit(df, 1 - alpha / 2) + stdtrit(df, power) if df > 0 else np.nan
+
+
+def _scores(aps):
+    """Checked scores (seeds, queries) float64 of (seeds, queries) or, for one seed, (queries,)."""
     scores = np.atleast_2d(np.asarray(aps, dtype=np.float64))
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores have shape {np.shape(aps)}; give (seeds, queries) with at least one of each")
@@ -34,82 +58,178 @@ def mean_over_seeds(aps):
     mixed = np.flatnonzero(missing.any(axis=0) & ~missing.all(axis=0))
     if len(mixed):
         raise ValueError(f"query {mixed[0]} has a score in some seeds only; rank the same set with every seed")
-    return scores.mean(axis=0)
-
-
-def _mean_interval(values, n_resamples, confidence, seed):
-    """Percentile bootstrap interval of the mean of `values` (n,); equal n and seed draw equal queries."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    drawn = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=n_resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
-
-
-def bootstrap_interval(aps, n_resamples=10000, confidence=0.95, seed=0):
-    """Percentile bootstrap interval of the mean score (mAP; rank-1 for 0/1 scores), queries drawn jointly.
-
-    aps: (seeds, queries) in [0, 1], NaN where a query has no match; those are left out. confidence in (0, 1).
-    Returns (low, high), the same for the same seed; (nan, nan) for a single query, which tells nothing of the
-    spread. Raises ValueError if no query has a match. Efron and Tibshirani 1993, chapter 13.
-    """
-    return _mean_interval(_matched(mean_over_seeds(aps)), n_resamples, confidence, seed)
-
-
-def _matched(scores):
-    """The scores (n,) of the queries that have a match, of (queries,)."""
-    kept = scores[~np.isnan(scores)]
-    if not len(kept):
+    if missing.all():
         raise ValueError("no query has a match; check that query and gallery share players")
-    return kept
+    return scores
 
 
-def _paired(aps, baseline_aps):
-    """Per-query differences (n,) of two rows over the queries that have a match."""
-    ours, theirs = mean_over_seeds(aps), mean_over_seeds(baseline_aps)
-    if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} queries against {len(theirs)} in the baseline; rank the same queries in both")
-    unequal = np.flatnonzero(np.isnan(ours) != np.isnan(theirs))
+def _matched(scores, groups):
+    """Scores and groups of the queries that have a match; groups are numbered from 0, None stays None."""
+    kept = ~np.isnan(scores[0])
+    if groups is None:
+        return scores[:, kept], None
+    if len(groups) != scores.shape[1]:
+        raise ValueError(f"{len(groups)} groups for {scores.shape[1]} queries; give each query its group")
+    return scores[:, kept], np.unique(np.asarray(groups)[kept], return_inverse=True)[1]
+
+
+def _units(scores, groups):
+    """What is drawn at random: the queries, or groups of them, whose plain mean is the mean over queries.
+
+    A group's value is its queries' summed deviation from the mean, scaled: the linearised ratio estimator, whose
+    variance is the cluster-robust one. scores: (seeds, queries); returns (seeds, units).
+    """
+    if groups is None:
+        return scores
+    count, mean = groups.max() + 1, scores.mean()
+    sums = np.array([np.bincount(groups, line - mean, minlength=count) for line in scores])
+    return mean + sums * count / scores.shape[1]
+
+
+def _spread(parts, per_query, groups):
+    """The squared standard error of a sum of means.
+
+    parts: arrays (seeds, queries), one a set of networks, a baseline's negated; per_query (queries,): their sum over
+    the parts, averaged over each part's seeds, shifted so that 0 means that a query says nothing.
+    """
+    informative = int(np.sum(np.abs(per_query) > _ROUNDING))
+    units = _units(per_query[None], groups)[0]
+    n, count = len(units), len(per_query)
+    squares, df = np.sum((units - units.mean()) ** 2), _df(units)
+    if informative < min(_FEW, count / 2):
+        # Two more of the largest size, one a side (in Agresti and Coull's manner), and no more df than they have.
+        squares, df = squares + 2 * np.max(units**2), min(df, max(1, informative - 1))
+    queries = squares / (n * (n - 1)) if n > 1 else np.nan
+    added, seeds_df, residual = _added_by_seeds([_units(part, groups) for part in parts])
+    return _Spread(queries, df, added, seeds_df, informative, count, residual)
+
+
+def _df(values):
+    """Degrees of freedom of the variance of (n,) values: n − 1, or fewer where tails are heavier than the normal's.
+
+    By Satterthwaite's rule from Var(s²) = σ⁴(2 / (n − 1) + excess kurtosis / n).
+    """
+    n, left = len(values), values - values.mean()
+    if n < 4 or not np.any(left):
+        return n - 1
+    biased = n * np.sum(left**4) / np.sum(left**2) ** 2 - 3
+    excess = (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * biased + 6)
+    return 2 / (2 / (n - 1) + max(excess, 0.0) / n)
+
+
+def _added_by_seeds(parts):
+    """Variance that seeds add to the mean over queries, its degrees of freedom, and the residual's share.
+
+    The seeds' means vary by what a seed does to all queries and by the residual; the spread over queries holds the
+    residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
+    """
+    if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
+        return 0.0, np.nan, 0.0
+    seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
+    residual = np.array([_residual(part) / part.shape[1] for part in parts])
+    df = np.array([len(part) - 1 for part in parts])
+    added = max(0.0, float(np.sum(seen - residual / (df + 1))))
+    welch = np.sum(seen) ** 2 / np.sum(seen**2 / df) if added > 0 else np.nan
+    return added, float(welch), float(np.sum(residual))
+
+
+def _residual(part):
+    """Mean square of seeds × queries, of (seeds, units)."""
+    left = part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean()
+    return np.sum(left**2) / ((part.shape[0] - 1) * (part.shape[1] - 1))
+
+
+def _p_value(value, spread):
+    """The alpha whose interval just reaches 0, two-sided; at least P_FLOOR, 1 where nothing can be told."""
+    if not abs(value) > 0 or np.isnan(spread.half(0.5)) or spread.informative < 2:
+        return 1.0
+    if abs(value) >= spread.half(P_FLOOR):
+        return P_FLOOR
+    return float(np.exp(brentq(lambda log: spread.half(np.exp(log)) - abs(value), np.log(P_FLOOR), 0.0)))
+
+
+def mean_interval(aps, confidence=0.95, groups=None):
+    """Interval of the mean score (mAP; rank-1 for 0/1 scores) over queries and, with several seeds, over seeds.
+
+    aps: (seeds, queries) in [0, 1], NaN where a query has no match; those are left out. groups (queries,): the team or
+    game of each query, where queries of one share distractors; they are drawn together then. confidence in (0, 1).
+    Returns (low, high) within [0, 1]; (nan, nan) for a single query, which tells nothing of the spread. Raises
+    ValueError if no query has a match.
+    """
+    scores, groups = _matched(_scores(aps), groups)
+    below, above = scores.mean(axis=0) - 1, scores.mean(axis=0)
+    per_query = min(below, above, key=lambda values: np.sum(np.abs(values) > _ROUNDING))  # perfect: says nothing
+    half = _spread([scores], per_query, groups).half(1 - confidence)
+    return float(np.maximum(scores.mean() - half, 0)), float(np.minimum(scores.mean() + half, 1))
+
+
+def _parts(aps, baseline_aps, shared_weights):
+    """The independent sets of networks in a comparison, (seeds, queries) each; their sum of means is the difference."""
+    ours, theirs = _scores(aps), _scores(baseline_aps)
+    if ours.shape[1] != theirs.shape[1]:
+        counts = f"{ours.shape[1]} queries against {theirs.shape[1]} in the baseline"
+        raise ValueError(f"{counts}; rank the same queries in both")
+    unequal = np.flatnonzero(np.isnan(ours[0]) != np.isnan(theirs[0]))
     if len(unequal):
         raise ValueError(f"query {unequal[0]} has a match in one row only; rank the same set in both")
-    return _matched(ours - theirs)
+    if not shared_weights:
+        return [ours, -theirs]
+    if len(ours) != len(theirs):
+        counts = f"{len(ours)} seeds against {len(theirs)} in the baseline"
+        raise ValueError(f"{counts}; rows over the same networks have the same seeds")
+    return [ours - theirs]
 
 
-def _sign_flip_p(differences, n_resamples, seed):
-    """Two-sided p of the mean of `differences` (n,) under random signs; exact up to 13 queries, never 0.
+def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, alpha=0.05, power=0.8, groups=None):
+    """Mean score minus the baseline's over the same queries, with intervals, p-value and what could have been told.
 
-    scipy.stats.permutation_test gives the same but is too slow for a table; it is the oracle of the tests.
+    aps, baseline_aps: (seeds, queries) in [0, 1] over the same queries in the same order, NaN (left out) where one has
+    no match. shared_weights: both rows rank with the same networks (re-rankings, fusions), so that seed s of one
+    belongs to seed s of the other; else the seeds are unpaired and their numbers may differ. groups: see
+    `mean_interval`. alpha: level of `smallest` and `seeds_needed` (divide it by the number of comparisons for a
+    Holm-corrected table).
+
+    Returns a dict: difference; low, high over queries and seeds; queries_low, queries_high over queries alone ("for
+    these trained networks"); p of the wider interval and p_floor, the least that p can be; smallest difference that
+    this comparison could have told with that power; informative, the number of queries that differ; seeds_needed to
+    tell the difference seen (NaN: more than 100, or more queries are needed); over, "queries and seeds" or, where a
+    row has one seed, "queries". Raises ValueError if the rows differ in their queries.
     """
-    n = len(differences)
-    reached = abs(differences.sum()) - _ROUNDING
-    if n <= _EXACT_QUERIES:
-        sums = np.array(list(product((-1.0, 1.0), repeat=n))) @ differences
-        return float(np.mean(np.abs(sums) >= reached))
-    rng = np.random.default_rng(seed)
-    starts = [*range(0, n_resamples, _BLOCK), n_resamples]
-    signs = (2.0 * rng.integers(0, 2, (stop - start, n)) - 1 for start, stop in pairwise(starts))
-    as_large = sum(int(np.sum(np.abs(block @ differences) >= reached)) for block in signs)
-    return (as_large + 1) / (n_resamples + 1)
+    parts = _parts(aps, baseline_aps, shared_weights)
+    kept = [_matched(part, groups) for part in parts]
+    parts, groups = [part for part, _ in kept], kept[0][1]
+    per_query = sum(part.mean(axis=0) for part in parts)
+    spread, value = _spread(parts, per_query, groups), float(per_query.mean())
+    half, of_queries = (float(spread.half(1 - confidence, seeds=both)) for both in (True, False))
+    return {
+        "difference": value,
+        "low": value - half,
+        "high": value + half,
+        "queries_low": value - of_queries,
+        "queries_high": value + of_queries,
+        "p": _p_value(value, spread),
+        "p_floor": P_FLOOR,
+        "smallest": float(spread.half(alpha, power)),
+        "informative": spread.informative,
+        "seeds_needed": _seeds_needed(value, spread, [len(part) for part in parts], alpha, power),
+        "over": "queries" if min(map(len, parts)) < 2 else "queries and seeds",
+    }
 
 
-def paired_difference(aps, baseline_aps, n_resamples=10000, confidence=0.95, seed=0):
-    """Mean score minus the baseline's over the same queries, with interval and sign-flip permutation p-value.
-
-    aps, baseline_aps: (seeds, queries) in [0, 1] over the same queries in the same order; the numbers of seeds
-    may differ. Queries without a match are left out. Returns a dict of floats: difference, low, high (percentile
-    bootstrap; NaN for a single query) and p (two-sided, exact up to 13 queries, else from `n_resamples` draws,
-    never 0). Raises ValueError if the two rows differ in their queries.
-    """
-    differences = _paired(aps, baseline_aps)
-    low, high = _mean_interval(differences, n_resamples, confidence, seed)
-    p = _sign_flip_p(differences, n_resamples, seed)
-    return {"difference": float(differences.mean()), "low": low, "high": high, "p": p}
+def _seeds_needed(value, spread, seeds, alpha, power):
+    """The least number of seeds a row at which the difference seen would be told with that power, else NaN."""
+    if min(seeds) < 2 or spread.informative < 2:
+        return float("nan")
+    now = 1 / np.mean([1 / count for count in seeds])
+    of_queries = max(0.0, spread.queries - spread.residual / now)
+    for count in range(2, _MOST_SEEDS + 1):
+        df = spread.seeds_df * (count - 1) / (now - 1)
+        queries = of_queries + spread.residual / count
+        if spread._replace(queries=queries, seeds=spread.seeds * now / count, seeds_df=df).half(alpha, power) <= abs(
+            value
+        ):
+            return count
+    return float("nan")
 
 
 def holm(p_values):
@@ -126,53 +246,39 @@ def holm(p_values):
     return corrected
 
 
-def _describe(name, aps, metric, settings):
+def _describe(name, aps, metric, confidence, groups):
     """One row's own figures: mean score, interval, standard deviation of the seeds' means, counts."""
-    scores = np.atleast_2d(np.asarray(aps, dtype=np.float64))
-    kept = _matched(mean_over_seeds(scores))
-    low, high = _mean_interval(kept, *settings)
+    scores = _scores(aps)
+    low, high = mean_interval(scores, confidence, groups)
     of_seeds = np.nanmean(scores, axis=1)
     seed_sd = float(of_seeds.std(ddof=1)) if len(scores) > 1 else float("nan")
-    figures = {"row": name, metric: float(kept.mean()), "low": low, "high": high}
-    return figures | {"seed_sd": seed_sd, "seeds": len(scores), "queries": len(kept)}
+    figures = {"row": name, metric: float(of_seeds.mean()), "low": low, "high": high}
+    return figures | {"seed_sd": seed_sd, "seeds": len(scores), "queries": int(np.sum(~np.isnan(scores[0])))}
 
 
-def compare_rows(rows, baseline, n_resamples=10000, confidence=0.95, seed=0, metric="mAP"):
-    """A table's rows with their intervals, and each one's paired difference to the baseline row.
+def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.05, groups=None, metric="mAP"):
+    """A table's rows with their intervals, and each one's difference to the baseline row.
 
-    rows: dict of name → scores (seeds, queries) in [0, 1], all over the same queries; baseline: one of the names.
-    Returns a DataFrame in the order of `rows`: row, mAP (named `metric`), low, high, difference, diff_low,
-    diff_high, p, p_holm (over the table), seed_sd (NaN for one seed), seeds, queries (with a match). All scores
-    are fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows
-    over different queries.
+    rows: dict of name → scores (seeds, queries) in [0, 1], all over the same queries; baseline: one of the names;
+    shared_weights: whether a row ranks with the baseline's networks, one bool or {row: bool}; the rest as in
+    `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP (named `metric`), low, high (its own),
+    difference, diff_low, diff_high (over queries and seeds), queries_low, queries_high (of the difference, over
+    queries), p, p_holm (over the table), smallest (at alpha over the number of comparisons), informative,
+    seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor, over. All scores are fractions;
+    the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows over different queries.
     """
     if baseline not in rows:
         raise ValueError(f"baseline {baseline!r} is not a row; the rows are {', '.join(map(str, rows))}")
-    settings = (n_resamples, confidence, seed)
+    alpha = alpha / max(1, len(rows) - 1)
     lines = []
     for name, aps in rows.items():
-        line = _describe(name, aps, metric, settings)
+        line = _describe(name, aps, metric, confidence, groups)
         if name != baseline:
-            against = paired_difference(aps, rows[baseline], *settings)
-            line |= {"diff_low": against["low"], "diff_high": against["high"]}
-            line |= {"difference": against["difference"], "p": against["p"]}
+            shared = shared_weights if isinstance(shared_weights, bool) else shared_weights.get(name, False)
+            against = paired_difference(aps, rows[baseline], shared, confidence, alpha, groups=groups)
+            line |= {"diff_low": against.pop("low"), "diff_high": against.pop("high")} | against
         lines.append(line)
-    columns = ["row", metric, "low", "high", "difference", "diff_low", "diff_high", "p", "p_holm"]
-    table = pd.DataFrame(lines).reindex(columns=[*columns, "seed_sd", "seeds", "queries"])
+    columns = ["row", metric, "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
+    columns += ["p", "p_holm", "smallest", "informative", "seeds_needed", "seed_sd", "seeds", "queries"]
+    table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor", "over"])
     return table.assign(p_holm=holm(table["p"]))
-
-
-def smallest_detectable_difference(aps, baseline_aps, power=0.8, alpha=0.05):
-    """The smallest true difference of two rows that a two-sided test over these queries would find.
-
-    aps, baseline_aps: as in `paired_difference`; the spread of their differences over queries is taken as given.
-    power: wanted chance to find it; alpha: level of the test (divide it by the number of comparisons for a
-    Holm-corrected table). Returns a fraction, (t(1 − alpha/2) + t(power)) · sd / √queries; NaN for a single
-    query. Cohen 1988, chapter 2.
-    """
-    differences = _paired(aps, baseline_aps)
-    n = len(differences)
-    if n < 2:
-        return float("nan")
-    quantiles = stats.t.ppf([1 - alpha / 2, power], df=n - 1)
-    return float(quantiles.sum() * differences.std(ddof=1) / np.sqrt(n))

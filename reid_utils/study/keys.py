@@ -1,15 +1,19 @@
-"""The key of a run: a hash of everything that decides its result, and the reasons why one differs from another."""
+"""The key of a run: a hash of everything that decides its result; whether a run is done, and if not, why not."""
 
 import ast
 import functools
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from reid_utils.files import digest
+from reid_utils.files import code_digest, digest, read_json
 from reid_utils.study.notebooks import read_cells
 from reid_utils.study.study_file import StudyError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains
+DRAW_OR_PRINT = ("reid_utils.views", "reid_utils.paper")  # except for what the next run reads:
+RECORDS = ("reid_utils.paper", "reid_utils.paper.results")
 
 
 def key_parts(run, notebook, lock, threads, upstream, data):
@@ -20,9 +24,9 @@ def key_parts(run, notebook, lock, threads, upstream, data):
     """
     lock = Path(lock)
     return {
-        "notebook": digest([cell[:2] for cell in read_cells(notebook)]),
         "parameters": run.parameters,
-        "modules": imported_modules(notebook),
+        "modules": imported_modules(notebook),  # names a broken cell
+        "notebook": digest([_cell_digest(source) for kind, source, _ in read_cells(notebook) if kind == "code"]),
         "requirements": digest(lock.read_bytes() if lock.exists() else b""),
         "threads": threads,
         "upstream": upstream,
@@ -60,20 +64,27 @@ def changes(old, new):
 
 @functools.cache
 def imported_modules(notebook):
-    """{module: hash of its source} of the package's modules that a notebook imports, directly or through others.
+    """{module: code_digest} of the package's modules that decide a notebook's results, imported in any way.
 
-    Imports inside functions count. Read anew once a process.
+    Imports inside functions count; the engine's own modules do not, nor, where the notebook trains, those that only
+    draw or print: another colour must not cost a training. Read anew once a process.
     """
     waiting, found = _notebook_imports(notebook), {}
+    left_out = ("reid_utils.study", *(DRAW_OR_PRINT if TRAINS in waiting else ()))
     while waiting:
         module = waiting.pop()
-        path = _source(module)
-        if module not in found and path is not None:
-            source = path.read_text(encoding="utf-8")
-            found[module] = digest(source)
-            parent = module.rpartition(".")[0]
-            waiting |= _imports(source, module if path.name == "__init__.py" else parent) | {parent}
+        path, house = _source(module), ".".join(module.split(".")[:2])
+        if module not in found and path is not None and (house not in left_out or module in RECORDS):
+            found[module], names = _read_module(module, path)
+            waiting |= names
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def _read_module(module, path):
+    """The code_digest of a module and the names that it may import, its package among them."""
+    source, parent = path.read_text(encoding="utf-8"), module.rpartition(".")[0]
+    return code_digest(source), _imports(source, module if path.name == "__init__.py" else parent) | {parent}
 
 
 def _notebook_imports(notebook):
@@ -90,9 +101,17 @@ def _notebook_imports(notebook):
 
 def _without_magics(source):
     """Cell source with IPython's own lines (%magic, !command) blanked, so that it is Python."""
-    if source.startswith("%%"):
-        return ""
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    return "\n".join("" if _is_magic(line) else line for line in source.splitlines() if not source.startswith("%%"))
+
+
+def _is_magic(line):
+    return line.lstrip().startswith(("%", "!"))
+
+
+def _cell_digest(source):
+    """What a cell does: its code and IPython's own lines, without comments, docstrings and layout."""
+    magics = source if source.startswith("%%") else [line for line in source.splitlines() if _is_magic(line)]
+    return [code_digest(_without_magics(source)), magics]
 
 
 def _imports(source, package):
@@ -127,3 +146,32 @@ def folder_fingerprint(folder):
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return total.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: name "done", "stale" or "to do"; why; seconds it took or is thought to take."""
+
+    name: str
+    reason: str
+    seconds: float
+
+
+def run_states(runs, folders, keys):
+    """{run id: State}; `keys` as from run_keys, or None where the data do not exist yet."""
+    return {run.id: _state(run, folders, keys and keys[run.id]) for run in runs}
+
+
+def _state(run, folders, key):
+    record = read_json(folders.record(run.id))
+    if record is None:
+        failed = folders.failure(run.id).exists()
+        return State("to do", "failed last time" if failed else "", 60 * run.minutes)
+    if key is None:
+        return State("to do", "the data are not made yet", record["seconds"])
+    if record["key"] != key[0]:
+        return State("stale", ", ".join(changes(record["parts"], key[1])), record["seconds"])
+    lost = [name for name in record["files"] if not (folders.root / name).exists()]
+    if lost:
+        return State("stale", f"{lost[0]} is gone", record["seconds"])
+    return State("done", "", record["seconds"])

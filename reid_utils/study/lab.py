@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reid_utils.study.notebooks import declared_parameters
+from reid_utils.study.folders import StudyFolders
+from reid_utils.study.notebooks import declared_in
 from reid_utils.study.plan import expand
 from reid_utils.study.study_file import read_study
 
@@ -19,7 +20,7 @@ def find_inputs(notebook, only, root=ROOT, report=print):
     """
     for study in ("quick", "lab"):
         folders = _inputs_of(notebook, study, root)
-        if all((root / "runs" / study / "state" / f"{folder.name}.json").exists() for folder in folders):
+        if all(StudyFolders(root / "runs" / study).record(folder.name).exists() for folder in folders):
             break
     else:
         report(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
@@ -34,6 +35,5 @@ def find_inputs(notebook, only, root=ROOT, report=print):
 
 def _inputs_of(notebook, study, root):
     plan = read_study(root / "studies" / f"{study}.yaml")
-    declared = {e["notebook"]: declared_parameters(root / "notebooks" / f"{e['notebook']}.ipynb") for e in plan.entries}
-    run = next(run for run in expand(plan, declared) if run.notebook == notebook)
-    return [root / "runs" / study / "results" / upstream for upstream in run.inputs]
+    run = next(run for run in expand(plan, declared_in(plan, root / "notebooks")) if run.notebook == notebook)
+    return [StudyFolders(root / "runs" / study).results(upstream) for upstream in run.inputs]

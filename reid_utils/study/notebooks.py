@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reid_utils.study.study_file import StudyError
 
-REQUIRED = ("data", "out", "run_id", "inputs")
+REQUIRED = ("out", "run_id", "inputs")  # of what the engine passes, what no run does without
 
 
 def read_cells(path):
@@ -54,7 +54,7 @@ def declared_parameters(path):
 
 def declared_in(study, folder):
     """{notebook: declared parameters} of the notebooks that a study names, read in `folder`."""
-    stems = [entry["notebook"] for entry in study.entries]
+    stems = [entry.notebook for entry in study.entries]
     return {stem: declared_parameters(Path(folder) / f"{stem}.ipynb") for stem in stems}
 
 

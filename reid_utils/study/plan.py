@@ -1,19 +1,21 @@
-"""The runs that a study asks for: grids, one run per upstream run, named sets."""
+"""The runs that a study asks for (grids, one run per upstream run, named sets), their choice and their order."""
 
 import itertools
 import json
-import math
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from reid_utils.study.study_file import GIVEN, StudyError, check_plain, unknown
+import msgspec
+
+from reid_utils.study.study_file import GIVEN, Selection, StudyError, check_plain, unknown
 
 
 @dataclass(frozen=True)
 class Run:
     """One execution of one notebook: `inputs` are the ids of the runs it reads, `label` the readable end of its id.
 
-    gpus: what it asks of a cluster; the results' key does not hold it.
+    gpus: how many it asks for; the results' key does not hold it.
     group: the name of its entry, "" for an entry without one; selections keep to one group.
     """
 
@@ -27,15 +29,6 @@ class Run:
     group: str = ""
 
 
-MANY = 1000  # runs of a grid beyond which run_all asks first
-
-
-def grid_size(study):
-    """How many runs the grids of a study span at most (equal ones counted twice), without expanding them."""
-    blocks = [block for entry in study.entries for block in entry.get("grid", [])]
-    return sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
-
-
 def expand(study, declared, own_features=False):
     """The runs of a study in plan order.
 
@@ -45,9 +38,9 @@ def expand(study, declared, own_features=False):
     runs = []
     for entry in study.entries:
         if own_features:
-            if "features" not in declared[entry["notebook"]]:
+            if "features" not in declared[entry.notebook]:
                 continue
-            entry = {key: value for key, value in entry.items() if key not in ("each", "sets", "after")}
+            entry = msgspec.structs.replace(entry, each=None, sets=None, after=None)
         runs += _entry_runs(entry, declared, runs)
     if not runs:
         raise StudyError(f"study {study.name} has no notebook that declares the parameter 'features'")
@@ -60,7 +53,7 @@ def expand(study, declared, own_features=False):
 
 
 def _difference(first, second):
-    """Why two runs of one id differ, and the mend."""
+    """Why two runs of one id differ, and how to fix it."""
     names = sorted(first.parameters.keys() | second.parameters.keys())
     differ = [name for name in names if first.parameters.get(name) != second.parameters.get(name)]
     return f"add {differ[0]!r} to named_by" if differ else "the notebook is listed twice"
@@ -68,40 +61,36 @@ def _difference(first, second):
 
 def _entry_runs(entry, declared, earlier):
     """The runs of one entry; equal ones are merged."""
-    stem, group, runs = entry["notebook"], entry.get("name", ""), {}
-    for label, parameters, inputs in _variants(entry, declared, earlier):
+    stem, runs = entry.notebook, {}
+    for label, parameters, inputs in _variants(entry, declared[stem], declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
-        parts = [part for part in (_readable(group), label) if part]
+        parts = [part for part in (_readable(entry.name), label) if part]
         run_id = f"{stem}__{'_'.join(parts)}" if parts else stem
-        given = float(entry.get("minutes", 1)), entry.get("gpus", 0), group
-        run = Run(run_id, stem, label, parameters, tuple(inputs), *given)
+        run = Run(run_id, stem, label, parameters, tuple(inputs), entry.minutes, entry.gpus, entry.name)
         runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
     return list(runs.values())
 
 
-def _variants(entry, declared, earlier):
+def _variants(entry, defaults, declared, earlier):
     """(label, parameters, input ids) of every run of an entry, equal ones not yet merged."""
-    common = entry.get("parameters", {})
-    where = entry["notebook"]
-    if "grid" in entry:
-        defaults = declared[where]
-        for block in entry["grid"]:
+    where, common = entry.notebook, entry.parameters
+    if entry.grid:
+        for block in entry.grid:
             for values in itertools.product(*(v if isinstance(v, list) else [v] for v in block.values())):
                 parameters = {**common, **dict(zip(block, values, strict=True))}
+                names = list(block) if entry.named_by is None else entry.named_by
                 settings = {**defaults, **parameters}
-                inputs = _alike(where, entry["reads"], settings, declared, earlier) if "reads" in entry else ()
-                yield _label(where, entry.get("named_by", list(block)), settings), parameters, inputs
-    elif "each" in entry:
-        for upstream in _select(where, entry["each"], declared, earlier):
+                inputs = _alike(where, entry.reads, settings, declared, earlier) if entry.reads else ()
+                yield _label(where, names, settings), parameters, inputs
+    elif entry.each:
+        for upstream in _select(where, entry.each, declared, earlier):
             yield upstream.label, common, (upstream.id,)
-    elif "sets" in entry:
-        for name, selection in entry["sets"].items():
+    elif entry.sets:
+        for name, selection in entry.sets.items():
             chosen = _select(f"{where}: set {name}", selection, declared, earlier)
-            yield _readable(str(name)), common, [run.id for run in chosen]
-    elif "after" in entry:
-        yield "", common, [run.id for run in _after(where, entry["after"], earlier)]
+            yield _readable(name), common, [run.id for run in chosen]
     else:
-        yield "", common, ()
+        yield "", common, [run.id for run in _after(where, entry.after, earlier)]
 
 
 def _select(where, selection, declared, earlier):
@@ -109,7 +98,7 @@ def _select(where, selection, declared, earlier):
 
     Only runs of the entry called `name`; without it, of entries that have no name.
     """
-    stem, wanted, name = selection["notebook"], selection.get("where", {}), selection.get("name", "")
+    stem, wanted, name = selection.notebook, selection.where, selection.name
     of_stem = [run for run in earlier if run.notebook == stem]
     if not of_stem:
         raise unknown(f"{where} reads a notebook that no earlier entry runs:", stem, {run.notebook for run in earlier})
@@ -129,20 +118,19 @@ def _select(where, selection, declared, earlier):
 
 
 def _alike(where, reads, settings, declared, earlier):
-    """Ids of the earlier runs that a run of a grid reads: those with its own values of the parameters `same`."""
-    for name in reads.get("same", []):
+    """Ids of the earlier runs that a run of a grid with these settings reads (see `Reads`)."""
+    for name in reads.same:
         if name not in settings:
             raise unknown(f"{where}: reads: parameter", name, settings)
-    wanted = {"notebook": reads["notebook"], "name": reads.get("name", "")}
-    wanted["where"] = {name: [settings[name]] for name in reads.get("same", [])}
+    wanted = Selection(reads.notebook, reads.name, {name: [settings[name]] for name in reads.same})
     return [run.id for run in _select(where, wanted, declared, earlier)]
 
 
 def _after(where, after, earlier):
-    """The earlier runs named by `after`: "all", or notebooks."""
+    """The earlier runs named by `after`: "all", notebooks, or None."""
     if after == "all":
         return earlier
-    stems = after if isinstance(after, list) else [after]
+    stems = after if isinstance(after, list) else [after] if after else []
     for stem in stems:
         if stem not in {run.notebook for run in earlier}:
             raise unknown(f"{where}: after:", stem, {run.notebook for run in earlier} | {"all"})
@@ -166,8 +154,8 @@ def _short(name, value):
 
 
 def _readable(text):
-    """Text with everything outside letters, digits and . + - turned into a dash."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text)
+    """Text with everything outside letters (of any script), digits and . + - turned into a dash."""
+    return re.sub(r"(?:[^\w.+-]|_)+", "-", text)
 
 
 def _check_parameters(stem, parameters, defaults):
@@ -185,3 +173,39 @@ def _check_parameters(stem, parameters, defaults):
             raise StudyError(
                 f"{stem}: parameter {name} must be {type(default).__name__} like {default!r}, not {value!r}"
             )
+
+
+def pick(runs, only=None):
+    """The ids (set) that match the pattern `only` (fnmatch; None: all). Raises StudyError listing all ids otherwise."""
+    picked = {run.id for run in runs if only is None or fnmatchcase(run.id, only)}
+    if not picked:
+        raise StudyError(f"--only {only} matches no run; runs: {', '.join(run.id for run in runs)}")
+    return picked
+
+
+def choose(runs, states, picked, force=False):
+    """The runs to execute, in plan order, and the set of ids to be redone from nothing.
+
+    states: {run id: keys.State}; picked: ids asked for; what they read comes along where it is not done. force: redo
+    picked runs that are done.
+    """
+    wanted = {name for name in picked if force or states[name].name != "done"}
+    for run in reversed(runs):
+        if run.id in wanted:
+            wanted |= {name for name in run.inputs if states[name].name != "done"}
+    return [run for run in runs if run.id in wanted], picked & wanted if force else set()
+
+
+def urgency(runs, states):
+    """{run id: estimated seconds from its start to the end of the longest chain that hangs on it}."""
+    longest = {}
+    for run in reversed(runs):
+        after = [longest[other.id] for other in runs if run.id in other.inputs]
+        longest[run.id] = states[run.id].seconds + max(after, default=0)
+    return longest
+
+
+def in_order(runs, states):
+    """Runs with the longest chain behind them first, in plan order where equal."""
+    longest = urgency(runs, states)
+    return sorted(runs, key=lambda run: -longest[run.id])

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from reid_utils.study.jobs import urgency
+from reid_utils.study.plan import urgency
 
 
 def duration(seconds):
@@ -18,11 +18,13 @@ def duration(seconds):
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def plan_text(runs, states, chosen, jobs, root, details=True, needs=None):
-    """What will be done, as text: with `details` every run of the plan, then one line with the estimate.
+def shown(text):
+    """Text for a terminal: characters that would steer it are replaced, letters of every script stay."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
-    needs: {run id: what it needs of the machine}, told with the details.
-    """
+
+def plan_text(runs, states, chosen, jobs, root, details=True):
+    """What will be done, as text: with `details` every run of the plan, then one line with the estimate."""
     if chosen:
         total = duration(total_seconds(chosen, states, jobs))
         last = f"{len(chosen)} of {len(runs)} runs to execute, about {total} with {jobs} at once; results in {root}"
@@ -30,7 +32,7 @@ def plan_text(runs, states, chosen, jobs, root, details=True, needs=None):
         left = sum(states[run.id].name != "done" for run in runs)
         done = f"the runs asked for are done, of the others {left} not" if left else f"all {len(runs)} runs are done"
         last = f"{done}; tables in {root / 'tables'}"
-    return "\n".join([*(_run_lines(runs, states, needs or {}) if details else ()), last])
+    return shown("\n".join([*(_run_lines(runs, states) if details else ()), last]))
 
 
 def total_seconds(chosen, states, jobs):
@@ -39,7 +41,7 @@ def total_seconds(chosen, states, jobs):
     return max(sum(states[run.id].seconds for run in chosen) / jobs, max(chains.values(), default=0))
 
 
-def _run_lines(runs, states, needs):
+def _run_lines(runs, states):
     """Each notebook with its common parameters, under it each run with state, estimate, own parameters and inputs."""
     lines = []
     for stem in dict.fromkeys(run.notebook for run in runs):
@@ -55,7 +57,6 @@ def _run_lines(runs, states, needs):
             own = {name: value for name, value in run.parameters.items() if name not in common}
             reason = f" ({_shorten(state.reason, 120)})" if state.reason else ""
             lines.append(f"  {state.name:<6} {duration(state.seconds):>12}  {run.id}{reason}")
-            lines += [f"{'':23}{needs[run.id]}"] if run.id in needs else []
             lines += [f"{'':23}{_settings(own)}"] if own else []
             lines += [f"{'':23}reads {_shorten(', '.join(run.inputs), 160)}"] if run.inputs else []
     return lines
@@ -147,5 +148,5 @@ class Progress:
             self.drawn = 0
 
     def _line(self, text):
-        self.stream.write(text + "\n")
+        self.stream.write(shown(text) + "\n")
         self.stream.flush()

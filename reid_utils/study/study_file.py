@@ -3,55 +3,86 @@
 import difflib
 import json
 import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import yaml
 
-STUDY_FIELDS = {
-    "study": str,
-    "question": str,
-    "data": str,
-    "rendering": dict,
-    "threads": int,
-    "estimate": dict,
-    "notebooks": list,
-}
-ENTRY_FIELDS = {
-    "notebook": str,
-    "name": str,
-    "minutes": (int, float),
-    "gpus": int,
-    "parameters": dict,
-    "grid": list,
-    "named_by": list,
-    "reads": dict,
-    "each": dict,
-    "sets": dict,
-    "after": (str, list),
-}
-SELECTION_FIELDS = {"notebook": str, "name": str, "where": dict}
-READS_FIELDS = {"notebook": str, "name": str, "same": list}
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes to who declares them
 SHAPES = ("grid", "each", "sets", "after")  # an entry has at most one of these
-GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes
 
 
 class StudyError(ValueError):
     """A mistake in a study file, a notebook's parameters or the command line, told in one line."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study file as read: `entries` are the mappings under `notebooks`, `estimate` what an image costs (or empty)."""
+class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    pass
 
-    name: str
-    question: str
-    data: str
-    rendering: dict
-    threads: int
-    entries: tuple
-    estimate: dict = field(default_factory=dict)
+
+class Selection(_Strict):
+    """Runs of an earlier entry: by its notebook, its name, and the settings in force (a value, or those accepted)."""
+
+    notebook: str
+    name: str = ""
+    where: dict[str, Any] = {}
+
+
+class Reads(_Strict):
+    """Which earlier runs a run of a grid reads: those of an entry that have its own values of the parameters `same`."""
+
+    notebook: str
+    name: str = ""
+    same: list[str] = []
+
+
+class Entry(_Strict):
+    """One item under `notebooks`: a notebook, its parameters, and which runs of it there are."""
+
+    notebook: str
+    name: str = ""
+    minutes: float = 1.0
+    gpus: Annotated[int, msgspec.Meta(ge=0)] = 0
+    parameters: dict[str, Any] = {}
+    grid: Annotated[list[Annotated[dict[str, Any], msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)] | None = (
+        None
+    )
+    named_by: list[str] | None = None
+    reads: Reads | None = None
+    each: Selection | None = None
+    sets: Annotated[dict[str, Selection], msgspec.Meta(min_length=1)] | None = None
+    after: str | list[str] | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w[\w.+-]*", self.notebook):
+            raise ValueError(f"notebook must be a file's name without folder and .ipynb, not {self.notebook!r}")
+        if not 0 <= self.minutes < float("inf"):
+            raise ValueError(f"minutes must be at least 0, not {self.minutes}")
+        shapes = [shape for shape in SHAPES if getattr(self, shape) is not None]
+        if len(shapes) > 1:
+            raise ValueError(f"{self.notebook} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
+        for name in ("named_by", "reads"):
+            if getattr(self, name) is not None and self.grid is None:
+                raise ValueError(f"{self.notebook} has {name!r} without 'grid'")
+        empty = [name for block in self.grid or () for name, value in block.items() if value == []]
+        if empty:
+            raise ValueError(f"grid: {empty[0]} has no value; an empty list as a value is written [[]]")
+
+
+class Study(_Strict):
+    """A study file as read; `entries` are the items under `notebooks`."""
+
+    name: str = msgspec.field(name="study")
+    data: Annotated[str, msgspec.Meta(min_length=1)]
+    entries: Annotated[list[Entry], msgspec.Meta(min_length=1)] = msgspec.field(name="notebooks")
+    question: str = ""
+    rendering: dict[str, Any] = {}
+    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(f"study must be a plain word, not {self.name!r}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,94 +137,16 @@ def find_study(name, studies):
     return known[name]
 
 
-def check_fields(mapping, fields, where):
-    """Raise StudyError for an unknown key or a value of the wrong type."""
-    if not isinstance(mapping, dict):
-        raise StudyError(f"{where} must be a mapping of names to values, not {mapping!r}")
-    for key, value in mapping.items():
-        if key not in fields:
-            raise unknown(f"{where}: key", key, fields)
-        if not isinstance(value, fields[key]) or isinstance(value, bool):
-            kinds = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise StudyError(f"{where}: {key} must be {names}, not {value!r}")
-
-
-def _check_entry(entry, where):
-    """Raise StudyError unless an entry under `notebooks` is well formed."""
-    check_fields(entry, ENTRY_FIELDS, where)
-    if "notebook" not in entry:
-        raise StudyError(f"{where} lacks the key 'notebook'")
-    if not re.fullmatch(NAME, entry["notebook"]):
-        raise StudyError(
-            f"{where}: notebook must be a file's name without folder and .ipynb, not {entry['notebook']!r}"
-        )
-    where = f"{where} ({entry['notebook']})"
-    for key in ("minutes", "gpus"):
-        if not 0 <= entry.get(key, 0) < float("inf"):
-            raise StudyError(f"{where}: {key} must be at least 0, not {entry[key]}")
-    shapes = [key for key in SHAPES if key in entry]
-    if len(shapes) > 1:
-        raise StudyError(f"{where} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
-    if "named_by" in entry and "grid" not in entry:
-        raise StudyError(f"{where} has 'named_by' without 'grid'")
-    if "reads" in entry:
-        check_fields(entry["reads"], READS_FIELDS, f"{where}: reads")
-        if "grid" not in entry or "notebook" not in entry["reads"]:
-            raise StudyError(f"{where}: 'reads' needs a key 'notebook', and a 'grid' beside it")
-    for block in entry.get("grid", []):
-        if not isinstance(block, dict) or not block:
-            raise StudyError(f"{where}: a grid block must be a mapping of parameters to values, not {block!r}")
-        if [] in block.values():
-            empty = next(name for name, value in block.items() if value == [])
-            raise StudyError(f"{where}: grid: {empty} has no value; an empty list as a value is written [[]]")
-    selections = {"each": entry["each"]} if "each" in entry else entry.get("sets", {})
-    for name, selection in selections.items():
-        check_fields(selection, SELECTION_FIELDS, f"{where}: {name}")
-        if "notebook" not in selection:
-            raise StudyError(f"{where}: {name} lacks the key 'notebook'")
-
-
 def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        return msgspec.convert(content, Study)
     except UnicodeDecodeError as error:
         raise StudyError(f"{path.name} is not UTF-8 text ({error}); save it as such") from None
-    content = parse_yaml(text, path.name)
-    check_fields(content, STUDY_FIELDS, path.name)
-    for key in ("study", "data", "notebooks"):
-        if not content.get(key):
-            raise StudyError(f"{path.name} lacks the key {key!r}")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", content["study"]):
-        raise StudyError(f"{path.name}: study must be a plain word, not {content['study']!r}")
-    if content.get("threads", 1) < 1:
-        raise StudyError(f"{path.name}: threads must be at least 1, not {content['threads']}")
-    for number, entry in enumerate(content["notebooks"], 1):
-        _check_entry(entry, f"{path.name}: notebook {number}")
-    return Study(
-        content["study"],
-        content.get("question", ""),
-        content["data"],
-        content.get("rendering", {}),
-        content.get("threads", 1),
-        tuple(content["notebooks"]),
-        content.get("estimate", {}),
-    )
-
-
-def results_name(study, data=None, features=None):
-    """The name of a study's results folder: other data than the study's own, or own features, get one of their own.
-
-    Every set in the layout may be called data_reid, so the folder above it lends its name.
-    """
-    other = features or (data if data != study.data else None)
-    if not other:
-        return study.name
-    path = Path(other).resolve()
-    name = path.parent.name if path.name == "data_reid" else path.name
-    return f"{study.name}-features-{name}" if features else f"{study.name}-{name}"
+    except msgspec.ValidationError as error:
+        raise StudyError(f"{path.name}: {error}") from None
 
 
 def check_plain(value, where):
@@ -225,17 +178,17 @@ def override(study, settings, declared):
         if not sign or not key:
             raise StudyError(f"--set {setting} is not of the form key=value")
         value = parse_yaml(text, f"--set {setting}")
+        section, dot, name = key.partition(".")
         if key == "threads":
             if type(value) is not int or value < 1:
                 raise StudyError(f"--set {setting}: threads must be a whole number of at least 1")
-            study = replace(study, threads=value)
-        elif "." in key:
-            section, name = key.split(".", 1)
-            if section != "rendering":
-                raise unknown("--set: field", key, [f"rendering.{known}" for known in study.rendering])
-            study = replace(study, rendering={**study.rendering, name: value})
+            study = msgspec.structs.replace(study, threads=value)
+        elif dot and section != "rendering":
+            raise unknown("--set: field", key, [f"rendering.{known}" for known in study.rendering])
+        elif dot:
+            study = msgspec.structs.replace(study, rendering={**study.rendering, name: value})
         else:
-            study = replace(study, entries=_set_parameter(study.entries, key, value, declared))
+            study = msgspec.structs.replace(study, entries=_set_parameter(study.entries, key, value, declared))
     return study
 
 
@@ -243,19 +196,19 @@ def _set_parameter(entries, name, value, declared):
     """The entries with one parameter set wherever the notebook declares it, in grid blocks too."""
     if name in GIVEN:
         raise StudyError(f"--set {name}: this parameter is passed by run_all itself (see --data, --features, --runs)")
-    known = {key for entry in entries for key in declared[entry["notebook"]]}
-    if name not in known - set(GIVEN):
-        raise unknown("--set: parameter", name, known.union(["threads"]) - set(GIVEN))
-    result = []
-    for entry in entries:
-        defaults = declared[entry["notebook"]]
-        if name in defaults:
-            in_grid = [value] if isinstance(defaults[name], list) else value
-            grid = [{**block, name: in_grid} if name in block else block for block in entry.get("grid", [])]
-            # a list for a parameter that is not a list spans a grid, so it belongs in a block only
-            swept = bool(grid) and all(name in block for block in grid)
-            common = {} if swept else {name: value}
-            entry = {**entry, "parameters": {**entry.get("parameters", {}), **common}}
-            entry |= {"grid": grid} if grid else {}
-        result.append(entry)
-    return tuple(result)
+    known = {key for entry in entries for key in declared[entry.notebook]} - set(GIVEN)
+    if name not in known:
+        raise unknown("--set: parameter", name, known | {"threads"})
+    return [_with(entry, name, value, declared[entry.notebook]) for entry in entries]
+
+
+def _with(entry, name, value, defaults):
+    """An entry with a parameter set, where its notebook declares it."""
+    if name not in defaults:
+        return entry
+    in_grid = [value] if isinstance(defaults[name], list) else value
+    grid = entry.grid and [{**block, name: in_grid} if name in block else block for block in entry.grid]
+    # a list for a parameter that is not a list spans a grid, so it belongs in a block only
+    swept = bool(grid) and all(name in block for block in grid)
+    parameters = entry.parameters if swept else {**entry.parameters, name: value}
+    return msgspec.structs.replace(entry, parameters=parameters, grid=grid)

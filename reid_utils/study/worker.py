@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m reid_utils.study.worker JOB.json`.
+"""One run in a process of its own: `python -m reid_utils.study.worker JOB.json`; how it is started and what it came to.
 
 The job names the notebook, its parameters and its key. The run's record under state/ is written last, so that a run
 killed at any moment counts as not done; its results folder keeps what a resuming run with the same key can use.
@@ -10,19 +10,147 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from reid_utils.files import read_json, write_json, write_text
+from reid_utils.study.folders import StudyFolders
+from reid_utils.study.keys import PACKAGE
+from reid_utils.study.notebooks import declared_parameters
 
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+PUBLISHED = "1698537600"  # 2023-10-29, the paper's day: the date that reproducible files carry
+CACHES = {"XDG_CACHE_HOME": "~/.cache", "XDG_CONFIG_HOME": "~/.config", "XDG_DATA_HOME": "~/.local/share"}
 LOCK_LIMIT = 60  # seconds; a lost machine's lock on a shared folder outlives it by some
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
 SOCKET_PATH_LIMIT = 80  # characters; a socket's whole path must stay below 104
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: name "done", "failed" or "not run", with seconds and the message to show."""
+
+    run: str
+    name: str
+    seconds: float = 0.0
+    kernel_seconds: float | None = None
+    message: str = ""
+
+
+def make_job(run, key, folders, notebooks, given, *, command, gpus=None, fresh=False):
+    """The job of a run, as plain values that a worker reads from JSON; every path in it is absolute.
+
+    key: (key, parts) of the run; notebooks: their folder; given: {name: value} of what the engine passes to notebooks
+    that declare it; command: as engine.hold yields it; gpus: how many there are at most (None: any number); fresh:
+    start from nothing.
+    """
+    notebook = Path(notebooks).resolve() / f"{run.notebook}.ipynb"
+    declared = declared_parameters(notebook)
+    inputs = [str(folders.results(name)) for name in run.inputs]
+    given = {**given, "out": str(folders.root), "run_id": run.id, "inputs": inputs}
+    return {
+        "run": run.id,
+        "inputs": list(run.inputs),
+        "notebook": str(notebook),
+        "root": str(folders.root),
+        "parameters": {**run.parameters, **{name: value for name, value in given.items() if name in declared}},
+        "key": key[0],
+        "parts": key[1],
+        "gpus": run.gpus if gpus is None else min(run.gpus, gpus),
+        "fresh": fresh,
+        "command": command,
+    }
+
+
+def cache_folders():
+    """{variable: a temporary folder} for each kind of cache whose usual place cannot be written."""
+    places = {name: os.environ.get(name) or os.path.expanduser(usual) for name, usual in CACHES.items()}  # noqa: PTH111
+    lost = [name for name, place in places.items() if not _writable(place)]
+    if not lost:
+        return {}
+    spare = Path(tempfile.gettempdir()) / f"reid-study-{os.getuid()}"
+    spare.mkdir(mode=0o700, exist_ok=True)
+    if spare.stat().st_uid != os.getuid():
+        spare = Path(tempfile.mkdtemp(prefix="reid-study-"))
+    return {name: str(spare / name) for name in lost}
+
+
+def _writable(place):
+    """Whether a folder can be written, or made."""
+    while not os.path.exists(place) and os.path.dirname(place) != place:  # noqa: PTH110, PTH120
+        place = os.path.dirname(place)  # noqa: PTH120
+    return os.path.isdir(place) and os.access(place, os.W_OK)  # noqa: PTH112
+
+
+def worker_environment(job, gpus=()):
+    """The environment of a run's process and its kernel: threads, determinism, GPUs, and this very package."""
+    dropped = ("PYTHONDONTWRITEBYTECODE", "MPLBACKEND")  # bytecode halves a kernel's start; the kernel draws inline
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(job["parts"]["threads"])) | cache_folders()
+    environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+    given = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return environment | {
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, given)]),
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where the command was typed
+        "SOURCE_DATE_EPOCH": PUBLISHED,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "IPYTHONDIR": str(Path(job["root"]) / "locks" / "ipython"),
+        "REID_DATA_FINGERPRINT": job["parts"]["data"],
+    }
+
+
+def start_worker(job, gpus=()):
+    """Start a job in a process of its own -> Popen. Its output goes to logs/<run id>.log."""
+    folders = StudyFolders(Path(job["root"]))
+    write_json(folders.job(job["run"]), {**job, "parent": os.getpid()})
+    log = folders.log(job["run"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "reid_utils.study.worker", str(folders.job(job["run"]))],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=worker_environment(job, gpus),
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends its workers
+        )
+
+
+def outcome(job, status, seconds):
+    """What an ended worker's exit status means -> Outcome."""
+    folders, run_id = StudyFolders(Path(job["root"])), job["run"]
+    record, failed = read_json(folders.record(run_id)), read_json(folders.failure(run_id))
+    if status == 0 and record:
+        return Outcome(run_id, "done", seconds, record["kernel_seconds"])
+    log = folders.log(run_id)
+    if failed:
+        message = failed["message"]
+    elif status < 0:
+        message = f"its process was killed by signal {-status} (out of memory?); see {log}"
+    else:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        message = f"its process ended with status {status}: {''.join(last)}{_if_full(folders.root)}; see {log}"
+    return Outcome(run_id, "failed", seconds, message=message)
+
+
+def _if_full(folder):
+    """What a full disk keeps from being logged, in words; empty where at least 1 MB is left."""
+    return f" (the disk of {folder} is full)" if shutil.disk_usage(folder).free < 2**20 else ""
 
 
 def main(arguments):
@@ -30,71 +158,83 @@ def main(arguments):
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     die_with(job["parent"])
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    root, run_id = Path(job["root"]), job["run"]
-    lock = FileLock(root / "locks" / f"{run_id}.lock")
+    folders = StudyFolders(Path(job["root"]))
+    lock = FileLock(folders.lock(job["run"]))
     try:
         lock.acquire(timeout=LOCK_LIMIT)
     except Timeout:
-        return _fail(root, run_id, f"another process is still running {run_id}; wait for it or end it")
+        return _fail(job, folders, f"another process is still running {job['run']}; wait for it or end it")
     with lock:
-        prepare_folders(root, run_id, job["key"], job["fresh"], job["longer_ids"])
-        return _execute(job, root, run_id)
+        prepare_folders(folders, job["run"], job["key"], job["fresh"], job["command"])
+        return _execute(job, folders)
 
 
-def prepare_folders(root, run_id, key, fresh, longer_ids=()):
-    """Make a run's results folder ready, keeping what is there only when it was begun with the same key.
+def prepare_folders(folders, run_id, key, fresh=False, command=""):
+    """Make a run's results folder ready: what was begun with the same key stays, anything else makes way.
 
-    fresh: empty it in any case. The record of a former run goes first: from here on the run counts as not done.
-    longer_ids: ids of other runs that begin with this one, whose figures stay.
+    What another key left moves to results/superseded/<run id>/, but for the folders of seeds: their own record decides
+    whether their weights are taken up again. fresh: everything that the run ever made is deleted, unless the same
+    `command` has begun it anew before. The record of a former run goes first: from here on the run counts as not done.
     """
-    folder = root / "results" / run_id
-    for record in (f"{run_id}.json", f"{run_id}.failed.json"):
-        (root / "state" / record).unlink(missing_ok=True)
-    kept = folder / "key"
-    if fresh or not kept.is_file() or kept.read_text(encoding="utf-8") != key:
+    folder, kept = folders.results(run_id), folders.results(run_id) / "key"
+    former = (read_json(folders.record(run_id)) or {}).get("files", ())
+    drawn = [folders.root / name for name in former if name.startswith(("figures/", "tables/"))]
+    folders.record(run_id).unlink(missing_ok=True)
+    folders.failure(run_id).unlink(missing_ok=True)
+    begun = [*(kept.read_text(encoding="utf-8") if kept.is_file() else "").split("\n"), ""]
+    if fresh and begun[1] != command:
         shutil.rmtree(folder, ignore_errors=True)
-        for figure in own_figures(root, run_id, longer_ids):
-            figure.unlink()
-    for name in ("notebooks", "figures", "tables"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    write_text(kept, key)
+        shutil.rmtree(folders.superseded / run_id, ignore_errors=True)
+        for path in drawn:
+            path.unlink(missing_ok=True)
+    elif begun[0] != key:
+        stays = [*folder.glob("seed*"), folder / "superseded"]
+        _set_aside([*(p for p in sorted(folder.glob("*")) if p not in stays), *drawn], folders.superseded / run_id)
+    for place in (folders.notebook(run_id).parent, folders.figures, folders.tables):
+        place.mkdir(parents=True, exist_ok=True)
+    write_text(kept, f"{key}\n{command}")
 
 
-def own_figures(root, run_id, longer_ids):
-    """The figure files of a run, sorted: figures/<run id>_*, those of runs with a longer id left out."""
-    figures = sorted((root / "figures").glob(f"{run_id}_*"))
-    return [path for path in figures if not any(path.name.startswith(f"{other}_") for other in longer_ids)]
+def _set_aside(paths, place):
+    """Move files and folders that exist into the next numbered folder below `place`."""
+    paths = [path for path in paths if path.exists()]
+    if paths:
+        target = place / str(1 + max((int(path.name) for path in place.glob("*")), default=0))
+        target.mkdir(parents=True)
+        for path in paths:
+            path.replace(target / path.name)
 
 
-def _execute(job, root, run_id):
+def _execute(job, folders):
     """Run the notebook with papermill and record the outcome -> exit status."""
     began = time.time()
     import papermill  # 2.5 s
     from nbclient.exceptions import DeadKernelError
 
-    saved = root / "notebooks" / f"{run_id}.ipynb"
+    saved = folders.notebook(job["run"])
     failed, unfinished = saved.with_suffix(".failed.ipynb"), saved.with_suffix(".running.ipynb")
     try:
         _run_notebook(job, unfinished)
     except papermill.PapermillExecutionError as error:
         unfinished.replace(failed)
         last = " ".join(f"{error.ename}: {error.evalue}".split())
-        return _fail(root, run_id, f"cell {error.cell_index} (In [{error.exec_count}]): {last}; see {failed}")
+        return _fail(job, folders, f"cell {error.cell_index} (In [{error.exec_count}]): {last}; see {failed}")
     except DeadKernelError:
         unfinished.replace(failed)
         cell = _last_started(failed)
-        return _fail(root, run_id, f"the kernel died in cell {cell} (out of memory, or killed); see {failed}")
+        return _fail(job, folders, f"the kernel died in cell {cell} (out of memory, or killed); see {failed}")
     unfinished.replace(saved)
     failed.unlink(missing_ok=True)
-    _record(job, root, run_id, saved, began)
+    _record(job, folders, saved, began)
     return 0
 
 
 def _run_notebook(job, saved):
     """Execute a job's notebook, saving it after every cell.
 
-    The kernel is reached through sockets in a private folder: network ports are chosen before the kernel takes them,
-    so that kernels started at the same moment can choose the same ones.
+    The kernel is this very interpreter, whatever kernels Jupyter knows on this machine. It is reached through sockets
+    in a private folder: network ports are chosen before the kernel takes them, so that kernels started at the same
+    moment can choose the same ones.
     """
     import papermill
     from traitlets.config import Config
@@ -102,36 +242,36 @@ def _run_notebook(job, saved):
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (job["notebook"], saved)]  # papermill formats
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
         private = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+        write_json(Path(folder) / "kernels" / "python3" / "kernel.json", {**kernel, "display_name": "Python 3"})
+        os.environ.update({"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder})
         papermill.execute_notebook(
             *paths,
             parameters=job["parameters"],
             kernel_name="python3",
-            cwd=job["cwd"],
+            cwd=str(Path(job["notebook"]).parent),
             progress_bar=False,
             log_output=True,
             start_timeout=KERNEL_START_LIMIT,
-            extra_arguments=[f"--IPKernelApp.exec_lines={IN_KERNEL}"],
+            extra_arguments=[f"--IPKernelApp.exec_lines={IN_KERNEL}", "--IPKernelApp.ignore_cwd=True"],
             config=Config(KernelManager=private if len(folder) < SOCKET_PATH_LIMIT else {}),
         )
 
 
-def _record(job, root, run_id, saved, began):
+def _record(job, folders, saved, began):
     """Write the record that makes the run count as done: key, files, seconds, seconds until the kernel answered."""
-    made = [saved, *own_files(root / "results" / run_id), *own_figures(root, run_id, job["longer_ids"])]
-    made += [path for path in own_files(root / "tables") if path.stat().st_mtime >= began]
+    folder = folders.results(job["run"])
+    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file() and "superseded" not in path.parts)]
+    listed = (read_json(folder / "results.json") or {}).get("files", [])
     record = {
         "key": job["key"],
         "parts": job["parts"],
-        "files": [path.relative_to(root).as_posix() for path in made],
+        "command": job["command"],
+        "files": [path.relative_to(folders.root).as_posix() for path in made] + listed,
         "seconds": round(time.time() - began, 1),
         "kernel_seconds": _kernel_seconds(saved),
     }
-    write_json(root / "state" / f"{run_id}.json", record)
-
-
-def own_files(folder):
-    """The files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    write_json(folders.record(job["run"]), record)
 
 
 def _kernel_seconds(saved):
@@ -148,9 +288,9 @@ def _last_started(saved):
     return max((n for n, cell in enumerate(cells) if cell["metadata"]["papermill"]["start_time"]), default=0)
 
 
-def _fail(root, run_id, message):
+def _fail(job, folders, message):
     """Record why a run failed -> exit status 1."""
-    write_json(root / "state" / f"{run_id}.failed.json", {"message": message})
+    write_json(folders.failure(job["run"]), {"message": message, "command": job["command"]})
     logging.error(message)
     return 1
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.data.images import decode
-from reid_utils.ranking.methods import POST_PROCESSINGS, SCORED_BY, post_process
+from reid_utils.ranking.labels import labels_of
+from reid_utils.ranking.methods import POST_PROCESSINGS, post_process
 from reid_utils.ranking.metrics import average_precisions
 from reid_utils.views.style import BLACK, MATCH, MISMATCH
 
@@ -89,7 +90,7 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
     @lru_cache(maxsize=8)
     def rank(run, *processing):
         distances = post_process(runs[run]["query"], runs[run]["gallery"], *processing)
-        return distances, average_precisions(distances, *(runs[run][key] for key in SCORED_BY))
+        return distances, average_precisions(distances, *labels_of(runs[run]))
 
     @lru_cache(maxsize=4096)
     def picture(role, image):

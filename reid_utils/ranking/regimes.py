@@ -1,0 +1,165 @@
+"""Where in accuracy a post-processing or a fusion helps: its effect as a curve over the single model's mAP.
+
+An operating point is a model (or several, fused) over one test set. What a claim compares there is known a query; the
+curve smooths the points' mean effects over the logit of the single model's mAP. Its interval must hold for other test
+sets, other training seeds and other queries: all three are drawn anew together, each with random weights of mean 1
+whose products weigh a query at a point (the Bayesian pigeonhole bootstrap; Owen and Eckles, Annals of Applied
+Statistics, 2012).
+"""
+
+import numpy as np
+import pandas as pd
+
+from reid_utils.ranking.methods import fuse, post_process
+from reid_utils.ranking.metrics import average_precisions
+
+CLAIMS = {  # name: (ours, theirs)
+    "hard − none": ("hard", "none"),
+    "gaussian − none": ("gaussian", "none"),
+    "kreciprocal − none": ("kreciprocal", "none"),
+    "hard − gaussian": ("hard", "gaussian"),
+    "similarity − best single": ("similarity", "best single"),
+    "dissimilarity − best single": ("dissimilarity", "best single"),
+    "two-stage − best single": ("two-stage", "best single"),
+    "dissimilarity − similarity": ("dissimilarity", "similarity"),
+    "two-stage − similarity": ("two-stage", "similarity"),
+    "two-stage − dissimilarity": ("two-stage", "dissimilarity"),
+}
+PUBLISHED = (0.727, 0.961, 0.976, 0.984)  # toolkit baseline; single models and entries of 2022 and 2023
+LEAST = 0.95  # mAP of a single model from which on the paper's claims are meant
+_WIDTH = 0.35  # of the smoothing, in logits: 93.3 to 96.3 mAP about 95, 61.5 to 76.9 about 70
+_FEWEST_SETS = 3  # within the smoothing's reach; with fewer the curve would be a matter of one set's teams and scenes
+
+
+def outside_regime(single):
+    """What to say of a finding at a single model's mAP (a fraction); empty where the paper's claims are meant."""
+    return "" if single >= LEAST else f"outside the regime that the paper speaks of ({100 * single:.1f} mAP here)"
+
+
+def effects_at(models, query_players, gallery_players, post_processing="hard"):
+    """What every claim compares at one operating point.
+
+    models: list of (query (Q, d), gallery (G, d)) features of single models over the same images; players (Q,), (G,).
+    Returns a list of (claim, single (Q,), effect (Q,)): the plain average precisions of the single model, and ours
+    minus theirs. Each re-ranking is compared for each model, the fusions (of `post_processing` distances) once, with
+    the best model of them as the single one.
+    """
+    labels = query_players, gallery_players
+    names = ("none", "gaussian", "hard", "kreciprocal")
+    matrices = [{name: post_process(*model, name) for name in names} for model in models]
+    rows = [{name: average_precisions(matrix, *labels) for name, matrix in of_model.items()} for of_model in matrices]
+    if len(models) > 1:
+        best = max(rows, key=lambda row: np.nanmean(row[post_processing]))
+        processed = [of_model[post_processing] for of_model in matrices]
+        # With two models the three fusions are the same.
+        fusions = ("similarity", "dissimilarity", "two-stage") if len(models) > 2 else ("similarity",)
+        fused = {name: average_precisions(fuse(processed, name), *labels) for name in fusions}
+        rows.append({"best single": best[post_processing], "plain single": best["none"], **fused})
+    return [
+        (claim, row.get("plain single", row.get("none")), row[ours] - row[theirs])
+        for row in rows
+        for claim, (ours, theirs) in CLAIMS.items()
+        if ours in row and theirs in row
+    ]
+
+
+def points_in_set(features, test, gallery_images, few_players=0, post_processing="hard"):
+    """The operating points of some models in one test set.
+
+    features: one (N, d) array a model; test: the set's rows of the manifest, (N,) with role, player and frame;
+    gallery_images: numbers of gallery images a player to keep (the earliest); few_players: how many players make a
+    second, easier gallery with the first of these numbers (0: none). Returns a list of dicts: claim, images (a player),
+    single and effect, (Q,) over all queries of the set, NaN for those left out.
+    """
+    player, queries = test["player"].to_numpy(), (test["role"] == "query").to_numpy()
+    rank = test.groupby(["role", "player"])["frame"].rank(method="first").to_numpy()
+    few = np.isin(player, np.unique(player)[:few_players])
+    everyone = np.ones(len(test), bool)
+    points = []
+    for images, there in [(n, everyone) for n in gallery_images] + [(gallery_images[0], few)] * bool(few_players):
+        query, gallery = queries & there, ~queries & there & (rank <= images)
+        models = [(of_model[query], of_model[gallery]) for of_model in features]
+        for claim, *scores in effects_at(models, player[query], player[gallery], post_processing):
+            padded = np.full((2, queries.sum()), np.nan)
+            padded[:, there[queries]] = scores
+            points.append({"claim": claim, "images": images, "single": padded[0], "effect": padded[1]})
+    return points
+
+
+def curves_of(points, grid, n_resamples=1000):
+    """The curve of each claim and number of gallery images a player.
+
+    points: dicts as `points_in_set` gives them, with set and seed besides. Returns a DataFrame: claim, images and the
+    columns of `effect_curve`.
+    """
+    curves = []
+    for (claim, images), group in pd.DataFrame(points).groupby(["claim", "images"], sort=False):
+        scores = np.stack(group["single"]), np.stack(group["effect"])
+        curve = effect_curve(*scores, group["set"], group["seed"], grid, n_resamples)
+        curves.append(curve.assign(claim=claim, images=images))
+    return pd.concat(curves, ignore_index=True)[["claim", "images", "mAP", "effect", "low", "high", "sets"]]
+
+
+def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000, seed=0):
+    """A claim's effect against the single model's mAP, with 95 % intervals.
+
+    single, effect: (P, Q) a point and query, fractions, NaN where a query is not in the point; the columns of points of
+    one set are the same queries. sets, seeds: (P,) which test set and which training seed a point belongs to; grid:
+    (K,) mAP to tell the effect at. Returns a DataFrame with mAP, effect, low, high and sets (how many lie within reach;
+    below three the effect is NaN).
+    """
+    single, effect = (np.atleast_2d(np.asarray(values, np.float64)) for values in (single, effect))
+    sets, seeds = (np.unique(labels, return_inverse=True)[1] for labels in (sets, seeds))
+    rng = np.random.default_rng(seed)
+    shape = n_resamples, sets.max() + 1
+    of_queries = rng.exponential(size=(*shape, single.shape[1]))
+    weight = rng.exponential(size=shape)[:, sets] * rng.exponential(size=(n_resamples, seeds.max() + 1))[:, seeds]
+    means = [_means(values, of_queries, sets) for values in (single, effect)]
+    seen = np.nanmean(single, axis=1), np.nanmean(effect, axis=1)
+    reach = np.abs(_logit(seen[0])[:, None] - _logit(np.asarray(grid))) <= 2 * _WIDTH
+    counts = [len(np.unique(sets[near])) for near in reach.T]
+    center = _smooth(*(values[None] for values in seen), np.ones((1, len(sets))), grid)[0]
+    low, high = np.percentile(_smooth(*means, weight, grid), (2.5, 97.5), axis=0)
+    curve = pd.DataFrame({"mAP": grid, "effect": center, "low": low, "high": high, "sets": counts})
+    curve.loc[curve["sets"] < _FEWEST_SETS, ["effect", "low", "high"]] = np.nan
+    return curve
+
+
+def ranges_told(curve):
+    """In words, between which mAP of the single model a curve of `effect_curve` tells what: "helps 30–94, …"."""
+    words = {1: "helps", -1: "harms", 0: "cannot be told"}
+    curve = curve[curve["effect"].notna()]
+    sign = (curve["low"] > 0).astype(int) - (curve["high"] < 0).astype(int)
+    parts = [(words[part.iloc[0]], curve["mAP"][part.index]) for _, part in sign.groupby(sign.diff().ne(0).cumsum())]
+    return ", ".join(f"{word} {100 * at.iloc[0]:.0f}–{100 * at.iloc[-1]:.0f}" for word, at in parts) or "no points"
+
+
+def _logit(share):
+    """log(p / (1 − p)), held finite at 0 and 1."""
+    share = np.clip(share, 1e-3, 1 - 1e-3)
+    return np.log(share / (1 - share))
+
+
+def _means(values, weights, sets):
+    """Means over queries under random weights: (P, Q), (B, sets, Q), (P,) -> (B, P)."""
+    there = ~np.isnan(values)
+    filled, means = np.where(there, values, 0.0), np.empty((len(weights), len(values)))
+    for number in np.unique(sets):
+        rows = sets == number
+        means[:, rows] = weights[:, number] @ filled[rows].T / (weights[:, number] @ there[rows].T)
+    return means
+
+
+def _smooth(single, effect, weight, grid):
+    """Local linear fit of effects (B, P) over the logit of mAP (B, P), points weighed by (B, P) -> (B, K)."""
+    fitted = np.empty((len(single), len(grid)))
+    for column, at in enumerate(_logit(np.asarray(grid, np.float64))):
+        away = _logit(single) - at
+        near = weight * np.exp(-0.5 * (away / _WIDTH) ** 2)
+        total, first, second = near.sum(1), (near * away).sum(1), (near * away**2).sum(1)
+        slope_weight = second[:, None] - first[:, None] * away
+        scale = total * second - first**2 + 1e-3 * total**2 * _WIDTH**2  # a little towards the local mean
+        local = near * (slope_weight + 1e-3 * total[:, None] * _WIDTH**2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            fitted[:, column] = (local * effect).sum(1) / scale
+    return fitted

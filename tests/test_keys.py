@@ -1,0 +1,188 @@
+"""Keys of runs: what decides a result and what does not, and what they say of runs that are done."""
+
+import os
+import shutil
+
+import pytest
+from tiny_study import GIVEN, REPOSITORY, write_notebook
+
+from reid_utils.files import read_json, write_json, write_text
+from reid_utils.study import keys
+from reid_utils.study.folders import StudyFolders
+from reid_utils.study.plan import Run
+from reid_utils.study.study_file import StudyError
+
+
+def run_of(name, inputs=(), minutes=1.0, **parameters):
+    return Run(name, name.split("__")[0], "", parameters, tuple(inputs), minutes)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package `reid_utils` of a few modules for imported_modules to read."""
+    sources = {
+        "__init__.py": "",
+        "ranking/__init__.py": "from .distances import squared\n",
+        "ranking/distances.py": "import numpy as np\n",
+        "ranking/metrics.py": "def late():\n    from ..data import images\n",
+        "data/__init__.py": "",
+        "data/images.py": "x = 1\n",
+        "learning/__init__.py": "",
+        "learning/losses.py": "y = 1\n",
+    }
+    for name, source in sources.items():
+        write_text(tmp_path / "reid_utils" / name, source)
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "reid_utils")
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget():
+    """As a new process: what was read of notebooks and modules is read again."""
+    keys.imported_modules.cache_clear()
+    keys._read_module.cache_clear()
+
+
+def key_of(clone, source="from reid_utils.ranking import metrics", run=None, threads=1, data="f", upstream=None):
+    write_notebook(clone / "n.ipynb", GIVEN, source)
+    forget()
+    run = run or run_of("n", seeds=[0])
+    return keys.key_parts(run, clone / "n.ipynb", clone / "requirements.lock", threads, upstream or {}, data)
+
+
+def test_modules_count_directly_through_others_in_functions_and_with_their_packages(package):
+    modules = key_of(package)["modules"]
+    assert set(modules) == {
+        "reid_utils", "reid_utils.ranking", "reid_utils.ranking.distances", "reid_utils.ranking.metrics",
+        "reid_utils.data", "reid_utils.data.images",
+    }  # fmt: skip
+
+
+def test_magics_are_no_obstacle_and_broken_cells_are_named(package):
+    assert "reid_utils.learning.losses" in key_of(package, "%time\n!ls\nimport reid_utils.learning.losses")["modules"]
+    with pytest.raises(StudyError, match=r"n\.ipynb: cell 3 has a syntax error in line 1"):
+        key_of(package, "for")
+
+
+def test_every_part_of_a_key_is_told_when_it_changes(package):
+    before = key_of(package)
+    assert keys.changes(before, key_of(package)) == []
+    (package / "requirements.lock").write_text("numpy==3\n")
+    assert keys.changes(before, key_of(package)) == ["requirements changed"]
+    (package / "requirements.lock").unlink()
+    write_text(package / "reid_utils" / "data" / "images.py", "x = 2\n")
+    assert keys.changes(before, key_of(package)) == ["reid_utils.data.images changed"]
+    write_text(package / "reid_utils" / "data" / "images.py", "x = 1\n")
+    write_text(package / "reid_utils" / "learning" / "losses.py", "y = 2\n")  # not imported
+    assert keys.changes(before, key_of(package)) == []
+    assert keys.changes(before, key_of(package, run=run_of("n", seeds=[1]))) == ["parameter seeds changed"]
+    assert keys.changes(before, key_of(package, threads=2)) == ["threads changed"]
+    assert keys.changes(before, key_of(package, data="g")) == ["data changed"]
+    assert keys.changes(before, key_of(package, upstream={"a": "k"})) == ["upstream a changed"]
+    changed = key_of(package, "from reid_utils.ranking import metrics\nmetrics.late()")
+    assert keys.changes(before, changed) == ["notebook changed"]
+
+
+def test_outputs_and_metadata_of_a_notebook_do_not_count(package):
+    before = key_of(package)
+    content = read_json(package / "n.ipynb")
+    content["cells"][2] |= {"outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}], "execution_count": 4}
+    content["cells"][2]["metadata"] = {"scrolled": True}
+    write_json(package / "n.ipynb", content)
+    forget()
+    parts = keys.key_parts(run_of("n", seeds=[0]), package / "n.ipynb", package / "requirements.lock", 1, {}, "f")
+    assert parts == before
+
+
+def test_keys_hold_no_path_so_a_moved_clone_keeps_its_runs(package):
+    assert str(package) not in str(key_of(package))
+
+
+def test_folder_fingerprint_follows_content_and_names_only(tmp_path):
+    write_text(tmp_path / "a" / "x.csv", "1")
+    write_text(tmp_path / "b" / "x.csv", "1")
+    os.utime(tmp_path / "b" / "x.csv", (1, 1))
+    assert keys.folder_fingerprint(tmp_path / "a") == keys.folder_fingerprint(tmp_path / "b")
+    write_text(tmp_path / "b" / "x.csv", "2")
+    assert keys.folder_fingerprint(tmp_path / "a") != keys.folder_fingerprint(tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
+        keys.folder_fingerprint(tmp_path / "missing")
+
+
+def record(root, run_id, key, parts=None, files=(), seconds=10.0):
+    write_json(root / "state" / f"{run_id}.json",
+               {"key": key, "parts": parts or {}, "files": list(files), "seconds": seconds})  # fmt: skip
+
+
+def test_states_tell_done_stale_and_to_do(tmp_path):
+    runs = [run_of(name) for name in "abcde"]
+    write_text(tmp_path / "results" / "a" / "results.json", "{}")
+    record(tmp_path, "a", "k", files=["results/a/results.json"])
+    record(tmp_path, "b", "old", {"parameters": {"epochs": 1}})
+    record(tmp_path, "c", "k", files=["tables/T1.csv"])
+    write_json(tmp_path / "state" / "d.failed.json", {"message": "x"})
+    key = {run.id: ("k", {"parameters": {"epochs": 2}}) for run in runs}
+    states = keys.run_states(runs, StudyFolders(tmp_path), key)
+    assert [(states[name].name, states[name].reason, states[name].seconds) for name in "abcde"] == [
+        ("done", "", 10),
+        ("stale", "parameter epochs changed", 10),
+        ("stale", "tables/T1.csv is gone", 10),
+        ("to do", "failed last time", 60),
+        ("to do", "", 60),
+    ]
+    assert {state.name for state in keys.run_states(runs, StudyFolders(tmp_path), None).values()} == {"to do"}
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A copy of the package and the notebooks whose keys are computed -> its folder."""
+    for name in ("reid_utils", "rendered_players", "notebooks"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "reid_utils")
+    forget()
+    yield tmp_path
+    forget()
+
+
+def parts_of(house):
+    """{notebook: key parts} of every notebook as it stands now."""
+    forget()
+    paths = sorted((house / "notebooks").glob("*.ipynb"))
+    return {path.stem[:2]: keys.key_parts(run_of("n"), path, "none", 1, {}, "f") for path in paths}
+
+
+def changed_in(before, after):
+    return {stem for stem in before if before[stem] != after[stem]}
+
+
+def edit(house, module):
+    """Change what a module says."""
+    with (house / "reid_utils" / module).open("a") as file:
+        file.write("\nANOTHER = 1\n")
+
+
+def test_comments_docstrings_and_markdown_decide_nothing(house):
+    before = parts_of(house)
+    for path in [*(house / "reid_utils").rglob("*.py"), *(house / "rendered_players").rglob("*.py")]:
+        path.write_text(path.read_text().replace('"""', '"""Now ', 1) + "\n\n# a comment more\n")
+    for path in (house / "notebooks").glob("*.ipynb"):
+        content = read_json(path)
+        content["cells"] = [{"cell_type": "markdown", "metadata": {}, "source": ["new"]}, *content["cells"]]
+        for cell in content["cells"]:
+            cell["source"] = [*cell["source"], "\n# a remark" if cell["cell_type"] == "code" else " typo"]
+        write_json(path, content)
+    assert parts_of(house) == before
+
+
+def test_a_colour_or_a_table_costs_no_training_and_a_loss_does(house):
+    before = parts_of(house)
+    edit(house, "views/style.py")
+    after_colour = changed_in(before, parts_of(house))
+    assert "02" not in after_colour and {"05", "06"} <= after_colour  # drawn anew, which costs seconds
+    edit(house, "paper/tables.py")
+    assert "02" not in changed_in(before, parts_of(house))
+    edit(house, "study/progress.py")
+    edit(house, "learning/losses.py")
+    after = parts_of(house)
+    assert keys.changes(before["02"], after["02"]) == ["reid_utils.learning.losses changed"]

@@ -1,0 +1,244 @@
+"""The layouts that re-identification sets come in, each built small."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from reid_utils.data import integrity, synergy
+from reid_utils.data.histograms import histogram_bound
+from reid_utils.data.layouts import find_layout
+from reid_utils.learning.features import save_features
+from reid_utils.ranking.feature_files import load_features
+from reid_utils.ranking.labels import labels_of
+from reid_utils.ranking.methods import distances_of, score
+from reid_utils.ranking.metrics import average_precisions
+
+RNG = np.random.default_rng(0)
+
+
+def put(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image = RNG.integers(0, 255, (24, 12, 3), np.uint8)
+        (root / name).write_bytes(cv2.imencode(".png" if name.lower().endswith("png") else ".jpg", image)[1].tobytes())
+
+
+def market(root):
+    put(
+        root,
+        *(f"bounding_box_train/{p:04d}_c{c}s1_{k:06d}_00.jpg" for p in range(2, 14) for c in (1, 2) for k in (5, 9)),
+    )
+    put(root, "query/0100_c1s1_000001_00.jpg", "query/0200_c2s1_000001_00.JPG")
+    put(root, "bounding_box_test/0100_c1s1_000002_01.jpg", "bounding_box_test/0100_c2s1_000003_01.jpg")
+    put(root, "bounding_box_test/0200_c1s3_000004_01.jpg", "bounding_box_test/0200_c3s3_000004_01.png")
+    put(root, "bounding_box_test/-1_c1s1_000401_03.jpg", "bounding_box_test/0000_c3s3_000005_02.jpg")
+    (root / "bounding_box_test" / "Thumbs.db").write_bytes(b"x")
+    return root
+
+
+def msmt(root):
+    lists = {
+        "list_train": [
+            f"{p:04d}/{p:04d}_{k:03d}_{k + 1:02d}_0303morning_0015_{k}.jpg {p}" for p in range(10) for k in (0, 1)
+        ],
+        "list_val": [f"{p:04d}/{p:04d}_002_03_0303noon_0015_2.jpg {p}" for p in range(10)],
+        "list_query": ["0000/0000_000_01_0303morning_0001_0.jpg 0", "0001/0001_000_02_0303morning_0001_0.jpg 1"],
+        "list_gallery": ["0000/0000_001_05_0303morning_0001_0.jpg 0", "0001/0001_001_06_0303morning_0001_0.jpg 1"],
+    }
+    for name, lines in lists.items():
+        folder = "mask_train_v2" if name in ("list_train", "list_val") else "mask_test_v2"
+        put(root, *(f"{folder}/{line.split()[0]}" for line in lines))
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def soccernet(root):
+    game = "england_epl/2014-2015/game 1"
+    box = iter(range(1000))
+
+    def name(part, action, person, frame):
+        return f"{part}/{game}/{action}/{next(box)}-{action}-{person}-{frame}-Player_team_left-7-a{action}f-48x24.png"
+
+    put(
+        root,
+        *(name("train", a, f"{a}{p}", f) for a in range(10) for p in (1, 2) for f in (0, 1)),
+        name("train", 3, 77, 0),
+    )
+    put(
+        root,
+        *(name("valid/query", a, a, 0) for a in (0, 1)),
+        *(name("valid/gallery", a, p, 1) for a in (0, 1) for p in (0, 1)),
+    )
+    put(root, "challenge/query/0-4-48x24.png", "challenge/gallery/10-4-48x24.png", "challenge/gallery/2-4-48x24.png")
+    return root
+
+
+def people(root):
+    put(root, *(f"player {p}/{k}.{'PNG' if k else 'jpeg'}" for p in (1, 2, 10, 20) for k in (0, 2, 10)))
+    (root / "player 1" / ".DS_Store").write_bytes(b"x")
+    return root
+
+
+LAYOUTS = {"Market-1501": market, "MSMT17": msmt, "SoccerNet ReID": soccernet, "a folder a player": people}
+
+
+@pytest.fixture
+def build(tmp_path):
+    return lambda make: make(tmp_path / "set")
+
+
+def rows(manifest, split, role):
+    return manifest[(manifest["split"] == split) & (manifest["role"] == role)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.filterwarnings("ignore:.*sequences", "ignore:.*single image")
+def test_each_layout_gives_the_same_manifest(build, tmp_path, name):
+    root = build(LAYOUTS[name])
+    assert find_layout(root) == (name, root)
+    manifest = synergy.load_manifest(root)
+    assert list(manifest.columns) == synergy.COLUMNS
+    assert manifest[["player", "sequence", "frame", "fold", "camera"]].dtypes.unique().tolist() == [np.int64]
+    integrity.validate_images(root, manifest)
+    train, test = manifest[manifest["split"] == "train"], manifest[manifest["split"] == "test"]
+    assert set(test.loc[test["role"] == "query", "player"]) <= set(test.loc[test["role"] == "gallery", "player"])
+    assert not set(train["player"]) & set(test["player"])
+    held = [synergy.fold_split(manifest, k) for k in sorted(set(train["fold"]))]
+    assert sum(len(query) + len(gallery) for _, query, gallery in held) == len(train)
+    for _, query, gallery in held:
+        assert set(query["player"]) == set(gallery["player"]) and len(gallery) >= len(query)
+    assert 0 < histogram_bound(root) <= 1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.filterwarnings("ignore:.*single image")
+def test_the_fingerprint_covers_every_image_of_a_layout(build, tmp_path, name):
+    root = build(LAYOUTS[name])
+    before = integrity.data_fingerprint(root, tmp_path / "cache.json")
+    for path in (synergy.layout_rows(root)[0].path, synergy.layout_rows(root)[-1].path):
+        (root / path).write_bytes((root / path).read_bytes() + b" ")
+        after = integrity.data_fingerprint(root, tmp_path / "cache.json")
+        assert after != before
+        before = after
+
+
+def test_market_1501_scores_as_the_benchmark_does(build):
+    """Junk and the query's own camera are left out of the ranking, distractors are wrong answers."""
+    manifest = synergy.load_manifest(build(market))
+    query, gallery = rows(manifest, "test", "query"), rows(manifest, "test", "gallery")
+    assert query["image_id"].tolist() == ["0100_c1s1_000001_00", "0200_c2s1_000001_00"]
+    assert gallery["player"].tolist() == [0, -1, 100, 100, 200, 200]
+    assert gallery["camera"].tolist() == [3, 1, 1, 2, 1, 3]
+    labels = query["player"], gallery["player"], query["camera"], gallery["camera"]
+    # Ranked: junk, own camera, distractor, match; then distractor, match, player 100, match, junk.
+    distances = np.array([[3, 1, 2, 4, 5, 6], [1, 6, 3, 7, 2, 4]], float)
+    found = average_precisions(distances, *(np.asarray(column) for column in labels))
+    assert found == pytest.approx([1 / 2, (1 / 2 + 2 / 4) / 2])
+
+
+def test_market_counts_leave_junk_and_distractors_out_of_the_identities(build):
+    table = synergy.counts(synergy.load_manifest(build(market))).set_index("set")
+    assert table.loc["test gallery"].tolist() == [2, 6] and table.loc["training"].tolist() == [12, 48]
+
+
+def test_nobody_is_trained_on_junk_and_distractors(build):
+    manifest = synergy.load_manifest(build(market))
+    labels, _ = synergy.training_and_validation(manifest, "train+test")
+    assert manifest.loc[labels == -1, "player"].tolist() == [0, -1] and labels.max() == 13
+
+
+def test_market_folds_ask_once_a_player_and_keep_the_cameras(build):
+    _, query, gallery = synergy.fold_split(synergy.load_manifest(build(market)), 0)
+    assert not query["player"].duplicated().any() and set(query["camera"]) == {1}
+    assert gallery["camera"].value_counts().to_dict() == {2: 2 * len(query), 1: len(query)}
+
+
+def test_msmt17_takes_both_training_lists_and_numbers_test_players_after_them(build):
+    manifest = synergy.load_manifest(build(msmt))
+    train = manifest[manifest["split"] == "train"]
+    assert len(train) == 30 and sorted(train["player"].unique()) == list(range(1, 11))
+    assert rows(manifest, "test", "query")[["player", "camera"]].to_numpy().tolist() == [[11, 1], [12, 2]]
+    assert rows(manifest, "test", "gallery")["camera"].tolist() == [5, 6]
+
+
+def test_soccernet_keeps_the_action_and_drops_persons_seen_once(build):
+    with pytest.warns(UserWarning, match="1 training persons of a single image are left out"):
+        manifest = synergy.load_manifest(build(soccernet))
+    assert len(manifest[manifest["split"] == "train"]) == 40
+    gallery = rows(manifest, "test", "gallery")
+    assert gallery["sequence"].tolist() == [0, 0, 1, 1] and gallery["player"].tolist() == [21, 22, 21, 22]
+    hidden = rows(manifest, "challenge", "gallery")
+    assert hidden["image_id"].tolist() == ["2-4-48x24", "10-4-48x24"] and hidden["sequence"].tolist() == [4, 4]
+    assert (hidden["player"] == -1).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*single image")
+def test_soccernet_ranks_a_query_within_its_action(build, tmp_path):
+    manifest = synergy.load_manifest(build(soccernet))
+    test = manifest[manifest["split"] == "test"]
+    assert test.groupby("role")["group"].unique().map(list).to_dict() == {"gallery": [1, 2], "query": [1, 2]}
+    # Queries at 0 and 9, the gallery of two actions: nearer images of the other action come last.
+    save_features(tmp_path / "a.npz", test, np.array([[0], [9], [3], [1], [5], [4]], np.float32))
+    features = load_features(tmp_path / "a.npz")
+    assert np.argsort(distances_of(features), axis=1).tolist() == [[1, 0, 3, 2], [2, 3, 0, 1]]
+    assert score(distances_of(features), *labels_of(features))["aps"].tolist() == [1 / 2, 1 / 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*sequences")
+def test_a_folder_a_player_is_halved_in_the_order_of_its_numbers(build):
+    manifest = synergy.load_manifest(build(people))
+    train = manifest[manifest["split"] == "train"]
+    assert train["path"].str.split("/").str[0].unique().tolist() == ["player 1", "player 2"]
+    assert rows(manifest, "test", "query")["image_id"].tolist() == ["player 10_0", "player 20_0"]
+    assert rows(manifest, "test", "gallery")["path"].tolist() == [
+        f"player {p}/{k}.PNG" for p in (10, 20) for k in (2, 10)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*sequences")
+def test_folders_train_and_test_of_players_are_taken_as_they_are(tmp_path):
+    for p in range(1, 5):
+        put(tmp_path, *(f"{'train' if p < 4 else 'test'}/anna {p}/{k}.png" for k in range(2)))
+    assert synergy.load_manifest(tmp_path).groupby("split")["player"].nunique().to_dict() == {"test": 1, "train": 3}
+    put(tmp_path, "test/anna 1/7.png", "test/anna 1/8.png")
+    with pytest.raises(ValueError, match=r"player anna 1 is in both .*train and .*test"):
+        synergy.load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (market, "query/100.jpg", r"query/100\.jpg is not named {player}_c{camera}"),
+        (market, "bounding_box_train/-1_c1s1_000001_00.jpg", "is junk .-1., which belongs into bounding_box_test"),
+        (market, "query/0100_c1s1_000001_00.png", "the same image id"),
+        (market, "bounding_box_train/0100_c1s1_000001_00.jpg", "player 100 is in both bounding_box_train and query"),
+        (soccernet, "train/a/b/c/0/7-1-1.png", "is not named {box}-{action}-{person}"),
+        (people, "player 2/notes.txt", r"notes\.txt is not named as a .jpg, .jpeg or .png image"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrong_file_is_named_with_the_rule(build, make, name, message):
+    root = build(make)
+    put(root, name)
+    with pytest.raises(ValueError, match=message):
+        synergy.load_manifest(root)
+
+
+def test_a_wrong_line_and_a_missing_folder_are_named(build):
+    root = build(msmt)
+    with (root / "list_query.txt").open("a") as file:
+        file.write("0001/nobody.jpg 1\n")
+    with pytest.raises(ValueError, match=re.escape("list_query.txt line 3 ('0001/nobody.jpg 1')")):
+        synergy.load_manifest(root)
+    (root / "list_query.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"list_query\.txt is missing"):
+        synergy.load_manifest(root)
+
+
+def test_a_folder_in_no_layout_says_what_was_looked_for(tmp_path):
+    put(tmp_path, "reid_test/query/1_0_0.jpeg", "reid_test/gallery/1_0_1.jpeg")
+    for folder in (tmp_path, tmp_path / "reid_test"):
+        with pytest.raises(FileNotFoundError, match=r"no reid_training \(Synergy\), bounding_box_train"):
+            synergy.load_manifest(folder)

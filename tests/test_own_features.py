@@ -1,0 +1,107 @@
+"""Feature files and distance CSVs of one's own: what is read, what is left out, and notebooks 03 and 04 on them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from reid_utils.ranking import write_distance_csv
+from reid_utils.ranking.feature_files import load_features, load_folder, load_models, scorable
+from reid_utils.ranking.methods import check_same_images, score_features, write_entry
+
+QUERY, GALLERY = np.array([0, 1]), np.array([0, 1, 1])
+
+
+def save(path, query=QUERY, gallery=GALLERY, **changes):
+    rng = np.random.default_rng(len(path.stem))
+    sides = {"query": rng.normal(size=(len(query), 4)), "gallery": rng.normal(size=(len(gallery), 4))}
+    np.savez(path, **(sides | {"query_players": query, "gallery_players": gallery} | changes))
+    return path
+
+
+def test_what_file_managers_leave_behind_is_passed_over(tmp_path):
+    save(tmp_path / "b.npz")
+    save(tmp_path / "a.npz").rename(tmp_path / "a.NPZ")
+    for name in ("._b.npz", "._c.csv", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    write_distance_csv(tmp_path / "c.csv", np.ones((2, 3)), QUERY, GALLERY)
+    (tmp_path / "c.csv").rename(tmp_path / "c.CSV")
+    assert list(load_folder(tmp_path)) == ["a", "b", "c"]
+
+
+def test_bfloat16_features_are_read(tmp_path):
+    exact = np.array([[1, -2, 0.5, 3], [0.25, 8, -1, 0]], np.float32)
+    stored = (exact.view(np.uint32) >> 16).astype(np.uint16).view("V2")
+    path = tmp_path / "mine.npz"
+    np.savez(path, query=stored, gallery=np.ones((3, 4)), query_players=QUERY, gallery_players=GALLERY)
+    np.testing.assert_array_equal(load_features(path)["query"], exact)
+
+
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_cameras_of_one_side_only_are_refused(tmp_path, side):
+    cameras = {f"{side}_cameras": np.zeros(2 if side == "query" else 3, int)}
+    with pytest.raises(ValueError, match=rf"mine\.npz has {side}_cameras only; give the cameras of both sides"):
+        load_features(save(tmp_path / "mine.npz", **cameras))
+
+
+def test_players_of_two_kinds_are_refused_by_file(tmp_path):
+    with pytest.raises(ValueError, match=r"mine\.npz: query_players are text, gallery_players whole numbers"):
+        load_features(save(tmp_path / "mine.npz", query_players=np.array(["0", "1"])))
+    numbers, names = (load_features(save(tmp_path / f"{name}.npz")) for name in ("numbers", "names"))
+    names |= {side: names[side].astype(str) for side in ("query_players", "gallery_players")}
+    with pytest.raises(ValueError, match="query ids of numbers are whole numbers, of names text"):
+        check_same_images([{"numbers": numbers, "names": names}])
+
+
+def test_a_hidden_split_is_left_out_with_a_warning_and_never_scored(tmp_path):
+    save(tmp_path / "test.npz")
+    save(tmp_path / "challenge.npz", query_players=np.array([-1, -1]), gallery_players=np.array([-1, -1, -1]))
+    models = load_folder(tmp_path)
+    with pytest.warns(UserWarning, match="all query players of challenge are unknown .-1., a hidden split: it is not"):
+        assert list(scorable(models)) == ["test"]
+    with pytest.raises(ValueError, match="hidden split: it is not scored; give a set with known players"):
+        scorable({"challenge": models["challenge"]})
+    with pytest.raises(ValueError, match="nothing to score"):
+        score_features(models["challenge"])
+
+
+def test_an_entry_is_the_fusion_of_means_over_seeds(tmp_path):
+    for folder in ("a", "b"):
+        for seed in (0, 1):
+            (tmp_path / folder / f"seed{seed}").mkdir(parents=True)
+            for name in ("test", "challenge") if (folder, seed) != ("b", 1) else ("test",):
+                save(tmp_path / folder / f"seed{seed}" / f"{name}.npz")
+    models = load_models({"first": tmp_path / "a", "second": tmp_path / "b"}, [0, 1])
+    assert list(models) == ["test"] and [list(seed) for seed in models["test"]] == [["first", "second"]] * 2
+    entries = write_entry(tmp_path, models, "none", "similarity")
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == ["test.csv", "test_plain.csv"]
+    sides = [(model["query"], model["gallery"]) for seed in models["test"] for model in seed.values()]
+    expected = np.mean([((query[:, None] - gallery[None]) ** 2).sum(axis=2) for query, gallery in sides], axis=0)
+    np.testing.assert_allclose(entries["test"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("notebook", ["03_post_processing", "04_fusion"])
+def test_the_smallest_folder_with_a_hidden_split_goes_through(tmp_path, notebook):
+    features = tmp_path / "features"
+    features.mkdir()
+    for name in ("first", "second", "third"):
+        save(features / f"{name}.npz")
+    save(features / "challenge.npz", query_players=np.array([-1, -1]), gallery_players=np.array([-1, -1, -1]))
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        f"{notebook}.ipynb",
+        str(tmp_path / "done.ipynb"),
+    ]
+    command += ["-p", "features", str(features), "-p", "out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results" / notebook / "results.json").read_text())
+    assert not any("challenge" in line["row"] + line.get("group", "") for line in results["values"]["comparison"])
