@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from test_tables import trained
 
 from reid_utils.learning.training import best_learning_rate
 from reid_utils.paper.folds import pool_folds
+from reid_utils.paper.rows import backbone_table, loss_table
 from reid_utils.ranking.methods import score, stack_scores
 
 
@@ -34,6 +36,7 @@ def test_folds_that_differ_in_nothing_else_become_one_run_over_all_their_queries
         ("infonce", "every fold"),
     ]
     found, parts = pooled[0]["scores"], [runs[2]["scores"], runs[0]["scores"]]
+    assert pooled[0]["run"] == "id fold * of 2"
     assert pooled[0]["folders"] == ["id/fold 0 of 2", "id/fold 1 of 2"]
     assert np.array_equal(found["none|aps"], np.concatenate([part["none|aps"] for part in parts], axis=1))
     assert found["none|mAP"] == pytest.approx(found["none|aps"].mean(axis=1))
@@ -54,6 +57,25 @@ def test_a_single_fold_is_no_row_and_a_missing_one_is_named():
     assert pool_folds([tuning]) == []
     with pytest.raises(ValueError, match=r"id fold 0 of 3 and its like cover the folds \[0, 2\]; run each fold once"):
         pool_folds([tuning, _run("fold 0 of 3"), _run("fold 2 of 3")])
+
+
+def test_tables_of_real_people_set_every_row_beside_its_own_start(monkeypatch):
+    monkeypatch.setattr("reid_utils.paper.rows.dispersion", lambda run: np.ones(3))
+    runs = [trained(0.3, train_on="fold 0 of 2", learning_rate=0.1), trained(0.9, train_on="train")]
+    for pretrained in (True, False):
+        for loss, rate in (("infonce", 0.003 if pretrained else 0.001), ("id+triplet", 0.003)):
+            settings = {"pretrained": pretrained, "loss": loss, "learning_rate": rate}
+            for fold in (0, 1):
+                run = trained(0.7 if pretrained else 0.4, train_on=f"fold {fold} of 2", **settings)
+                runs.append(run | {"folder": f"{fold}"})
+    for number, run in enumerate(runs):
+        run.update(run=f"{run['run']} {number}", folder=f"{number}")
+    pooled = {"02_training": pool_folds(runs)}
+    losses, backbones = loss_table(pooled, ["none"]), backbone_table(pooled, ["none"])
+    assert losses.baselines["a from scratch: id+triplet"] == "a from scratch: infonce"
+    assert losses.baselines["a: id+triplet"] == "a: infonce"
+    assert set(losses.comparison["queries"]) == {80} and len(losses.rows) == 4
+    assert backbones.baselines["a, plain"] == "a from scratch, plain"
 
 
 def _tuned(rate, score, loss="id"):

@@ -12,9 +12,9 @@ def pool_folds(runs):
     """Runs with those that differ in their fold alone as one: `train_on` "every fold", scores over all their queries.
 
     `runs`: results as `gather` gives them, each with settings, scores ({"name|aps": (S, Q) …}) and folder. A group
-    keeps the place, id, values and folder of its first run, and has all of their `folders`. Runs on a single fold (a
-    search for settings) are left out; all others stay as they are. Raises ValueError where a fold is missing or there
-    twice.
+    keeps the place, values and folder of its first run; `run` is a pattern of their ids, `folders` are all of theirs.
+    Runs on a single fold (a search for settings) are left out; all others stay as they are. Raises ValueError where a
+    fold is missing or there twice.
     """
     groups = {}
     for run in runs:
@@ -37,6 +37,7 @@ def _pooled(members):
         raise ValueError(f"{runs[0]['run']} and its like cover the folds {folds}; run each fold once")
     return {
         **members[0],
+        "run": re.sub("(fold.)[0-9]+", r"\1*", runs[0]["run"]),  # what --only takes for all of them
         "settings": {**members[0]["settings"], "train_on": ALL_FOLDS},
         "scores": concatenate_scores([run["scores"] for run in runs]),
         "folders": [run["folder"] for run in runs],

@@ -98,7 +98,8 @@ def loss_table(runs, recipes):
     rows = {name: row(run, "none") | {"dispersion": dispersion(run)} for name, run in members.items()}
     baselines = {}
     for name, run in members.items():
-        bases = _of(members, backbone=run["settings"]["backbone"], loss="infonce")
+        alike = {key: run["settings"].get(key) for key in ("backbone", "pretrained")}
+        bases = _of(members, loss="infonce", **alike)
         own = run["settings"]["loss"] == "infonce" or not bases
         baselines[name] = _twin(name, members) or (name if own else closest(run, bases))
     note = "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite"
