@@ -99,7 +99,6 @@ def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
         print(progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run))
         return 0
     with engine.hold(folders) as command, contextlib.ExitStack() as stack:
-        client = client or stack.enter_context(engine.here(jobs, gpus))
         states, chosen, fresh = left()
         print(progress.plan_text(runs, states, chosen, jobs, folders.root, details=False), flush=True)
         stale = sum(states[run.id].name == "stale" and run.id not in fresh for run in chosen)
@@ -109,6 +108,7 @@ def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
             )
         check_images(folder, fingerprint, folders.root, args.jobs or jobs)
         write_json(folders.study, described(args, study, folders, folder))
+        client = client or stack.enter_context(engine.here(jobs, gpus))
         most = {"command": command, "gpus": None if args.scheduler else len(gpus)}
         given = {"data": str(folder)} | ({"features": str(args.features.resolve())} if args.features else {})
         work = [

@@ -5,6 +5,7 @@ tensors again and again. --tiny goes through the same code with a small encoder,
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.__main__ import synthetic_features
-from reid_utils.learning.losses import Objective
+from reid_utils.learning.loading import RunBatches, batches_of_steps
 from reid_utils.learning.models import build_encoder
-from reid_utils.learning.processes import default_device, half_precision
-from reid_utils.learning.training import Recipe, batches_of_steps, epoch_batches, parameter_groups, take_step
+from reid_utils.learning.processes import default_device, peak_gib
+from reid_utils.learning.training import Recipe, prepare, take_step
 from reid_utils.ranking.neighbours import search_features, search_tensors
 
 LARGE = {"backbone": "ViT-L-14-quickgelu/openai", "size": (224, 224), "precisions": ("fp16", "bf16"), "pairs": 32}
@@ -47,23 +48,24 @@ def bare_loop(taken, parts, steps, half):
         scaler.update()
 
 
-def measure_steps(shape, precision, steps, rounds, workers):
-    """(bare steps a second, ours, peak GiB or None) of an encoder of `shape` at a precision, run in turns."""
+def measure_steps(shape, precision, steps, rounds, workers, **settings):
+    """(bare steps a second, ours, peak GiB) of an encoder of `shape` at a precision, run in turns.
+
+    One loader serves all rounds, and the first is not counted; `settings`: more of the recipe, such as `compile`.
+    """
     device = default_device()
-    recipe = Recipe(batch_pairs=shape["pairs"], precision=precision, workers=workers)
+    recipe = Recipe(batch_pairs=shape["pairs"], precision=precision, workers=workers, epochs=rounds + 1, **settings)
     count = 2 * shape["pairs"] * (steps + 1)
     images = np.random.default_rng(0).integers(0, 255, (count, *shape["size"], 3), dtype=np.uint8)
     labels = np.arange(count) // 2
     encoder = build_encoder(shape["backbone"], shape["size"]).to(device).train()
-    objective = Objective("infonce", labels.max() + 1, encoder.dim).to(device)
-    optimiser = torch.optim.AdamW(parameter_groups(encoder, objective, recipe), lr=recipe.learning_rate)
-    half = half_precision(precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
-    parts, batches = (encoder, objective, optimiser, scaler), epoch_batches(images, labels, encoder, recipe, 1)
-    ready = [batches.ready(batches[0], device)]
+    named, shared, half = prepare(encoder, recipe, labels.max() + 1)
+    parts = shared, named["objective"], named["optimiser"], named["scaler"]
+    loaded = batches_of_steps(RunBatches(images, labels, encoder, recipe), 1, 0, recipe, device)
+    ready = [tuple(tensor.clone() for tensor in next(loaded)[0])]
 
     def ours():
-        for _, taken in zip(range(steps), batches_of_steps(batches, 0, recipe, device), strict=False):
+        for taken in itertools.islice(loaded, steps):
             take_step(taken, *parts, half=half)
 
     if device.type == "cuda":
@@ -73,8 +75,7 @@ def measure_steps(shape, precision, steps, rounds, workers):
         for name, function in (("bare", lambda: bare_loop(ready, parts, steps, half)), ("ours", ours)):
             seconds = synchronised_seconds(function, device)
             found[name] += [steps / seconds] if turn else []
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return statistics.median(found["bare"]), statistics.median(found["ours"]), peak
+    return statistics.median(found["bare"]), statistics.median(found["ours"]), peak_gib()
 
 
 def measure_search(queries, images, k=21, rounds=3):
@@ -96,6 +97,9 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=50, help="training steps a round (50)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds after the first (3)")
     parser.add_argument("--workers", type=int, default=8, help="processes that prepare batches (8)")
+    parser.add_argument(
+        "--settings", nargs="*", default=[], help="compile, cudnn_benchmark, deterministic: switched on"
+    )
     parser.add_argument("--tiny", action="store_true", help="a small encoder and search, on a CPU too")
     given = parser.parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
@@ -108,9 +112,9 @@ def main(arguments=None):
     print(f"{name}, torch {torch.__version__}; {shape['backbone']}, {shape['pairs']} pairs of {shape['size']}\n")
     print("| precision | bare model: steps a second | ours | ratio | peak GiB |\n|---|---|---|---|---|", flush=True)
     for precision in shape["precisions"]:
-        bare, ours, peak = measure_steps(shape, precision, given.steps, given.rounds, given.workers)
-        memory = "–" if peak is None else f"{peak:.1f}"
-        print(f"| {precision} | {bare:.2f} | {ours:.2f} | {ours / bare:.3f} | {memory} |", flush=True)
+        extra = dict.fromkeys(given.settings, True)
+        bare, ours, peak = measure_steps(shape, precision, given.steps, given.rounds, given.workers, **extra)
+        print(f"| {precision} | {bare:.2f} | {ours:.2f} | {ours / bare:.3f} | {peak:.1f} |", flush=True)
     print("\n| neighbour search | seconds | lists as on the CPU |\n|---|---|---|", flush=True)
     for queries, images in SEARCHES["tiny" if given.tiny else "large"]:
         seconds, equal = measure_search(queries, images)

@@ -1,10 +1,12 @@
 """`python -m benchmarks.pipeline`: crops a second of the input pipeline, and what a training step pays for it."""
 
 import argparse
+import itertools
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,12 +14,12 @@ import torch
 
 from benchmarks.measure import in_turns, machine
 from reid_utils.data.augmentation import draw_erasing, draw_sharpen, normalise, sharpen
-from reid_utils.data.batches import EpochBatches
 from reid_utils.data.images import decode, letterbox, load_images
 from reid_utils.data.synergy import load_manifest
+from reid_utils.learning.loading import RunBatches, batches_of_steps
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder
-from reid_utils.learning.training import Recipe, batches_of_steps, epoch_batches, parameter_groups, take_step
+from reid_utils.learning.training import Recipe, build_optimiser, take_step
 from rendered_players.dataset import render_dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,10 +61,10 @@ def pass_item_wise(paths, size, workers):
 
 def pass_ours(images, workers):
     """One pass over the crops in batches, as the training loop gets them."""
-    order = np.arange(len(images) // BATCH * BATCH).reshape(-1, BATCH)
-    settings = {"seed": 0, "epoch": 1, "augmentation": AUGMENTATION, "mean": MEAN, "std": STD, "pairs": False}
-    batches = EpochBatches(images, np.zeros(len(images), np.int64), order, **settings)
-    for [(batch, _)] in batches_of_steps(batches, 0, Recipe(workers=workers), torch.device("cpu")):
+    recipe = Recipe(augmentation=AUGMENTATION, batch_pairs=BATCH // 2, epochs=1, workers=workers)
+    batches = RunBatches(images, np.arange(len(images)) // 2, SimpleNamespace(mean=MEAN, std=STD), recipe)
+    steps = batches_of_steps(batches, 1, 0, recipe, torch.device("cpu"))
+    for [(batch, _)] in itertools.islice(steps, len(images) // BATCH):
         batch[0, 0, 0, 0].item()
 
 
@@ -95,10 +97,10 @@ def step_contenders(images, labels, backbone, steps):
     recipe, device = Recipe(augmentation=AUGMENTATION, learning_rate=1e-3), torch.device("cpu")
     encoder = build_encoder(backbone, images.shape[1:3]).train()
     objective = Objective("infonce", int(labels.max()) + 1, encoder.dim)
-    optimiser = torch.optim.AdamW(parameter_groups(encoder, objective, recipe), lr=recipe.learning_rate)
+    optimiser = build_optimiser(encoder, objective, recipe)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    batches = epoch_batches(images, labels, encoder, recipe, 1)
-    ready, players = batches.ready(batches[0])
+    batches = RunBatches(images, labels, encoder, recipe)
+    ready, players = next(batches_of_steps(batches, 1, 0, recipe, device))[0]
 
     def bare():
         for _ in range(steps):
@@ -108,7 +110,7 @@ def step_contenders(images, labels, backbone, steps):
             optimiser.step()
 
     def ours():
-        for _, taken in zip(range(steps), batches_of_steps(batches, 0, recipe, device), strict=False):
+        for taken in itertools.islice(batches_of_steps(batches, 1, 0, recipe, device), steps):
             take_step(taken, encoder, objective, optimiser, scaler)
 
     return {"bare": bare, "ours": ours}

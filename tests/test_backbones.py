@@ -1,6 +1,7 @@
 """The published backbones at their true size, without weights; open_clip's towers; weights files by every path."""
 
 import json
+import math
 from pathlib import Path
 
 import open_clip
@@ -59,14 +60,15 @@ def test_published_backbones_have_their_true_size_and_costs(backbone):
     width, side, mean, millions, gflops = PUBLISHED[backbone]
     assert (encoder.dim, encoder.image_size) == (width, (side, side))
     assert encoder.mean[0] == pytest.approx(mean, abs=1e-4)
+    assert math.exp(encoder.logit_scale) == pytest.approx(1 / 0.07), "without weights, CLIP's start"
     assert (count_parameters(encoder) / 1e6, count_gflops(encoder)) == pytest.approx((millions, gflops), rel=0.005)
     features = encoder.eval()(torch.zeros(2, 3, side, side, device="meta"))
     assert features.shape == (2, width)
 
 
 def test_every_backbone_of_the_paper_study_has_its_own_size():
-    entry = next(entry for entry in STUDY.entries if entry["notebook"] == "02_training")
-    sizes = {block["backbone"]: (block["image_height"], block["image_width"]) for block in entry["grid"]}
+    entry = next(entry for entry in STUDY.entries if entry.notebook == "02_training")
+    sizes = {block["backbone"]: (block["image_height"], block["image_width"]) for block in entry.grid}
     assert sizes == {name: (side, side) for name, (_, side, *_) in PUBLISHED.items()}
 
 
@@ -129,6 +131,16 @@ def test_a_local_file_loads_as_a_downloaded_one_and_position_tables_take_another
         assert build_encoder(backbone, pretrained=True, weights_dir=tmp_path).eval()(images).shape == (1, other.dim)
 
 
+def test_pixels_are_normalised_as_the_weights_were_trained_or_as_published():
+    backbone = "eva_large_patch14_336.in22k_ft_in22k_in1k"
+    with torch.device("meta"):
+        own, published = (build_encoder(backbone, normalisation=name) for name in ("weights", "imagenet"))
+        with pytest.raises(ValueError, match="normalisation 'clip' is unknown; known: weights, imagenet"):
+            build_encoder(backbone, normalisation="clip")
+    assert own.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+    assert (published.mean, published.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def test_openai_names_go_to_their_quickgelu_form_and_other_mismatches_are_errors(tiny_clip):
     with torch.device("meta"):
         assert "QuickGELU" in repr(build_encoder("tiny/openai").trunk)
@@ -141,11 +153,15 @@ def test_openai_names_go_to_their_quickgelu_form_and_other_mismatches_are_errors
 
 def test_an_open_clip_file_loads_with_and_without_projection_and_at_another_size(tiny_clip, tmp_path):
     clip = open_clip.create_model("tiny-quickgelu")
+    clip.logit_scale.data.fill_(math.log(100))
     _downloaded(clip, tmp_path / "tiny-quickgelu_openai.safetensors")
     settings = {"backbone": "tiny/openai", "pretrained": True, "weights_dir": tmp_path}
     images = torch.rand(2, 3, 32, 32)
     wide, narrow = build_encoder(**settings).eval(), build_encoder(**settings, projection=True).eval()
     assert (wide.dim, narrow.dim, wide.mean) == (64, 16, (0.1, 0.2, 0.3))
+    assert math.exp(wide.logit_scale) == pytest.approx(100, rel=1e-5)
+    assert math.exp(build_encoder("tiny/openai").logit_scale) == pytest.approx(1 / 0.07, rel=1e-5)
+    assert build_encoder(**settings, normalisation="imagenet").mean == (0.1, 0.2, 0.3)
     assert torch.allclose(narrow(images), clip.eval().encode_image(images, normalize=True), atol=1e-6)
     assert wide(images).shape == (2, 64)
     # 64 × 16 pixels make as many patches as 32 × 32 do, in another grid

@@ -19,21 +19,25 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
 from reid_utils.learning import training
-from reid_utils.learning.processes import distribute, gather_features, launch
+from reid_utils.learning.processes import distribute, from_all, gather_features, launch, process_count, process_index
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder
-from reid_utils.learning.training import Recipe, epoch_batches, train
+from reid_utils.learning.loading import epoch_batches
+from reid_utils.learning.training import Recipe, train
 
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
+folder, dropping = Path(sys.argv[1]), False
 IMAGES = np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uint8)
 LABELS = np.repeat(np.arange(8), 4)
-RECIPE = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=8, learning_rate=1e-3, checkpoint_steps=1,
-                warmup_epochs=0.5)
+RECIPE = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=8, learning_rate=1e-3, check_steps=1,
+                checkpoint_minutes=0, warmup_epochs=0.5)
 
 def encoder(backbone="test_vit"):
     torch.manual_seed(0)
-    return build_encoder(backbone, (32, 32))
+    built = build_encoder(backbone, (32, 32))
+    if backbone == "test_vit":
+        built.trunk.norm_pre = torch.nn.Dropout(0.2 if dropping else 0.0)
+    return built
 
 def fit(backbone, name, stop=0):
     (folder / name).mkdir(exist_ok=True)
@@ -45,7 +49,7 @@ def fit(backbone, name, stop=0):
         return rate(*given)
     training.learning_rate_at = counted
     history = train(encoder(backbone), IMAGES, LABELS, RECIPE, folder / name, lambda e: {"mAP": 0.5, "aps": np.ones(2)})
-    return [row["loss"] for row in history], len(taken)
+    return [row["loss"] for row in history], len(taken), from_all(torch.rand(1).item())
 """
 GRADIENTS = (
     COMMON
@@ -53,11 +57,12 @@ GRADIENTS = (
 def gradients(loss):
     model, recipe = encoder().train(), replace(RECIPE, loss=loss)
     objective = Objective(loss, 8, model.dim)
-    if loss != "triplet":
-        objective.logit_scale.data.fill_(2.0)
-    if "id" in loss:
-        objective.centres.data.normal_(generator=torch.Generator().manual_seed(1))
-    batches = epoch_batches(IMAGES, LABELS, model, recipe, 1)
+    for name, value in objective.named_parameters():
+        if name == "logit_scale":
+            value.data.fill_(2.0)
+        elif name != "neck.weight":
+            value.data.normal_(generator=torch.Generator().manual_seed(1))
+    batches = epoch_batches(IMAGES, LABELS, model, recipe, 1, (process_index(), process_count()))
     images, players = batches.ready(batches[0])
     shared = distribute(model)  # averages gradients for as long as it lives
     value = objective(gather_features(shared(images), objective.sides), players)
@@ -65,7 +70,7 @@ def gradients(loss):
     parts = {**dict(model.named_parameters()), **dict(objective.named_parameters())}
     return len(images), value.item(), {name: p.grad for name, p in parts.items() if p.grad is not None}
 
-for loss in ("infonce", "id", "triplet", "infonce+0.5*triplet+0.3*id"):
+for loss in ("infonce", "id", "id-cosine", "id+triplet", "infonce+0.5*triplet+0.3*id"):
     n, one, alone = launch(gradients, (loss,), 1)
     half, two, shared = launch(gradients, (loss,), 2)
     assert n == 2 * half, "each process encodes half of the batch"
@@ -79,9 +84,12 @@ for loss in ("infonce", "id", "triplet", "infonce+0.5*triplet+0.3*id"):
 RESUME = (
     COMMON
     + """
-one, steps = launch(fit, ("test_vit", "one"), 1)
-two, _ = launch(fit, ("test_vit", "two"), 2)
+one, steps, _ = launch(fit, ("test_vit", "one"), 1)
+two, _, draws = launch(fit, ("test_vit", "together"), 2)
 assert steps == 8 and np.allclose(one[1:], two[1:], rtol=1e-4), (one, two)
+assert draws[0] != draws[1], "each process draws dropout masks of its own"
+dropping = True
+launch(fit, ("test_vit", "two"), 2)
 try:
     launch(fit, ("test_vit", "cut", 3), 2)
 except BaseException as error:

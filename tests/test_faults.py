@@ -1,11 +1,12 @@
 """Short cases of the fault campaign; `make test-faults` runs all of them many times and prints the table."""
 
 import random
+import subprocess
 
 import damaged
 import faults
 import pytest
-from tiny_study import call, make_clone
+from tiny_study import call, make_clone, write_images
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,20 @@ def test_a_read_only_folder_costs_one_line(tmp_path):
     finally:
         faults.unmount(runs)
     assert (status, err.count("\n")) == (2, 1) and "Read-only file system" in err and str(runs) in err
+
+
+def test_a_finished_study_can_be_looked_at_on_a_read_only_disk(tmp_path):
+    clone, runs = make_clone(tmp_path / "clone"), tmp_path / "clone" / "runs"
+    data = ["--data", str(write_images(tmp_path / "crops"))]
+    try:
+        faults.mounted(runs)
+    except PermissionError as error:
+        pytest.skip(str(error))
+    try:
+        assert call(clone, *data)[0] == 0
+        subprocess.run(["mount", "-o", "remount,ro", runs], check=True)
+        done, redone = call(clone, *data), call(clone, *data, "--force")
+    finally:
+        faults.unmount(runs)
+    assert done[0] == 0 and "all 3 runs are done" in done[1]
+    assert redone[0] == 2 and "Read-only file system" in redone[2]

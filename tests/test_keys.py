@@ -103,6 +103,7 @@ def test_folder_fingerprint_follows_content_and_names_only(tmp_path):
     write_text(tmp_path / "a" / "x.csv", "1")
     write_text(tmp_path / "b" / "x.csv", "1")
     os.utime(tmp_path / "b" / "x.csv", (1, 1))
+    write_text(tmp_path / "b" / ".DS_Store", "a file manager was here")
     assert keys.folder_fingerprint(tmp_path / "a") == keys.folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "b" / "x.csv", "2")
     assert keys.folder_fingerprint(tmp_path / "a") != keys.folder_fingerprint(tmp_path / "b")

@@ -164,13 +164,13 @@ def test_msmt17_takes_both_training_lists_and_numbers_test_players_after_them(bu
 
 
 def test_soccernet_keeps_the_action_and_drops_persons_seen_once(build):
-    with pytest.warns(UserWarning, match="1 training persons of a single image are left out"):
+    with pytest.warns(UserWarning, match="1 training persons of a single image make no pair"):
         manifest = synergy.load_manifest(build(soccernet))
     assert len(manifest[manifest["split"] == "train"]) == 40
     gallery = rows(manifest, "test", "gallery")
-    assert gallery["sequence"].tolist() == [0, 0, 1, 1] and gallery["player"].tolist() == [21, 22, 21, 22]
+    assert gallery["sequence"].tolist() == [0, 0, 1, 1] and gallery["player"].tolist() == [22, 23, 22, 23]
     hidden = rows(manifest, "challenge", "gallery")
-    assert hidden["image_id"].tolist() == ["2-4-48x24", "10-4-48x24"] and hidden["sequence"].tolist() == [4, 4]
+    assert hidden["image_id"].tolist() == ["2", "10"] and hidden["sequence"].tolist() == [4, 4]
     assert (hidden["player"] == -1).all()
 
 

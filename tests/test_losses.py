@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from reid_utils.learning.losses import Objective, id_loss, info_nce, parse_loss, triplet_loss
+from reid_utils.learning.losses import Objective, cosine_id_loss, id_loss, info_nce, parse_loss, triplet_loss
 
 
 def _unit(*shape, seed=0):
@@ -27,11 +27,32 @@ def test_info_nce_is_symmetric_in_the_sides_and_blind_to_the_order_of_pairs():
     assert torch.allclose(loss, info_nce(query[order], gallery[order], scale))
 
 
-def test_id_loss_falls_to_the_smoothing_floor_when_features_sit_on_their_centres():
+def test_cosine_id_loss_falls_to_the_smoothing_floor_when_features_sit_on_their_centres():
     centres, labels = torch.eye(5), torch.arange(5)
-    floor = id_loss(centres, labels, centres, torch.tensor(3.0), label_smoothing=0.0)
+    floor = cosine_id_loss(centres, labels, centres, torch.tensor(3.0), label_smoothing=0.0)
     assert floor < 1e-6
-    assert id_loss(centres, labels.roll(1), centres, torch.tensor(3.0), label_smoothing=0.0) > 10
+    assert cosine_id_loss(centres, labels.roll(1), centres, torch.tensor(3.0), label_smoothing=0.0) > 10
+
+
+def test_id_loss_classifies_batch_normalised_features_without_any_bias():
+    objective, features, labels = Objective("id", 3, 4), _unit(6, 4), torch.arange(6) % 3
+    assert {name for name, p in objective.named_parameters() if p.requires_grad} == {"neck.weight", "classifier.weight"}
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    objective.classifier.weight.data.copy_(weight)
+    normalised = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
+    logs = (normalised @ weight.T).log_softmax(dim=1)
+    expected = -(0.9 * logs[torch.arange(6), labels] + 0.1 * logs.mean(dim=1)).mean()
+    assert objective(features, labels).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert id_loss(features, labels, objective.neck, objective.classifier).item() == pytest.approx(expected.item())
+    assert {id(p) for p in objective.head()} == {id(p) for p in objective.parameters()}
+
+
+def test_a_contrastive_loss_starts_at_the_scale_that_it_is_given():
+    features = _unit(8, 6)
+    given = Objective("infonce", 4, 6, logit_scale=math.log(100))
+    expected = info_nce(features[:4], features[4:], torch.tensor(math.log(100)))
+    assert torch.equal(given(features, torch.arange(4).repeat(2)), expected)
+    assert Objective("infonce", 4, 6).logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
 def test_triplet_takes_the_hardest_of_each_kind():
@@ -61,9 +82,9 @@ def test_weighted_sums_add_up_and_carry_gradients():
 @pytest.mark.parametrize(
     ("loss", "told"),
     [
-        ("arcface", "known: infonce, id, triplet"),
-        ("infonce+ids", "known: infonce, id, triplet"),
-        ("", "known: infonce, id, triplet"),
+        ("arcface", "known: infonce, id, id-cosine, triplet"),
+        ("infonce+ids", "known: infonce, id, id-cosine, triplet"),
+        ("", "known: infonce, id, id-cosine, triplet"),
         ("x*triplet", "'x' is no weight"),
         ("infonce+0*triplet", "'0' is no weight"),
         ("*id", "'' is no weight"),

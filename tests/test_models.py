@@ -80,6 +80,14 @@ def test_features_do_not_depend_on_the_batch_size_and_leave_the_mode_alone():
     assert np.allclose(extract_features(encoder, images, flip=True), mirrored, atol=1e-5)
 
 
+def test_features_of_half_precision_are_near_and_of_unit_length():
+    encoder = build_encoder("test_resnet", SIZE)
+    images = np.random.default_rng(0).integers(0, 255, (4, *SIZE, 3), dtype=np.uint8)
+    whole, half = (extract_features(encoder, images, precision=name) for name in ("float32", "bf16"))
+    assert half.dtype == np.float32 and np.allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
+    assert not np.array_equal(whole, half) and (whole * half).sum(axis=1).min() > 0.999
+
+
 def test_saved_features_come_back_with_their_ids(tmp_path):
     import pandas as pd
 

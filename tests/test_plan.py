@@ -363,3 +363,10 @@ def test_gpus_and_minutes_do_not_reach_the_key(tmp_path):
     after = expand(read_study(path), declared)
     assert [run.gpus for run in (*before, *after)] == [0, 0, 0, 2, 2, 0]
     assert len({str(keys.run_keys(runs, clone / "notebooks", lock, 1, "f")) for runs in (before, after)}) == 1
+
+
+def test_processes_that_share_a_training_get_a_gpu_each(tmp_path):
+    declared = {**DECLARED, "02_training": {**DECLARED["02_training"], "processes": 1}}
+    for gpus, asked in ((0, 0), (1, 4), (8, 8)):
+        study = study_of(tmp_path, STUDY.replace("minutes: 1.5", f"gpus: {gpus}"))
+        assert expand(override(study, ["processes=4"], declared), declared)[0].gpus == asked

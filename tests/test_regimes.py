@@ -131,8 +131,8 @@ def test_a_finding_outside_the_regime_says_so(single, said):
 def test_ranges_are_told_in_words():
     curve = pd.DataFrame({"mAP": [0.3, 0.5, 0.7, 0.9, 0.98], "low": [0.1, 0.1, -0.1, -0.2, np.nan]})
     curve = curve.assign(effect=[0.2, 0.2, 0.0, -0.1, np.nan], high=[0.3, 0.3, 0.1, -0.05, np.nan])
-    assert ranges_told(curve) == "helps 30–50, cannot be told 70–70, harms 90–90"
-    assert ranges_told(curve.iloc[4:]) == "no points"
+    assert ranges_told(curve) == "helps 30–50, cannot be told 70–70, harms 90–90 mAP"
+    assert ranges_told(curve.iloc[4:]).startswith("no three sets")
 
 
 def test_the_map_has_a_panel_a_claim_and_marks_what_is_published():

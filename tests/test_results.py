@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -120,3 +121,13 @@ def test_damaged_pickled_and_missing_arrays_are_named(tmp_path):
             load_arrays(tmp_path / f"{name}.npz")
     with pytest.raises(FileNotFoundError):
         load_arrays(tmp_path / "none.npz")
+
+
+def test_the_commit_is_known_in_a_checkout_of_another_user(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    commit = results._git_state()["commit"]
+    assert commit and len(commit) == 40

@@ -1,9 +1,11 @@
 """run_all.py from the outside, on two-notebook studies with real kernels and no data."""
 
+import os
 import queue
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -211,9 +213,9 @@ def test_a_failed_run_that_nothing_reads_stops_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["lab", "smoke", "quick", "micro", "paper"])
 def test_the_tables_of_every_study_wait_for_what_they_read_and_not_for_pictures(name):
     study = read_study(REPOSITORY / "studies" / f"{name}.yaml")
-    last = expand(study, declared_in(study, REPOSITORY / "notebooks"))[-1]
-    read = {run_id.partition("__")[0] for run_id in last.inputs}
-    assert last.id == "06_paper_tables" and "02_training" in read
+    runs = {run.id: run for run in expand(study, declared_in(study, REPOSITORY / "notebooks"))}
+    read = {run_id.partition("__")[0] for run_id in runs["06_paper_tables"].inputs}
+    assert "02_training" in read
     assert read <= {"02_training", "03_post_processing", "04_fusion"}
 
 
@@ -261,3 +263,19 @@ def test_a_home_that_is_no_folder_is_no_obstacle(tmp_path):
         out, err = process.communicate(timeout=120)
         assert (process.returncode, err) == (0, ""), out
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_dry_run_of_the_paper_study_needs_no_data_and_no_network_and_writes_nothing(tmp_path):
+    command = [sys.executable, "run_all.py", "paper", "--dry-run", "--runs", str(tmp_path / "runs")]
+    offline = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=offline)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    planned = [line for line in lines if line.startswith("  to do")]
+    assert f"{len(planned)} of {len(planned)} runs to execute" in lines[-1] and len(planned) > 20
+    assert not list(tmp_path.iterdir())

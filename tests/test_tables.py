@@ -62,14 +62,15 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
     names = ("none", "flip", "jitter")
     runs = {"02_training": [trained(0.5 + 0.1 * k, augmentation=name) for k, name in enumerate(names)]}
     run = start_run(tmp_path, "06", "06")
-    shown = show(run, augmentation_table(runs), "python run_all.py quick")
-    text = (tmp_path / "tables" / "T1.md").read_text()
+    table = augmentation_table(runs)
+    text, shown = show(run, table, "python run_all.py quick").data, table.printable
+    assert (tmp_path / "tables" / "T1.md").read_text() == text
     assert "Compare rows 1 and 2, 1 and 3 to answer: does that augmentation, alone, help?" in text
     assert "Row 2: `python run_all.py quick --only '02_training__a_infonce_flip'`" in text
     assert shown["difference"][2] == pytest.approx(20, abs=1) and np.isnan(shown["difference"][0])
     assert shown["differ"][2] == shown["queries"][2] == 40
     empty = show(run, Table("T5", "does that fusion help?"), "python run_all.py quick")
-    assert empty.empty and "No two rows here answer: does that fusion help?" in (run.tables / "T5.md").read_text()
+    assert "No two rows here answer: does that fusion help?" in empty.data
 
 
 def table_rows(table):
@@ -202,6 +203,17 @@ def test_t5_holds_several_fusion_runs_and_says_in_what_they_differ():
         f"a + b: two-stage{own}": f"a{own}",
     }
     assert "b" not in table.shared and "a + b: two-stage" in table.shared
+
+
+def test_t5_has_rows_without_re_ranking_and_says_what_the_length_of_the_lists_does():
+    levels = {"a": 0.5, "b": 0.4, "a + b: two-stage": 0.62, "a + b, plain: two-stage": 0.45}
+    run = fused(levels, ["a", "b"])
+    run["values"]["by_top_k"] = [{"top_k": 5, "two-stage": 0.61}, {"top_k": 15, "two-stage": 0.62}]
+    table = fusion_table({"04_fusion": [run]})
+    assert table_rows(table) == {"a": None, **dict.fromkeys([*levels][1:], "a")}
+    assert table.shared == {"a", "a + b: two-stage", "a + b, plain: two-stage"}
+    assert "mAP of all models by the length of the lists (top_k): two-stage 61.00 at 5, 62.00 at 15." in table.notes
+    assert "Rows called plain fuse the distances before any post-processing." in table.notes
 
 
 def test_t6_keeps_unofficial_sets_and_entries_trained_on_test_out_of_the_published_columns():

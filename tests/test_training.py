@@ -1,7 +1,13 @@
 import io
+import math
+import multiprocessing
 import os
+import pickle
+import re
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +20,15 @@ from safetensors.torch import save_file
 
 from reid_utils.data.images import load_images
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.learning import training
+from reid_utils.learning import loading, seeds, training
+from reid_utils.learning.checkpoints import save_checkpoint
 from reid_utils.learning.features import extract_features
+from reid_utils.learning.loading import RunBatches, batches_of_steps, epoch_batches
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder, load_weights, save_weights
 from reid_utils.learning.seeds import (
     Training,
+    check_seeds,
     choose_sets,
     load_pool,
     settings_in_extra,
@@ -28,9 +37,12 @@ from reid_utils.learning.seeds import (
 )
 from reid_utils.learning.training import (
     Recipe,
-    epoch_batches,
+    build_optimiser,
+    finite,
+    fit_to_players,
     learning_rate_at,
     parameter_groups,
+    set_rate,
     take_step,
     train,
 )
@@ -42,15 +54,17 @@ HERE = str(Path(__file__).parent)
 SIZE = (48, 24)
 ENCODER = {"backbone": "test_byobnet", "image_size": SIZE}
 SCALER = torch.amp.GradScaler("cpu", enabled=False)
-TINY = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=4, learning_rate=1e-2, checkpoint_steps=2)
+TINY = Recipe(augmentation="flip+erasing", epochs=2, batch_pairs=4, learning_rate=1e-2, check_steps=2)
+OFTEN = replace(TINY, checkpoint_minutes=0)  # a checkpoint every two steps
 
 # Trains as the tests do, in children that are killed: at given steps, then halfway through writing a checkpoint.
 TRAIN = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np, timm, torch
-from reid_utils.learning import training
-from test_training import TINY, constant, encoder, labels_of
+from reid_utils.learning import loading, seeds, training
+from reid_utils.learning.checkpoints import save_checkpoint
+from test_training import OFTEN, constant, encoder, labels_of
 folder, stops = Path(sys.argv[1]), [int(stop) for stop in sys.argv[2:]]
 images, rate, save = np.load(folder.parent / "images.npy"), training.learning_rate_at, torch.save
 torch.set_num_threads(1)
@@ -61,7 +75,7 @@ def die():
 def run(stop=None):
     steps = iter(range(1, 1000))
     training.learning_rate_at = lambda *given: die() if next(steps) == stop else rate(*given)
-    training.train(encoder(), images, labels_of(images), TINY, folder, constant, report=str)
+    training.train(encoder(), images, labels_of(images), OFTEN, folder, constant, report=str)
 
 def half(content, path):
     save(content, path)
@@ -120,14 +134,23 @@ def _bytes(folder):
     return (folder / "weights.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("loss", ["infonce", "id", "triplet"])
-def test_each_loss_can_learn_eight_players_by_heart(eight_players, loss, tmp_path):
+@pytest.mark.parametrize(
+    ("loss", "slower"),
+    [
+        ("infonce", {"batch_pairs": 8}),
+        ("id", {"batch_pairs": 8}),
+        ("id-cosine", {"batch_pairs": 8, "epochs": 40, "learning_rate": 2e-2}),
+        ("triplet", {"epochs": 30}),
+        ("id+triplet", {}),
+    ],
+)
+def test_each_loss_can_learn_eight_players_by_heart(eight_players, loss, slower, tmp_path):
     manifest, images = eight_players
     training = manifest[manifest["split"] == "train"]
     images = images[: len(training)]
     labels = np.unique(training["player"], return_inverse=True)[1]
-    epochs, rate = {"infonce": (20, 1e-2), "triplet": (40, 1e-2), "id": (40, 2e-2)}[loss]
-    recipe = Recipe(loss=loss, augmentation="none", epochs=epochs, batch_pairs=8, learning_rate=rate)
+    given = {"epochs": 20, "batch_pairs": 16, "learning_rate": 1e-2, "head_rate": 0.1, **slower}
+    recipe = Recipe(loss, "none", **given)
     trained = encoder()
     train(trained, images, labels, recipe, tmp_path, constant, report=str)
     features, is_query = extract_features(trained, images), (training["frame"] == 0).to_numpy()
@@ -165,7 +188,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(eight_players, 
 def test_an_interrupted_epoch_of_accumulated_steps_and_dropout_goes_on_to_the_same_bits(
     eight_players, tmp_path, monkeypatch
 ):
-    images, recipe = eight_players[1][:48], replace(TINY, accumulation=5, checkpoint_steps=1, clip_norm=1.0)
+    images, recipe = eight_players[1][:48], replace(OFTEN, accumulation=5, check_steps=1, clip_norm=1.0)
 
     def dropping():
         whole = encoder()
@@ -202,8 +225,9 @@ def _foreign(_):
 @pytest.mark.parametrize(
     "damage", [lambda content: content[:1000], _flip_a_bit, lambda content: b"", lambda content: b"nonsense", _foreign]
 )
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(eight_players, tmp_path, capsys, damage):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(eight_players, tmp_path, capsys, monkeypatch, damage):
     images = eight_players[1][:48]
+    monkeypatch.setattr(training, "finish_checkpoint", lambda *_: None)  # as if it was killed just before
     train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
     whole = _bytes(tmp_path)
     newest = tmp_path / "checkpoint.pt"
@@ -228,14 +252,38 @@ def test_a_checkpoint_of_other_settings_or_none_that_can_be_read_is_an_error(eig
 def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path):
     sets, told = choose_sets(*eight_players, "data"), []
     training = Training(sets, TINY, ENCODER, report=told.append)
-    first = train_seed(training, tmp_path / "s")
-    epochs = len(told)
-    again = train_seed(training, tmp_path / "s")
-    assert len(told) == epochs == TINY.epochs
+    folder = tmp_path / "results" / "run" / "seed0"
+    first = train_seed(training, folder)
+    trained, weights = len(told), _bytes(folder)
+    again = train_seed(training, folder)
+    assert len(told) == trained >= TINY.epochs
     assert np.array_equal(first[1]["hard"]["aps"], again[1]["hard"]["aps"])
-    train_seed(replace(training, recipe=replace(TINY, epochs=1)), tmp_path / "s")
-    assert len(told) == epochs + 1
-    assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in (tmp_path / "s").iterdir()}
+    assert not (tmp_path / "results" / "superseded").exists()
+    train_seed(replace(training, recipe=replace(TINY, epochs=1)), folder)
+    assert len(told) > trained and _bytes(folder) != weights
+    assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert _bytes(tmp_path / "results" / "superseded" / "run" / "seed0.1") == weights
+
+
+def test_code_that_says_the_same_trains_nothing_and_another_loss_moves_the_old_weights_aside(
+    eight_players, tmp_path, monkeypatch, capsys
+):
+    package = tmp_path / "package" / "reid_utils"
+    shutil.copytree(Path(seeds.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(seeds, "__file__", str(package / "learning" / "seeds.py"))
+    told, folder = [], tmp_path / "results" / "run" / "seed0"
+    training = Training(choose_sets(*eight_players, "data"), replace(TINY, epochs=1), ENCODER, report=told.append)
+    train_seed(training, folder)
+    trained, losses = len(told), package / "learning" / "losses.py"
+    text = losses.read_text()
+    losses.write_text("# A word more.\n" + text.replace('"""Symmetric InfoNCE of', '"""The InfoNCE of'))
+    (package / "views" / "style.py").write_text("GREY = '0.5'\n")
+    train_seed(training, folder)
+    assert len(told) == trained
+    losses.write_text(text.replace("(forth + back) / 2", "forth + back"))
+    train_seed(training, folder)
+    assert len(told) == 2 * trained and "other code; it was moved to" in capsys.readouterr().out
+    assert (tmp_path / "results" / "superseded" / "run" / "seed0.1" / "weights.safetensors").exists()
 
 
 def test_what_is_trained_on_and_validated(eight_players):
@@ -317,9 +365,10 @@ def test_start_weights_that_are_missing_or_of_another_backbone_are_named(eight_p
 def test_learning_rate_warms_up_then_falls_to_the_end_value():
     recipe = Recipe(learning_rate=4e-5, final_learning_rate=1e-5)
     rates = [learning_rate_at(step, 100, 10, recipe) for step in range(100)]
-    assert rates[0] == pytest.approx(4e-6) and rates[9] == pytest.approx(4e-5) == rates[10]
+    assert rates[0] == 0 and rates[9] == pytest.approx(3.6e-5) and rates[10] == pytest.approx(4e-5)
     assert rates[55] == pytest.approx(1e-5 + 3e-5 * 0.25)
     assert rates[-1] == pytest.approx(1e-5, rel=1e-3) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[:10] == pytest.approx([k / 10 * 4e-5 for k in range(10)])
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
@@ -336,6 +385,7 @@ def test_other_schedules_at_half_way(schedule, middle):
         ({"augmentation": "blur"}, "known: none, flip"),
         ({"accumulation": 0}, "accumulation is 0; give at least 1"),
         ({"clip_norm": float("nan")}, "clip_norm is nan"),
+        ({"deterministic": True, "cudnn_benchmark": True}, "deterministic and cudnn_benchmark exclude each other"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(settings, told):
@@ -363,7 +413,7 @@ def _tiny_step(clip_norm=0.0, batches=1, fill=None):
     images = images if fill is None else torch.full_like(images, fill)
     before = _flat(trained.parameters())
     loss = take_step([(i, torch.arange(8) % 4) for i in images], trained, objective, optimiser, SCALER, clip_norm)
-    return _flat(trained.parameters()) - before, loss
+    return _flat(trained.parameters()) - before, loss.item()
 
 
 def test_accumulated_batches_average_and_clipping_bounds_the_whole_step():
@@ -378,23 +428,35 @@ def test_accumulated_batches_average_and_clipping_bounds_the_whole_step():
     assert _tiny_step(clip_norm=0.05)[0].norm() == pytest.approx(0.05, rel=0.05)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
-    with pytest.raises(FloatingPointError, match=r"became nan; lower learning_rate"):
-        _tiny_step(fill=float("nan"))
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_such_step(eight_players, tmp_path, monkeypatch):
+    steps = iter(range(1, 100))
+
+    def spoilt(*given):
+        return take_step(*given) * (math.nan if next(steps) >= 8 else 1)
+
+    monkeypatch.setattr(training, "take_step", spoilt)
+    images = eight_players[1][:48]
+    with pytest.raises(FloatingPointError, match=r"became nan at step 8 of epoch 1; lower learning_rate"):
+        train(encoder(), images, labels_of(images), replace(TINY, check_steps=5), tmp_path, constant, report=str)
+    with pytest.raises(
+        FloatingPointError, match=r"became inf at step 3 .*fp16 may have overflowed: set precision to bf16"
+    ):
+        finite([torch.tensor(1.0), torch.tensor(math.inf)], 2, 3, torch.float16)
 
 
 def test_parameter_groups_hold_every_parameter_once_and_decay_as_asked():
-    trained, objective = encoder(), Objective("infonce+id", 4, 256)
+    trained, objective = encoder(), Objective("infonce+id-cosine", 4, 256)
     every = [*trained.parameters(), *objective.parameters()]
     (whole,) = parameter_groups(trained, objective, TINY)
     assert whole["weight_decay"] == TINY.weight_decay and list(map(id, whole["params"])) == list(map(id, every))
-    decayed, kept = parameter_groups(trained, objective, replace(TINY, decay_all=False))
+    groups = parameter_groups(trained, objective, replace(TINY, decay_all=False))
+    decayed, kept = sorted(groups, key=lambda group: -group["weight_decay"])
     assert kept["weight_decay"] == 0 and any(p is objective.logit_scale for p in kept["params"])
     assert all(p.ndim <= 1 for p in kept["params"]) and all(p.ndim > 1 for p in decayed["params"])
     assert len(kept["params"]) + len(decayed["params"]) == len(every)
 
 
-@pytest.mark.parametrize(("loss", "pairs"), [("infonce+0.5*triplet", True), ("id", True), ("id+0.5*triplet", False)])
+@pytest.mark.parametrize(("loss", "pairs"), [("infonce+0.5*triplet", True), ("id", True), ("id+triplet", False)])
 def test_a_triplet_without_infonce_gets_players_times_images(loss, pairs):
     labels = np.array([-1, -1, *np.repeat(np.arange(8), 5)])
     images = np.zeros((len(labels), 8, 4, 3), np.uint8)
@@ -402,6 +464,173 @@ def test_a_triplet_without_infonce_gets_players_times_images(loss, pairs):
     assert batches.pairs == pairs and batches.batches.min() >= 2
     _, counts = np.unique(batches[0][2], return_counts=True)
     assert set(counts) == {2 if pairs else 4}
+
+
+def test_the_classifier_learns_at_its_own_multiple_of_the_rate():
+    objective = Objective("id+triplet", 4, 256)
+    optimiser = build_optimiser(encoder(), objective, replace(TINY, head_rate=7.0))
+    assert set_rate(optimiser, 0.5) == 0.5
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert rates[id(objective.classifier.weight)] == rates[id(objective.neck.weight)] == 3.5
+    assert sorted(set(rates.values())) == [0.5, 3.5] and len(rates) == len(list(encoder().parameters())) + 2
+
+
+@pytest.mark.parametrize("loss", ["id", "id+triplet"])
+def test_the_classifier_and_its_neck_go_on_where_they_were(eight_players, tmp_path, monkeypatch, loss):
+    images, recipe = eight_players[1][:48], replace(OFTEN, loss=loss, head_rate=1.0, check_steps=1)
+    stops = {"whole": 0, "cut": 5}
+
+    def step_or_stop(*given):
+        stops["cut"] -= 1
+        if stops["cut"] == 0:
+            raise KeyboardInterrupt
+        return take_step(*given)
+
+    train(encoder(), images, labels_of(images), recipe, tmp_path / "whole", constant, report=str)
+    monkeypatch.setattr(training, "take_step", step_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(encoder(), images, labels_of(images), recipe, tmp_path / "cut", constant, report=str)
+    train(encoder(1), images, labels_of(images), recipe, tmp_path / "cut", constant, report=str)
+    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "cut")
+
+
+def test_checkpoints_go_by_the_clock_and_a_finished_run_keeps_weights_and_history_alone(
+    eight_players, tmp_path, monkeypatch
+):
+    images, saved = eight_players[1][:48], []
+
+    def noted(folder, described, parts, state):
+        saved.append((state["epoch"], state["step"]))
+        save_checkpoint(folder, described, parts, state)
+        assert (folder / "checkpoint.pt").stat().st_size > 1e6
+
+    monkeypatch.setattr(training, "save_checkpoint", noted)
+    history = train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
+    assert saved == [(2, 0), (3, 0)], "none within an epoch of less than ten minutes"
+    train(encoder(), images, labels_of(images), replace(OFTEN, epochs=1), tmp_path / "often", constant, report=str)
+    assert saved[2:6] == [(1, 2), (1, 4), (1, 6), (1, 8)]
+    files = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
+    assert files["checkpoint.pt"] < 10_000 and files["checkpoint.previous.pt"] < 10_000
+    assert files["weights.safetensors"] > 700_000
+    again = train(encoder(1), images, labels_of(images), TINY, tmp_path, constant, report=str)
+    assert [row["loss"] for row in again][1:] == [row["loss"] for row in history][1:]
+    whole = _bytes(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
+    assert _bytes(tmp_path) == whole
+
+
+def test_epochs_between_can_go_unvalidated_and_each_can_be_kept(eight_players, tmp_path):
+    images, validated = eight_players[1][:48], []
+    recipe = replace(TINY, epochs=3, validate_every=2, keep_epochs=True)
+
+    def validate(_):
+        validated.append(len(list(tmp_path.glob("epoch*"))))
+        return {"mAP": 0.5, "aps": np.ones(2)}
+
+    start = {name: value.clone() for name, value in encoder().state_dict().items()}
+    history = train(encoder(), images, labels_of(images), recipe, tmp_path, validate, report=str)
+    assert validated == [0, 2, 3] and ["mAP" in row for row in history] == [True, False, True, True]
+    assert sorted(path.name for path in tmp_path.glob("epoch*")) == [f"epoch{k}.safetensors" for k in range(4)]
+    kept = [load_weights(tmp_path / f"epoch{k}.safetensors", encoder(1)).state_dict() for k in (0, 2, 3)]
+    assert all(torch.equal(value, start[name]) for name, value in kept[0].items())
+    assert not torch.equal(kept[1]["trunk.stem.conv.weight"], kept[2]["trunk.stem.conv.weight"])
+    last = load_weights(tmp_path / "weights.safetensors", encoder(1)).state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in kept[2].items())
+
+
+def test_compiled_and_deterministic_are_what_torch_is_told(eight_players, tmp_path, monkeypatch):
+    images, compiled = eight_players[1][:48], []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    recipe = replace(TINY, epochs=1, compile=True, deterministic=True)
+
+    def validate(_):
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        return constant(_)
+
+    train(encoder(), images, labels_of(images), recipe, tmp_path, validate, report=str)
+    assert len(compiled) == 1
+    train(encoder(), images, labels_of(images), replace(TINY, epochs=0), tmp_path / "plain", constant, report=str)
+    assert len(compiled) == 1 and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_seed_given_twice_or_none_is_refused():
+    assert check_seeds([3, 0]) == [3, 0]
+    for given, told in (([0, 0], "names 0 twice"), ([], "seeds is empty"), ([-1], "holds -1"), ([True], "holds True")):
+        with pytest.raises(ValueError, match=told):
+            check_seeds(given)
+
+
+def test_few_players_lower_the_batch_and_one_is_an_error():
+    labels = np.array([-1, 0, 0, 1, 1, 2, 2])
+    for loss, most in (("infonce", 3), ("id+triplet", 12)):
+        recipe = Recipe(loss=loss, batch_pairs=32)
+        with pytest.warns(UserWarning, match=f"batch_pairs is {most} instead of 32: 3 training players"):
+            lowered = fit_to_players(recipe, labels)
+        assert len(epoch_batches(np.zeros((7, 8, 4, 3), np.uint8), labels, encoder(), lowered, 1))
+    assert fit_to_players(replace(recipe, batch_pairs=8), labels).batch_pairs == 8
+    with pytest.raises(ValueError, match="1 training players; a loss needs at least 2"):
+        fit_to_players(recipe, np.zeros(4, int))
+
+
+def test_worker_processes_open_the_image_cache_themselves_and_serve_all_epochs(eight_players, tmp_path):
+    images = eight_players[1]
+    assert isinstance(images, np.memmap)
+    labels = np.append(labels_of(images[:48]), np.full(len(images) - 48, -1))
+    batches = RunBatches(images, labels, encoder(), TINY)
+    content = pickle.dumps(batches)
+    assert len(content) < 20_000 < images.nbytes
+    for ours, theirs in zip(batches[2, 1], pickle.loads(content)[2, 1], strict=True):
+        assert np.array_equal(ours, theirs)
+    loaded = batches_of_steps(batches, 1, 0, replace(TINY, workers=1), torch.device("cpu"))
+    helpers = [{child.pid for child in multiprocessing.active_children()} for _ in loaded]
+    assert len(helpers) == 2 * len(batches.of_epoch(1)) and len(set.union(*helpers)) == 1
+
+
+SMALL_MEMORY = """
+import numpy as np, torch
+from types import SimpleNamespace
+from reid_utils.learning.loading import RunBatches, batches_of_steps
+from reid_utils.learning.training import Recipe
+recipe = Recipe(augmentation="none", batch_pairs=16, epochs=1, workers=1)
+encoder = SimpleNamespace(mean=(0, 0, 0), std=(1, 1, 1))
+batches = RunBatches(np.zeros((64, 200, 200, 3), np.uint8), np.arange(64) // 2, encoder, recipe)
+print(sum(1 for _ in batches_of_steps(batches, 1, 0, recipe, torch.device("cpu"))))
+"""
+
+
+def test_batches_pass_between_processes_where_shared_memory_is_small():
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("this machine gives no mount namespace of one's own")
+    done = subprocess.run([*mount, sys.executable, "-c", SMALL_MEMORY], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "4\n", done.stderr
+
+
+def test_a_worker_process_that_dies_or_hangs_is_an_error_that_names_the_setting(eight_players, monkeypatch):
+    images, recipe = eight_players[1][:48], replace(TINY, workers=1)
+
+    class Dying(RunBatches):
+        def __getitem__(self, place):
+            os._exit(1)
+
+    class Hanging(RunBatches):
+        def __getitem__(self, place):
+            time.sleep(30)
+
+    monkeypatch.setattr(loading, "LONGEST_WAIT", 1)
+    for kind, told in ((Dying, "exited unexpectedly"), (Hanging, "timed out after 1 seconds")):
+        with pytest.raises(RuntimeError, match=rf"workers is 1, and .*{told}.*set workers to 0"):
+            next(
+                batches_of_steps(kind(images, labels_of(images), encoder(), recipe), 1, 0, recipe, torch.device("cpu"))
+            )
+
+
+def test_steps_and_memory_are_told_after_ten_steps(eight_players, tmp_path):
+    images, told = eight_players[1][:48], []
+    train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=told.append)
+    pattern = r"seed 0  \d+ ms a step, \d+\.\d minutes of steps to go, peak memory \d+\.\d GiB"
+    assert sum(re.fullmatch(pattern, line) is not None for line in told) == 1
 
 
 def test_best_weights_are_those_of_the_best_epoch(eight_players, tmp_path):

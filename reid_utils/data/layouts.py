@@ -6,7 +6,6 @@ One function each returns the rows of a manifest (see `synergy.load_manifest`), 
 
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,21 +161,14 @@ def soccernet_rows(root):
     """Rows of train, test (else valid) and challenge: {box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{h}x{w}.png.
 
     `sequence` is the action, and so is `group`, counted from 1: SoccerNet retrieves within an action alone. Persons are
-    numbered from 1, test persons after those of training. Cameras as in the Synergy layout. A training person of a
-    single image makes no pair and is left out.
+    numbered from 1, test persons after those of training. Cameras as in the Synergy layout. A hidden image's id is its
+    box, as SoccerNet takes it.
     """
     test = "test" if (root / "test" / "query").is_dir() else "valid"
     folders = {"train": _TRAIN, f"{test}/query": _QUERY, f"{test}/gallery": _GALLERY}
     if (root / "challenge").is_dir():
         folders |= {"challenge/query": _CHALLENGE[0], "challenge/gallery": _CHALLENGE[1]}
-    rows = [row for folder, labels in folders.items() for row in _actions(root, folder, labels)]
-    images = {}
-    for row in rows:
-        images[row.split, row.player] = images.get((row.split, row.player), 0) + 1
-    kept = [row for row in rows if row.split != "train" or images["train", row.player] > 1]
-    if len(kept) < len(rows):
-        warnings.warn(f"{len(rows) - len(kept)} training persons of a single image are left out", stacklevel=2)
-    return _after_training(kept)
+    return _after_training([row for folder, labels in folders.items() for row in _actions(root, folder, labels)])
 
 
 def _actions(root, folder, labels):
@@ -193,7 +185,8 @@ def _actions(root, folder, labels):
             action, person, frame = _match(_SOCCER, path, form).groups()
             numbers = (person, int(action), int(frame))
         name = path.relative_to(root).as_posix()
-        yield Row(path.stem, name, *labels, *numbers, int("gallery" in labels), numbers[1] + 1)
+        image_id = path.stem.partition("-")[0] if labels in _CHALLENGE else path.stem
+        yield Row(image_id, name, *labels, *numbers, int("gallery" in labels), numbers[1] + 1)
 
 
 def folder_rows(root):

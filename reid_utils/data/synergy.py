@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from reid_utils.data.layouts import SETS, beside, find_root, layout_rows, refuse_repeats
+from reid_utils.data.layouts import SETS, beside, find_layout, find_root, layout_rows, refuse_repeats
 
 COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera", "group"]
 _SETS = ["training", "test query", "test gallery", "challenge query", "challenge gallery"]
@@ -29,14 +29,25 @@ def load_manifest(data_dir) -> pd.DataFrame:
 
     Raises FileNotFoundError for a missing folder; ValueError for an empty one, a file name off the pattern, a
     duplicate, a player both in training and test, and a training player with one image: no pair can be drawn for it,
-    the published code fails there too, and leaving it out unasked would change the set.
+    the published code fails there too, and leaving it out unasked would change the set (SoccerNet's are left out, with
+    a warning).
     """
-    root = find_root(data_dir)
+    layout, root = find_layout(data_dir)
     manifest = pd.DataFrame(layout_rows(data_dir)).assign(fold=-1)[COLUMNS]
+    if layout == "SoccerNet ReID":
+        manifest = _without_single_images(manifest)
     _check_players(manifest)
     manifest = manifest.assign(camera=read_cameras(root, manifest))
     prefix = root.relative_to(data_dir).as_posix()
     return assign_folds(manifest if prefix == "." else manifest.assign(path=f"{prefix}/" + manifest["path"]))
+
+
+def _without_single_images(manifest):
+    """A manifest without training players of one image: SoccerNet has many, since most persons are seen once."""
+    single = (manifest["split"] == "train") & ~manifest.duplicated(["split", "player"], keep=False)
+    if single.any():
+        warnings.warn(f"{single.sum()} training persons of a single image make no pair and are left out", stacklevel=3)
+    return manifest[~single].reset_index(drop=True)
 
 
 def _check_players(manifest):

@@ -20,22 +20,23 @@ from reid_utils.data.layouts import find_layout
 from reid_utils.data.synergy import load_manifest
 from reid_utils.files import file_hash, is_clutter, replacing, save_arrays
 from reid_utils.learning.models import build_encoder, load_weights
-from reid_utils.learning.processes import default_device
+from reid_utils.learning.processes import default_device, half_precision
 
 
-def extract_features(encoder, images, batch_size=128, flip=False, rows=None):
+def extract_features(encoder, images, batch_size=128, flip=False, rows=None, precision="float32"):
     """Unit-length features of letterboxed images, without augmentation.
 
     images (N, h, w, 3) uint8 -> (N, d) float32, or (n, d) for the indices `rows` (n,) alone; computed in evaluation
-    mode on the encoder's device. `flip` averages with the mirrored image (off in the paper). The encoder's mode is left
-    as it was.
+    mode on the encoder's device. `flip` averages with the mirrored image (off in the paper); `precision` as
+    `half_precision` takes it. The encoder's mode is left as it was.
     """
     taken = np.arange(len(images)) if rows is None else rows
     device = next(encoder.parameters()).device
+    half = half_precision(precision, device)
     was_training = encoder.training
     encoder.eval()
     found = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
         for start in range(0, len(taken), batch_size):
             chosen = torch.from_numpy(images[taken[start : start + batch_size]]).to(device)
             batch = normalise(chosen, encoder.mean, encoder.std)

@@ -1,4 +1,4 @@
-"""Losses on unit-length features: symmetric InfoNCE, the ID loss and batch-hard triplet."""
+"""Losses on unit-length features: symmetric InfoNCE, two ID losses and batch-hard triplet."""
 
 import math
 import re
@@ -23,11 +23,21 @@ def info_nce(query, gallery, logit_scale, label_smoothing=0.1):
     return (forth + back) / 2
 
 
-def id_loss(features, labels, centres, logit_scale, label_smoothing=0.1):
+def id_loss(features, labels, neck, classifier, label_smoothing=0.1):
+    """Cross-entropy over the training players, by a linear classifier on batch-normalised features.
+
+    features (n, d), labels (n,) int64 in 0…P−1; `neck`: BatchNorm1d of width d, `classifier`: Linear from d to P
+    without bias. Players are retrieved by the features before the neck. Returns a scalar. The paper compares with an ID
+    loss that was not published; this is the form of reid-strong-baseline, on features of unit length.
+    """
+    return functional.cross_entropy(classifier(neck(features)), labels, label_smoothing=label_smoothing)
+
+
+def cosine_id_loss(features, labels, centres, logit_scale, label_smoothing=0.1):
     """Cross-entropy over the training players, logits being scaled cosines to one learnt centre a player.
 
-    features (n, d) of unit length, labels (n,) int64 in 0…P−1, centres (P, d). Returns a scalar. The paper compares
-    with an ID loss that was not published; this one uses the same features and the same learnable scale as InfoNCE.
+    features (n, d) of unit length, labels (n,) int64 in 0…P−1, centres (P, d). Returns a scalar. It uses the same
+    features and the same learnable scale as InfoNCE, so it is nearer to that than what re-ID calls an ID loss.
     """
     logits = logit_scale.exp() * features @ functional.normalize(centres, dim=1).T
     return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -50,31 +60,41 @@ def triplet_loss(features, labels, margin=0.3):
     return functional.relu(farthest - nearest + margin).mean()
 
 
-TERMS = {"infonce": info_nce, "id": id_loss, "triplet": triplet_loss}
+TERMS = {"infonce": info_nce, "id": id_loss, "id-cosine": cosine_id_loss, "triplet": triplet_loss}
 
 
 class Objective(nn.Module):
-    """A weighted sum of losses with what they learn: the logit scale, and the players' centres for the ID loss.
+    """A weighted sum of losses with what they learn: the logit scale, the ID losses' classifier or centres.
 
-    `loss` names the sum: "infonce", "id", "triplet", or e.g. "infonce+id" and "infonce+0.5*triplet".
+    `loss` names the sum: "infonce", "id", "id-cosine", "triplet", or e.g. "id+triplet" and "infonce+0.5*triplet";
+    `logit_scale`: where that starts, the encoder's own.
     """
 
-    def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3):
+    def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3, logit_scale=INITIAL_LOGIT_SCALE):
         super().__init__()
         self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
         self.label_smoothing, self.margin = label_smoothing, margin
-        if self.weights.keys() & {"infonce", "id"}:
-            self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
-        if "id" in self.weights:
+        if self.weights.keys() & {"infonce", "id-cosine"}:
+            self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+        if "id-cosine" in self.weights:
             self.centres = nn.Parameter(torch.empty(n_players, dim))
             nn.init.normal_(self.centres, std=0.02)
+        if "id" in self.weights:
+            self.neck, self.classifier = nn.BatchNorm1d(dim), nn.Linear(dim, n_players, bias=False)
+            self.neck.bias.requires_grad_(False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def head(self):
+        """The parameters that have a learning rate of their own: the classifier's, and its neck's."""
+        return [*self.neck.parameters(), *self.classifier.parameters()] if "id" in self.weights else []
 
     def forward(self, features, labels):
         """Loss of a batch; with InfoNCE the first half of `features` are queries, the second their partners."""
         half = len(features) // 2
         terms = {
             "infonce": lambda: info_nce(features[:half], features[half:], self.logit_scale, self.label_smoothing),
-            "id": lambda: id_loss(features, labels, self.centres, self.logit_scale, self.label_smoothing),
+            "id": lambda: id_loss(features, labels, self.neck, self.classifier, self.label_smoothing),
+            "id-cosine": lambda: cosine_id_loss(features, labels, self.centres, self.logit_scale, self.label_smoothing),
             "triplet": lambda: triplet_loss(features, labels, self.margin),
         }
         return sum(weight * terms[name]() for name, weight in self.weights.items())

@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from reid_utils.files import replacing
+from reid_utils.learning.losses import INITIAL_LOGIT_SCALE
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"  # what `make weights` writes
 
@@ -14,12 +17,13 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "weights"  # what `make weights`
 class Encoder(nn.Module):
     """An image encoder with what its inputs need: `mean`, `std` (of pixels in 0–1), `image_size` (height, width).
 
+    `logit_scale`: log of the inverse temperature that its weights were trained with, where a contrastive loss starts.
     forward: (N, 3, h, w) float32 -> (N, d) features of unit length.
     """
 
-    def __init__(self, trunk, dim, mean, std, image_size):
+    def __init__(self, trunk, dim, mean, std, image_size, logit_scale=INITIAL_LOGIT_SCALE):
         super().__init__()
-        self.trunk, self.dim = trunk, dim
+        self.trunk, self.dim, self.logit_scale = trunk, dim, logit_scale
         self.mean, self.std, self.image_size = tuple(mean), tuple(std), tuple(image_size)
 
     def forward(self, images):
@@ -34,6 +38,7 @@ def build_encoder(
     projection=False,
     gradient_checkpointing=False,
     weights_file=None,
+    normalisation="weights",
 ):
     """Build an encoder by name, on torch's default device.
 
@@ -43,15 +48,20 @@ def build_encoder(
     `<backbone with / as _>.safetensors` (the file that the hub keeps; the classifier may be missing), from
     `weights_file` where given, or else by name from the hub; position embeddings are resampled to `image_size`.
     `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more work, the same
-    gradients.
+    gradients. `normalisation` of pixels: "weights" for the mean and deviation that the weights were trained with,
+    "imagenet" for ImageNet's in every timm model, as published (open_clip's towers keep their own).
     Raises ValueError for an unknown name, and FileNotFoundError naming the file to fetch where weights cannot be had.
     """
+    if normalisation not in ("weights", "imagenet"):
+        raise ValueError(f"normalisation {normalisation!r} is unknown; known: weights, imagenet")
     backbone = full_name(backbone)
     local = (weights_file or find_weights(backbone, weights_dir)) if pretrained else None
     if "/" in backbone:
         encoder = _open_clip_encoder(backbone, image_size, pretrained, local, projection)
     else:
         encoder = _timm_encoder(backbone, image_size, pretrained, local)
+        if normalisation == "imagenet":
+            encoder.mean, encoder.std = IMAGENET_MEAN, IMAGENET_STD
     if gradient_checkpointing:
         try:
             encoder.trunk.set_grad_checkpointing(True)
@@ -183,7 +193,8 @@ def _open_clip_encoder(backbone, image_size, pretrained, local, projection):
         _resize_tower(trunk, image_size, backbone)
     dim = open_clip.get_model_config(name)["embed_dim"] if projection else _remove_projection(trunk, backbone)
     mean, std = config.get("mean") or open_clip.OPENAI_DATASET_MEAN, config.get("std") or open_clip.OPENAI_DATASET_STD
-    return Encoder(trunk, dim, mean, std, image_size)
+    scale = INITIAL_LOGIT_SCALE if clip.logit_scale.is_meta else clip.logit_scale.item()
+    return Encoder(trunk, dim, mean, std, image_size, scale)
 
 
 def _download_clip(backbone, config):

@@ -5,12 +5,14 @@ computes the loss of the whole batch (InfoNCE's negatives, the ID loss's mean an
 the global batch). The gather's backward sums over processes and DistributedDataParallel averages over them: that is
 the gradient of one process on the whole batch, with no factor. The objective's own parameters get it in every process
 alike. What differs: BatchNorm on CPUs normalises by a process's own share (on GPUs it is synchronised), and dropout
-draws other masks.
+draws other masks, of its own in each process.
 """
 
 import os
 import pickle
+import resource
 import signal
+import sys
 import tempfile
 import warnings
 from datetime import timedelta
@@ -101,6 +103,34 @@ def on_main(function):
         return results[0]
 
     return call
+
+
+def from_all(value):
+    """What each process gives here, in their order, for all of them: a list."""
+    if process_count() == 1:
+        return [value]
+    found = [None] * process_count()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def set_backends(cudnn_benchmark=False, deterministic=False):
+    """Let cuDNN try its algorithms at the first step, or let every operation give equal bits or else fail.
+
+    What it takes for the latter on a GPU: set before it is used, with `CUBLAS_WORKSPACE_CONFIG` in the environment.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, cudnn_benchmark
+
+
+def peak_gib():
+    """The most memory that was in use so far, in GiB: the current GPU's where one is used, else this process's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def launch(function, arguments, processes=1):

@@ -1,8 +1,8 @@
 """One seed of one training run, from images to scores: what notebook 02 repeats for each seed."""
 
-import hashlib
+import functools
+import itertools
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.files import file_hash, write_text
+from reid_utils.files import code_digest, digest, file_hash, write_text
 from reid_utils.learning.features import extract_features, extract_sets
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
 from reid_utils.learning.processes import default_device, launch, on_main, precision_in_force
-from reid_utils.learning.training import Recipe, check_share, determining, train
+from reid_utils.learning.training import BESIDE, Recipe, check_share, determining, train
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.feature_files import load_features
 from reid_utils.ranking.methods import POST_PROCESSINGS, post_process, score, score_features
@@ -108,7 +108,7 @@ def settings_in_extra(extra):
 
     Raises ValueError naming a setting that neither has.
     """
-    known, of_encoder = {field.name for field in fields(Recipe)} - {"seed"}, {"projection"}
+    known, of_encoder = {field.name for field in fields(Recipe)} - {"seed"}, {"projection", "normalisation"}
     for name in extra:
         if name not in known | of_encoder:
             raise ValueError(f"extra: unknown setting {name!r}; known: {', '.join(sorted(known | of_encoder))}")
@@ -118,22 +118,23 @@ def settings_in_extra(extra):
 def train_seed(training, folder):
     """Train, extract and score one seed; a folder that already holds the same run is not trained again.
 
-    `folder` receives weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`; one left by other
-    settings is emptied first. Returns (history, scores): `scores` maps each post-processing, "untrained" and "best"
-    (the best epoch in validation) to a dict as `score` gives it. Raises ValueError where the processes cannot share a
-    batch alike.
+    `folder` (results/<run>/<seed>) receives weights, checkpoint, `test.npz` (the validation rows) and `challenge.npz`;
+    one left by other settings or other code is moved to results/superseded first. Returns (history, scores): `scores`
+    maps each post-processing, "untrained" and "best" (the best epoch in validation) to a dict as `score` gives it.
+    Raises ValueError where the processes cannot share a batch alike.
     """
     folder, recipe = Path(folder), training.recipe
     training = replace(training, recipe=replace(recipe, precision=precision_in_force(recipe.precision)))
     check_share(training.recipe, training.processes)
     start = start_weights_file(training.start_weights, recipe.seed)
     described = _describe_run(training, start)
-    evaluation = {"post_processings": _validated(recipe), "processes": training.processes, "source": _source_hash()}
-    _empty_unless_same_run(folder, {**described, **determining(training.recipe), **evaluation})
+    beside = {name: getattr(recipe, name) for name in BESIDE}
+    beside |= {"processes": training.processes, "source": _source_digest()}
+    _set_aside_unless_same_run(folder, {**described, **determining(training.recipe), **beside})
     history = launch(_train_and_extract, (training, folder, start, described), training.processes)
     test = load_features(folder / "test.npz")
     scores = {name: score_features(test, name) for name in POST_PROCESSINGS}
-    best = max(history[1:] or history, key=lambda row: row["mAP"])
+    best = max([row for row in history[1:] if "mAP" in row] or history, key=lambda row: row["mAP"])
     return history, {**scores, "untrained": history[0], "best": best}
 
 
@@ -183,35 +184,61 @@ def _start(encoder_settings, start):
 
 
 def _validated(recipe):
-    """The post-processings that every validation scores."""
+    """The post-processings that a validation scores."""
     return POST_PROCESSINGS if recipe.every_post_processing else ("none",)
 
 
 def _validation_scores(encoder, sets, recipe):
     """Scores of plain distances as `score` gives them, and "mAP <name>" under each other post-processing."""
-    rows, flip = sets.evaluated["test"], recipe.flip_features
+    rows = sets.evaluated["test"]
     sides = [rows[rows["role"] == role] for role in ("query", "gallery")]
-    query, gallery = (extract_features(encoder, sets.images, flip=flip, rows=side.index.to_numpy()) for side in sides)
+    how = {"flip": recipe.flip_features, "precision": recipe.feature_precision}
+    query, gallery = (extract_features(encoder, sets.images, rows=side.index.to_numpy(), **how) for side in sides)
     labels = [side[name].to_numpy(np.int64) for name in ("player", "camera") for side in sides]
     scores = score(squared_euclidean(query, gallery), *labels)
     others = [name for name in _validated(recipe) if name != "none"]
     return scores | {f"mAP {name}": score(post_process(query, gallery, name), *labels)["mAP"] for name in others}
 
 
-def _source_hash():
-    # Edited losses must not find the weights of the old ones.
+def _source_digest():
+    """Hash of the code that decides weights and scores: edited losses must not find the weights of the old ones."""
     package = Path(__file__).resolve().parents[1]
-    files = [*sorted((package / "learning").glob("*.py")), *(package / "data" / name for name in _PIPELINE)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return digest([_code_digest((package / f"{name}.py").read_text(encoding="utf-8")) for name in _DECIDING])
+
+
+_code_digest = functools.cache(code_digest)  # a third of a second for all modules, otherwise each seed's
 
 
 _HOW = ("weights_dir", "gradient_checkpointing")  # where the weights lie and how gradients are computed, not which
-_PIPELINE = ("augmentation.py", "batches.py", "images.py", "synergy.py")
+_DECIDING = (
+    *(f"learning/{name}" for name in ("features", "loading", "losses", "models", "processes", "seeds", "training")),
+    *(f"data/{name}" for name in ("augmentation", "batches", "images", "synergy")),
+)
 
 
-def _empty_unless_same_run(folder, described):
+def _set_aside_unless_same_run(folder, described):
+    """Leave a folder as it is where its record says the same, else move it aside and begin a new one."""
     record = folder / "run.json"
     text = json.dumps(described, sort_keys=True)
-    if not record.exists() or record.read_text() != text:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(record, text)
+    if record.exists() and record.read_text(encoding="utf-8") == text:
+        return
+    if any(folder.glob("*")):
+        run, aside = folder.parent, folder.parents[1] / "superseded"
+        places = (aside / run.name / f"{folder.name}.{number}" for number in itertools.count(1))
+        place = next(place for place in places if not place.exists())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(place)
+        print(f"{run.name}/{folder.name} is of other settings or other code; it was moved to {place}")
+    write_text(record, text)
+
+
+def check_seeds(seeds):
+    """The seeds as they are; raises ValueError for none, one given twice, or what is no whole number from 0 on."""
+    if not seeds:
+        raise ValueError("seeds is empty; give at least one, as in seeds: [0]")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seeds holds {seed!r}; give whole numbers from 0 on")
+        if seeds.count(seed) > 1:
+            raise ValueError(f"seeds names {seed} twice, which would count one training twice; give each once")
+    return seeds

@@ -4,18 +4,18 @@ A run is a pure function of its recipe: batches, partners and augmentations foll
 that was killed goes on from its last checkpoint to the same weights, bit for bit on a CPU with as many threads.
 """
 
-import itertools
 import math
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from reid_utils.data.augmentation import parse_augmentation
-from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
-from reid_utils.learning.checkpoints import load_checkpoint, save_checkpoint
+from reid_utils.learning.checkpoints import finish_checkpoint, load_checkpoint, save_checkpoint
+from reid_utils.learning.loading import RunBatches, batches_of_steps, players_and_images
 from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
 from reid_utils.learning.models import save_weights
 from reid_utils.learning.processes import (
@@ -23,8 +23,9 @@ from reid_utils.learning.processes import (
     gather_features,
     half_precision,
     on_main,
-    process_count,
+    peak_gib,
     process_index,
+    set_backends,
 )
 
 SCHEDULES = {  # share of the way from the final to the peak rate, by progress after the warm-up
@@ -34,7 +35,8 @@ SCHEDULES = {  # share of the way from the final to the peak rate, by progress a
     "constant": lambda progress: 1.0,
 }
 
-HOW = ("workers", "checkpoint_steps", "every_post_processing")  # settings that change no weight and no feature
+HOW = ("workers", "checkpoint_minutes", "check_steps")  # settings that change neither weights nor scores
+BESIDE = ("every_post_processing", "validate_every", "feature_precision", "keep_epochs")  # that change no weights
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,18 @@ class Recipe:
     """Settings of one training run; the defaults are the paper's for a vision transformer.
 
     Learning rates are per step; `warmup_epochs` of linear warm-up come first, then `schedule` ("polynomial" of power 2,
-    "cosine", "linear" or "constant") down to `final_learning_rate`. A step takes the gradient of `accumulation`
+    "cosine", "linear" or "constant") down to `final_learning_rate`; the ID loss's classifier learns at `head_rate`
+    times the encoder's rate. A step takes the gradient of `accumulation`
     batches, and each batch finds its negatives among itself alone: accumulating makes a step steadier, it does not give
     InfoNCE the negatives of a larger batch. `clip_norm`: largest norm of a step's gradient (0: not clipped).
     `decay_all`: weight decay on every parameter, as the paper; else none on norms, biases and the logit scale.
-    `precision` as `half_precision` takes it; `checkpoint_steps` steps lie between checkpoints; `workers` processes
-    prepare batches. `flip_features`: features are averaged with the mirrored image's; `every_post_processing`: each
-    epoch is validated under every one, not on plain distances alone.
+    `precision` as `half_precision` takes it; `compile`, `cudnn_benchmark` and `deterministic` as torch has them.
+    `flip_features`: features are averaged with the mirrored image's.
+
+    Validation: every `validate_every` epochs and after the last, on features of `feature_precision` (what is written to
+    files is always float32), under every post-processing with `every_post_processing`. `keep_epochs` keeps the weights
+    of each epoch. `workers` processes prepare batches; every `check_steps` steps the loss is looked at, and a
+    checkpoint written when the last one is `checkpoint_minutes` old.
     """
 
     loss: str = "infonce"
@@ -58,6 +65,7 @@ class Recipe:
     batch_pairs: int = 32
     accumulation: int = 1
     learning_rate: float = 4e-5
+    head_rate: float = 10.0
     final_learning_rate: float = 1e-5
     warmup_epochs: float = 1.0
     schedule: str = "polynomial"
@@ -66,17 +74,27 @@ class Recipe:
     clip_norm: float = 0.0
     label_smoothing: float = 0.1
     precision: str = "auto"
-    checkpoint_steps: int = 200
-    workers: int = 0
+    compile: bool = False
+    cudnn_benchmark: bool = False
+    deterministic: bool = False
     flip_features: bool = False
     every_post_processing: bool = False
+    validate_every: int = 1
+    feature_precision: str = "float32"
+    keep_epochs: bool = False
+    workers: int = 0
+    check_steps: int = 10
+    checkpoint_minutes: float = 10.0
 
     def __post_init__(self):
         """Raises ValueError naming a setting that cannot be, before anything is computed."""
-        least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "checkpoint_steps": 1, "workers": 0, "clip_norm": 0}
+        least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "workers": 0, "clip_norm": 0, "head_rate": 0}
+        least |= {"validate_every": 1, "check_steps": 1, "checkpoint_minutes": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {bound}")
+        if self.deterministic and self.cudnn_benchmark:
+            raise ValueError("deterministic and cudnn_benchmark exclude each other; set one to false")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
         parse_loss(self.loss)
@@ -85,7 +103,7 @@ class Recipe:
 
 def determining(recipe):
     """The settings that determine the weights: all but those that only say how the work is done."""
-    return {name: value for name, value in asdict(recipe).items() if name not in HOW}
+    return {name: value for name, value in asdict(recipe).items() if name not in (*HOW, *BESIDE)}
 
 
 def best_learning_rate(results):
@@ -105,102 +123,79 @@ def best_learning_rate(results):
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
-    """Learning rate of a step (0-based). Source: report, code."""
+    """Learning rate of a step (0-based); the first of a warm-up is at rate 0. Source: report, code."""
     peak, final = recipe.learning_rate, recipe.final_learning_rate
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+        return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return final + (peak - final) * SCHEDULES[recipe.schedule](progress)
 
 
 def parameter_groups(encoder, objective, recipe):
-    """Parameter groups for the optimiser: one that decays, and unless `decay_all` one that does not.
+    """Parameter groups for the optimiser, each with its weight decay and `rate`, a multiple of the learning rate.
 
-    What has one dimension or none does not decay then: norms, biases and the logit scale.
+    Unless `decay_all`, what has one dimension or none does not decay: norms, biases and the logit scale.
     """
-    parameters = [p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
-    kept = [p for p in parameters if not recipe.decay_all and p.ndim <= 1]
-    decayed = [p for p in parameters if recipe.decay_all or p.ndim > 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    head = {id(p) for p in objective.head()}
+    groups = {}
+    for parameter in (*encoder.parameters(), *objective.parameters()):
+        if parameter.requires_grad:
+            decay = recipe.weight_decay if recipe.decay_all or parameter.ndim > 1 else 0.0
+            rate = recipe.head_rate if id(parameter) in head else 1.0
+            groups.setdefault((decay, rate), []).append(parameter)
+    return [{"params": found, "weight_decay": decay, "rate": rate} for (decay, rate), found in groups.items()]
+
+
+def set_rate(optimiser, rate):
+    """Set the learning rate of every group, each by its own multiple; returns the rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate"]
+    return rate
+
+
+def build_optimiser(encoder, objective, recipe):
+    """AdamW over all parameters, one fused pass a step."""
+    return torch.optim.AdamW(parameter_groups(encoder, objective, recipe), lr=recipe.learning_rate, fused=True)
+
+
+def fit_to_players(recipe, labels):
+    """The recipe with `batch_pairs` lowered to what so few training players allow, and a warning where it is.
+
+    labels (N,) int64, −1 where not trained on. Raises ValueError below two players.
+    """
+    players = len(np.unique(labels[labels >= 0]))
+    most = players if takes_pairs(recipe.loss) else 4 * players
+    if players < 2:
+        raise ValueError(f"there are {players} training players; a loss needs at least 2 to tell apart")
+    if recipe.batch_pairs <= most:
+        return recipe
+    warnings.warn(f"batch_pairs is {most} instead of {recipe.batch_pairs}: {players} training players", stacklevel=2)
+    return replace(recipe, batch_pairs=most)
 
 
 def check_share(recipe, processes):
     """Raise ValueError unless this many processes can share a batch alike."""
-    draws = recipe.batch_pairs if takes_pairs(recipe.loss) else math.prod(_players_and_images(recipe))
+    draws = recipe.batch_pairs if takes_pairs(recipe.loss) else math.prod(players_and_images(recipe))
     if processes < 1 or draws % processes:
         raise ValueError(
             f"processes is {processes}; give a number that divides the {draws} draws of a batch (batch_pairs)"
         )
 
 
-def _players_and_images(recipe):
-    """Players of a batch without pairs, and images of each."""
-    return max(2, recipe.batch_pairs // 4), 4
-
-
-def epoch_batches(images, labels, encoder, recipe, epoch):
-    """The batches of one epoch: pairs of unique players, or players × images for triplet losses without InfoNCE.
-
-    Images whose label is −1 are not trained on.
-    """
-    rows, pairs = np.flatnonzero(labels >= 0), takes_pairs(recipe.loss)
-    if pairs:
-        batches = unique_player_batches(labels[rows], recipe.batch_pairs, recipe.seed, epoch)
-    else:
-        batches = pk_batches(labels[rows], *_players_and_images(recipe), recipe.seed, epoch)
-    return EpochBatches(
-        images,
-        labels,
-        rows[batches],
-        seed=recipe.seed,
-        epoch=epoch,
-        augmentation=recipe.augmentation,
-        mean=encoder.mean,
-        std=encoder.std,
-        pairs=pairs,
-        share=(process_index(), process_count()),
-    )
-
-
-def batches_of_steps(batches, first_step, recipe, device):
-    """Yield the batches of each step of an epoch, from `first_step` on: a list of `accumulation` (images, players).
-
-    They lie ready on the device until the next step's are asked for, which take their memory. The last step may have
-    fewer.
-    """
-    rest = torch.utils.data.Subset(batches, range(first_step * recipe.accumulation, len(batches)))
-    # A generator of its own: the loader's draw must not move the one that dropout uses.
-    loader = torch.utils.data.DataLoader(
-        rest,
-        batch_size=None,
-        num_workers=recipe.workers,
-        generator=torch.Generator(),
-        pin_memory=device.type == "cuda",
-    )
-    loaded, memory = iter(loader), [None] * recipe.accumulation
-    while items := list(itertools.islice(loaded, recipe.accumulation)):
-        taken = [batches.ready(item, device, out) for item, out in zip(items, memory, strict=False)]
-        memory[: len(taken)] = [images for images, _ in taken]
-        yield taken
-
-
 def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0, half=None):
-    """One step of the optimiser on a list of batches, each with its own negatives; returns their mean loss (float).
+    """One step of the optimiser on a list of batches, each with its own negatives -> their mean loss, 0-d tensor.
 
     A batch is (images (n, 3, h, w) float32, players (N,) int64) on the encoder's device: this process's share of the
-    images and the players of all. `half`: number type of mixed precision, None for float32. Raises FloatingPointError,
-    before the parameters move, when the loss is not finite.
+    images and the players of all. `half`: number type of mixed precision, None for float32. Nothing waits for the
+    device here; `finite` looks at the losses every few steps.
     """
-    device, total = next(encoder.parameters()).device, 0.0
+    device, losses = batches[0][0].device, []
     for images, players in batches:
         with torch.autocast(device.type, half, enabled=half is not None):
             features = gather_features(encoder(images), objective.sides)
         loss = objective(features, players) / len(batches)
         scaler.scale(loss).backward()
-        total += loss.item()
-    if not math.isfinite(total):
-        raise FloatingPointError(f"the loss became {total}; lower learning_rate, or set clip_norm to 1.0")
+        losses.append(loss.detach())
     if clip_norm:
         scaler.unscale_(optimiser)
         trained = [p for group in optimiser.param_groups for p in group["params"]]
@@ -208,54 +203,122 @@ def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0, hal
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad()
-    return total
+    return sum(losses)
+
+
+def finite(losses, epoch, step, half=None):
+    """The losses (0-d tensors) of the steps before `step` of an epoch as floats; FloatingPointError names a bad one."""
+    values = torch.stack(losses).tolist()
+    for number, value in enumerate(values, step - len(values) + 1):
+        if not math.isfinite(value):
+            cure = "lower learning_rate, or set clip_norm to 1.0"
+            cure = "fp16 may have overflowed: set precision to bf16" if half is torch.float16 else cure
+            raise FloatingPointError(f"the loss became {value} at step {number} of epoch {epoch}; {cure}")
+    return values
+
+
+class Pace:
+    """Says after ten steps and at each epoch's end what is left to do, and when a checkpoint is due."""
+
+    def __init__(self, recipe, report):
+        self.recipe, self.report = recipe, on_main(report)
+        self.started = self.saved = time.monotonic()
+        self.steps = self.epochs = 0
+
+    def checkpoint_is_due(self):
+        """Whether the last checkpoint is old enough, the same in all processes."""
+        due = on_main(lambda: time.monotonic() - self.saved >= 60 * self.recipe.checkpoint_minutes)()
+        self.saved = time.monotonic() if due else self.saved
+        return due
+
+    def count_step(self, left):
+        """Count a step, `left` being those still to take; tell seconds and memory once, measured over ten."""
+        self.steps += 1
+        if self.steps in (1, 11) and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        if self.steps == 1:
+            self.warm = time.monotonic()
+        if self.steps == 11:
+            seconds = (time.monotonic() - self.warm) / 10
+            told = f"{1000 * seconds:.0f} ms a step, {seconds * left / 60:.1f} minutes of steps to go"
+            self.report(f"seed {self.recipe.seed}  {told}, peak memory {peak_gib():.1f} GiB")
+
+    def count_epoch(self, row):
+        """Count an epoch and tell its row of the history."""
+        self.epochs += 1
+        to_go = (time.monotonic() - self.started) / self.epochs * (self.recipe.epochs - row["epoch"]) / 60
+        mean_ap = f"  mAP {row['mAP']:.3f}" if "mAP" in row else ""
+        told = f"epoch {row['epoch']}/{self.recipe.epochs}  loss {row['loss']:.3f}{mean_ap}  {to_go:.1f} minutes to go"
+        self.report(f"seed {self.recipe.seed}  {told}")
+
+
+def prepare(encoder, recipe, players):
+    """What a run trains beside its encoder -> (parts with a state, the encoder as the processes share it, half)."""
+    set_backends(recipe.cudnn_benchmark, recipe.deterministic)
+    device = next(encoder.parameters()).device
+    objective = Objective(recipe.loss, players, encoder.dim, recipe.label_smoothing, logit_scale=encoder.logit_scale)
+    optimiser = build_optimiser(encoder, objective.to(device), recipe)
+    half = half_precision(recipe.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+    shared = distribute(encoder)
+    if process_index():  # the start is the same in all processes, dropout's masks are not
+        torch.manual_seed(recipe.seed + process_index() * 2**32)
+    parts = {"encoder": encoder, "objective": objective, "optimiser": optimiser, "scaler": scaler}
+    return parts, torch.compile(shared) if recipe.compile else shared, half
 
 
 def train(encoder, images, labels, recipe, folder, validate, report=print, described=None):
     """Train an encoder, or go on with a run that was cut off; returns the history, one dict an epoch.
 
     `images` (N, h, w, 3) uint8 and `labels` (N,) int64, a player 0…P−1 or −1 where not trained on, are the training
-    set; `validate(encoder)` gives a dict with at least "mAP" (one number) and "aps" (one AP a query). Row 0 of the
-    history is the encoder before training. `folder` gets `weights.safetensors` (last epoch), `best.safetensors` (best
-    epoch by mAP) and `checkpoint.pt`. `described`: plain JSON that goes into the weights files with the recipe.
+    set; `validate(encoder)` gives a dict with at least "mAP" (one number) and "aps" (one AP a query), which an epoch
+    without validation lacks. Row 0 of the history is the encoder before training. `folder` gets `weights.safetensors`
+    (last epoch), `best.safetensors` (best epoch by mAP), `checkpoint.pt`, and with `keep_epochs` `epoch0.safetensors`
+    and so on. `described`: plain JSON that goes into the weights files with the recipe.
     """
     folder, described = Path(folder), {**(described or {}), **determining(recipe)}
-    device = next(encoder.parameters()).device
-    objective = Objective(recipe.loss, int(labels.max()) + 1, encoder.dim, recipe.label_smoothing).to(device)
-    optimiser = torch.optim.AdamW(parameter_groups(encoder, objective, recipe), lr=recipe.learning_rate)
-    half = half_precision(recipe.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
-    shared, validate, report = distribute(encoder), on_main(validate), on_main(report)
-    parts = {"encoder": encoder, "objective": objective, "optimiser": optimiser, "scaler": scaler}
+    device, validate = next(encoder.parameters()).device, on_main(validate)
+    parts, shared, half = prepare(encoder, recipe, int(labels.max()) + 1)
+    learners = shared, *(parts[name] for name in ("objective", "optimiser", "scaler"))
+
+    def keep(name, epoch):
+        on_main(save_weights)(folder / f"{name}.safetensors", encoder, {**described, "epoch": epoch})
 
     state = load_checkpoint(folder, described, parts)
     if state is None:
         before = {"epoch": 0, "loss": math.nan, "learning_rate": math.nan, **validate(encoder)}
-        state = {"epoch": 1, "step": 0, "loss_sum": 0.0, "history": [before]}
-    first, started = state["epoch"], time.monotonic()
-    for epoch in range(first, recipe.epochs + 1):
-        batches = epoch_batches(images, labels, encoder, recipe, epoch)
-        steps = math.ceil(len(batches) / recipe.accumulation)
-        total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
+        state = {"epoch": 1, "step": 0, "losses": [], "history": [before]}
+        if recipe.keep_epochs:
+            keep("epoch0", 0)
+    if state.get("finished"):
+        return state["history"]
+    batches, pace = RunBatches(images, labels, encoder, recipe), Pace(recipe, report)
+    steps = math.ceil(len(batches.of_epoch(1)) / recipe.accumulation)
+    total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
+    loaded = batches_of_steps(batches, state["epoch"], state["step"], recipe, device)
+    for epoch in range(state["epoch"], recipe.epochs + 1):
         encoder.train()
-        for step, taken in enumerate(batches_of_steps(batches, state["step"], recipe, device), state["step"]):
-            rate = learning_rate_at((epoch - 1) * steps + step, total, warmup, recipe)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            loss = take_step(taken, shared, objective, optimiser, scaler, recipe.clip_norm, half)
-            state = {**state, "epoch": epoch, "step": step + 1, "loss_sum": state["loss_sum"] + loss}
-            if (step + 1) % recipe.checkpoint_steps == 0:
-                on_main(save_checkpoint)(folder, described, parts, state)
-        rate = optimiser.param_groups[0]["lr"]
-        row = {"epoch": epoch, "loss": state["loss_sum"] / steps, "learning_rate": rate, **validate(encoder)}
-        if row["mAP"] > max((past["mAP"] for past in state["history"][1:]), default=-1.0):
-            on_main(save_weights)(folder / "best.safetensors", encoder, {**described, "epoch": epoch})
-        state = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0, "history": [*state["history"], row]}
-        on_main(save_checkpoint)(folder, described, parts, state)
-        to_go = (time.monotonic() - started) / (epoch + 1 - first) * (recipe.epochs - epoch)
-        report(
-            f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  loss {row['loss']:.3f}  mAP {row['mAP']:.3f}  "
-            f"{to_go / 60:.1f} minutes to go"
-        )
-    on_main(save_weights)(folder / "weights.safetensors", encoder, {**described, "epoch": recipe.epochs})
+        losses = []
+        for step in range(state["step"], steps):
+            done = (epoch - 1) * steps + step
+            rate = set_rate(parts["optimiser"], learning_rate_at(done, total, warmup, recipe))
+            losses.append(take_step(next(loaded), *learners, recipe.clip_norm, half))
+            pace.count_step(total - done - 1)
+            if (step + 1) % recipe.check_steps == 0 or step + 1 == steps:
+                found = [*state["losses"], *finite(losses, epoch, step + 1, half)]
+                state, losses = {**state, "epoch": epoch, "step": step + 1, "losses": found}, []
+                if step + 1 < steps and pace.checkpoint_is_due():
+                    save_checkpoint(folder, described, parts, state)
+        row = {"epoch": epoch, "loss": float(np.mean(state["losses"])), "learning_rate": rate}
+        if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
+            row |= validate(encoder)
+            if row["mAP"] > max((past["mAP"] for past in state["history"][1:] if "mAP" in past), default=-1.0):
+                keep("best", epoch)
+        if recipe.keep_epochs:
+            keep(f"epoch{epoch}", epoch)
+        state = {"epoch": epoch + 1, "step": 0, "losses": [], "history": [*state["history"], row]}
+        save_checkpoint(folder, described, parts, state)
+        pace.count_epoch(row)
+    keep("weights", recipe.epochs)
+    on_main(finish_checkpoint)(folder, described, state)
     return state["history"]

@@ -124,7 +124,9 @@ def _versions():
 
 def _git_state():
     """Commit of the repository and whether files differ from it; both None outside a git checkout."""
-    command = ["git", "-C", str(REPOSITORY), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    # Another user's checkout counts too: its code is what runs here.
+    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "status", "--porcelain=v2"]
+    command += ["--branch", "--untracked-files=no"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
@@ -169,13 +171,18 @@ def write_table(run, name, frame, notes=()):
     """Write a DataFrame as tables/<name>.csv (full precision) and .md (rounded, numbers right-aligned, notes below).
 
     A run that is one of several of its notebook (its id goes on after "__") adds that part to the name. The index is
-    left out, missing cells are blank. notes: lines of text. No cell may tell times, memory or hosts.
+    left out, missing cells are blank. notes: lines of text. No cell may hold times, memory or hosts. Returns the second
+    file's content (IPython's Markdown), for a cell to show.
     """
+    from IPython.display import Markdown
+
     stem = "_".join(filter(None, (name, run.run_id.partition("__")[2])))
     csv, markdown = run.tables / f"{stem}.csv", run.tables / f"{stem}.md"
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
-    write_text(markdown, markdown_table(frame) + "".join(f"\n{note}\n" for note in notes))
+    text = markdown_table(frame) + "".join(f"\n{note}\n" for note in notes)
+    write_text(markdown, text)
     run.files.extend((csv, markdown))
+    return Markdown(text)
 
 
 def markdown_table(frame):

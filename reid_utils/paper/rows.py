@@ -202,7 +202,8 @@ def fusion_table(runs):
         shown = {}  # the row that each of this run's names has in the table
         for name in _scored(run):
             own = row(run, name)
-            equal = (other for other in rows if other.partition(", ")[0] == name and _equal(rows[other], own))
+            same = [other for other in rows if other == name or other.startswith(f"{name}, ")]
+            equal = (other for other in same if _equal(rows[other], own))
             shown[name] = next(equal, f"{name}, {suffix}" if suffix else name)
             if shown[name] in rows and not _equal(rows[shown[name]], own):
                 raise ValueError(f"{run['run']} and {rows[shown[name]]['run']} both have the row {shown[name]!r}")
@@ -218,10 +219,22 @@ def fusion_table(runs):
         "similarity: pairs of a larger set leave them out.",
         f"Every matrix went through {first['post_processing']!r} first"
         f"{', where a row says no other' if len(fusions) > 1 else ''}.",
+        *_plain_and_top_k(fusions[0]),
     ]
     # Seed s of a fusion holds seed s of its models: with the best among them, the two rows are paired.
     shared = frozenset(name for name, best in baselines.items() if set(_models(best)) <= set(_models(name)))
     return Table("T5", question, rows, baselines, shared, notes=notes)
+
+
+def _plain_and_top_k(run):
+    """Notes on the rows without re-ranking, and on the length of the lists where a run swept it."""
+    bare = any(", plain: " in name for name in _scored(run))
+    notes = ["Rows called plain fuse the distances before any post-processing."] if bare else []
+    sweep = run["values"].get("by_top_k", [])
+    fusions = [key for key in (sweep[0] if sweep else {}) if key != "top_k"]
+    lines = (", ".join(f"{100 * line[name]:.2f} at {line['top_k']}" for line in sweep) for name in fusions)
+    of_fusions = "; ".join(f"{name} {line}" for name, line in zip(fusions, lines, strict=True))
+    return [*notes, *([f"mAP of all models by the length of the lists (top_k): {of_fusions}."] if sweep else [])]
 
 
 def _models(name):

@@ -111,10 +111,9 @@ def p_text(p, at_floor=False):
 
 
 def show(run, table, command):
-    """Write a Table as tables/<name>.csv and .md, with its notes and the commands of its rows -> what was written."""
+    """Write a Table as tables/<name>.csv and .md, with its notes and the commands of its rows -> what a cell shows."""
     notes = [*table.notes, INTERVALS, table.compared, *table.commands(command)]
-    write_table(run, table.name, table.printable, notes)
-    return table.printable
+    return write_table(run, table.name, table.printable, notes)
 
 
 def gather(folders):

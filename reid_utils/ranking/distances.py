@@ -83,13 +83,13 @@ def squared_euclidean(query, gallery) -> np.ndarray:
     result is an array all the same. Raises ValueError for NaN, infinity or different widths. For L2-normalised
     features this is 2 − 2·cosine, the distance that the published code ranks by.
     """
-    tensors = (query, gallery)
+    device = query.device if is_tensor(query) else "cpu"
     query, gallery = check_features(query, gallery)
-    if is_tensor(tensors[0]) and tensors[0].device.type != "cpu":
+    if str(device) != "cpu":
         import torch
 
-        device = tensors[0].device
-        return torch.cdist(*(torch.as_tensor(side, device=device).float() for side in tensors)).square().cpu().numpy()
+        sides = (torch.from_numpy(side).to(device) for side in (query, gallery))
+        return torch.cdist(*sides).square().cpu().numpy()
     distances = query @ gallery.T
     distances *= -2
     distances += np.einsum("id,id->i", query, query)[:, None]

@@ -126,12 +126,13 @@ def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000, seed=0):
 
 
 def ranges_told(curve):
-    """In words, between which mAP of the single model a curve of `effect_curve` tells what: "helps 30–94, …"."""
+    """In words, between which mAP of the single model a curve of `effect_curve` tells what: "helps 30–94, … mAP"."""
     words = {1: "helps", -1: "harms", 0: "cannot be told"}
     curve = curve[curve["effect"].notna()]
     sign = (curve["low"] > 0).astype(int) - (curve["high"] < 0).astype(int)
     parts = [(words[part.iloc[0]], curve["mAP"][part.index]) for _, part in sign.groupby(sign.diff().ne(0).cumsum())]
-    return ", ".join(f"{word} {100 * at.iloc[0]:.0f}–{100 * at.iloc[-1]:.0f}" for word, at in parts) or "no points"
+    told = ", ".join(f"{word} {100 * at.iloc[0]:.0f}–{100 * at.iloc[-1]:.0f}" for word, at in parts)
+    return f"{told} mAP" if told else "no three sets have such single models"
 
 
 def _logit(share):

@@ -97,11 +97,13 @@ def _hide_other_queries(nearest: nb.Lists, queries: int) -> nb.Lists:
 
 def _search(query, gallery, k: int) -> tuple[nb.Search, np.ndarray, np.ndarray]:
     """Check the features and search on the device where they are; the features come back as arrays."""
-    tensors = (query, gallery)
+    device = query.device if is_tensor(query) else "cpu"
     query, gallery = check_features(query, gallery)
-    if is_tensor(tensors[0]) and tensors[0].device.type != "cpu":
-        return nb.search_tensors(*tensors, k), query, gallery
-    return nb.search_features(query, gallery, k), query, gallery
+    if str(device) == "cpu":
+        return nb.search_features(query, gallery, k), query, gallery
+    import torch
+
+    return nb.search_tensors(*(torch.from_numpy(side).to(device) for side in (query, gallery)), k), query, gallery
 
 
 def _problem(search: nb.Search, query, gallery, variant: str, k: int, query_query: bool = True) -> Problem:

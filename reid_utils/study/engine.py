@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -130,10 +130,12 @@ def here(jobs, gpus=()):
     _silence()
     settings = {"threads_per_worker": jobs, "resources": {"GPU": len(gpus)} if gpus else None}
     settings |= {"processes": False, "dashboard_address": None, "memory_limit": 0, "silence_logs": False}
-    with warnings.catch_warnings(), dask.config.set({"distributed.scheduler.worker-ttl": None}):  # a laptop may sleep
-        warnings.simplefilter("ignore")  # no network is no fault: nothing leaves this process
-        with LocalCluster(n_workers=1, **settings) as cluster, Client(cluster, set_as_default=False) as client:
-            yield client
+    with ExitStack() as stack, dask.config.set({"distributed.scheduler.worker-ttl": None}):  # a laptop may sleep
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no network is no fault: nothing leaves this process
+            cluster = stack.enter_context(LocalCluster(n_workers=1, **settings))
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client
 
 
 @contextmanager
@@ -161,7 +163,7 @@ def connect(address):
 
 
 def _silence():
-    for name in ("distributed", "distributed.client"):
+    for name in ("distributed", "distributed.client", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # every fault is told here, in one line
 
 
@@ -236,13 +238,13 @@ def execute(jobs, client, show, pause=0.1):
     ended(Outcome), note(text) and tick(). Whatever ends this call, no run outlives it. Raises StudyError where the
     scheduler is lost.
     """
-    address, here, look_for_workers = client.scheduler.address, described(), _looker(client, show)
+    address, expected, look_for_workers = client.scheduler.address, described(), _looker(client, show)
     begun, workers, futures, outcomes = queue.SimpleQueue(), {}, {}, {}
     client.subscribe_topic(jobs[0]["command"], lambda event: begun.put(event[1]))
     try:
         for rank, job in enumerate(jobs):
             inputs = [futures[name] for name in job["inputs"] if name in futures]
-            futures[job["run"]] = _submit(client, {**job, "described": here}, inputs, -rank)
+            futures[job["run"]] = _submit(client, {**job, "described": expected}, inputs, -rank)
         while waiting := [job for job in jobs if job["run"] not in outcomes]:
             if client.status != "running" or any(future.cancelled() for future in futures.values()):
                 raise _lost(address)

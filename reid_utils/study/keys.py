@@ -136,12 +136,15 @@ def _source(module):
 
 
 def folder_fingerprint(folder):
-    """Content hash (32 hex digits) of all files below a folder, by relative name. Raises FileNotFoundError."""
+    """Content hash (32 hex digits) of the files below a folder, by relative name, hidden ones left out.
+
+    Raises FileNotFoundError.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist")
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())

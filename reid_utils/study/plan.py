@@ -66,7 +66,9 @@ def _entry_runs(entry, declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
         parts = [part for part in (_readable(entry.name), label) if part]
         run_id = f"{stem}__{'_'.join(parts)}" if parts else stem
-        run = Run(run_id, stem, label, parameters, tuple(inputs), entry.minutes, entry.gpus, entry.name)
+        processes = {**declared[stem], **parameters}.get("processes", 1)  # that share a training want a GPU each
+        gpus = entry.gpus and max(entry.gpus, processes)
+        run = Run(run_id, stem, label, parameters, tuple(inputs), entry.minutes, gpus, entry.name)
         runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
     return list(runs.values())
 

@@ -5,6 +5,7 @@ killed at any moment counts as not done; its results folder keeps what a resumin
 """
 
 import ctypes
+import itertools
 import json
 import logging
 import os
@@ -188,8 +189,8 @@ def prepare_folders(folders, run_id, key, fresh=False, command=""):
         for path in drawn:
             path.unlink(missing_ok=True)
     elif begun[0] != key:
-        stays = [*folder.glob("seed*"), folder / "superseded"]
-        _set_aside([*(p for p in sorted(folder.glob("*")) if p not in stays), *drawn], folders.superseded / run_id)
+        stale = [path for path in sorted(folder.glob("*")) if not path.name.startswith("seed")]
+        _set_aside([*stale, *drawn], folders.superseded / run_id)
     for place in (folders.notebook(run_id).parent, folders.figures, folders.tables):
         place.mkdir(parents=True, exist_ok=True)
     write_text(kept, f"{key}\n{command}")
@@ -199,7 +200,7 @@ def _set_aside(paths, place):
     """Move files and folders that exist into the next numbered folder below `place`."""
     paths = [path for path in paths if path.exists()]
     if paths:
-        target = place / str(1 + max((int(path.name) for path in place.glob("*")), default=0))
+        target = next(place / str(n) for n in itertools.count(1) if not (place / str(n)).exists())
         target.mkdir(parents=True)
         for path in paths:
             path.replace(target / path.name)
@@ -261,7 +262,7 @@ def _run_notebook(job, saved):
 def _record(job, folders, saved, began):
     """Write the record that makes the run count as done: key, files, seconds, seconds until the kernel answered."""
     folder = folders.results(job["run"])
-    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file() and "superseded" not in path.parts)]
+    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file())]
     listed = (read_json(folder / "results.json") or {}).get("files", [])
     record = {
         "key": job["key"],

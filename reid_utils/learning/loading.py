@@ -1,0 +1,129 @@
+"""From images to the batches of a step: a data set of all epochs, one loader, and what its worker processes send."""
+
+import mmap
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
+from reid_utils.learning.losses import takes_pairs
+from reid_utils.learning.processes import process_count, process_index
+
+LONGEST_WAIT = 60  # seconds for a batch from a worker process
+
+
+def players_and_images(recipe):
+    """Players of a batch without pairs, and images of each."""
+    return max(2, recipe.batch_pairs // 4), 4
+
+
+def epoch_batches(images, labels, encoder, recipe, epoch, share=(0, 1)):
+    """The batches of one epoch: pairs of unique players, or players × images for triplet losses without InfoNCE.
+
+    Images whose label is −1 are not trained on; pixels are normalised by the encoder's `mean` and `std`; `share` as
+    `EpochBatches` takes it.
+    """
+    rows, pairs = np.flatnonzero(labels >= 0), takes_pairs(recipe.loss)
+    if pairs:
+        batches = unique_player_batches(labels[rows], recipe.batch_pairs, recipe.seed, epoch)
+    else:
+        batches = pk_batches(labels[rows], *players_and_images(recipe), recipe.seed, epoch)
+    return EpochBatches(
+        images,
+        labels,
+        rows[batches],
+        seed=recipe.seed,
+        epoch=epoch,
+        augmentation=recipe.augmentation,
+        mean=encoder.mean,
+        std=encoder.std,
+        pairs=pairs,
+        share=share,
+    )
+
+
+class RunBatches:
+    """The batches of all epochs of a run, as a map-style data set: item (epoch, b) is batch b of that epoch.
+
+    Items are those of `EpochBatches` as arrays, which pass between processes through a pipe; tensors would need shared
+    memory, of which containers have little. A memory-mapped image array is opened again by whoever unpickles this.
+    """
+
+    def __init__(self, images, labels, encoder, recipe):
+        self.images, self.labels, self.recipe = images, labels, recipe
+        self.encoder = SimpleNamespace(mean=encoder.mean, std=encoder.std)
+        self.share = process_index(), process_count()
+        self.current = None
+
+    def of_epoch(self, epoch):
+        """The batches of one epoch (1-based); all epochs have as many."""
+        if self.current is None or self.current.epoch != epoch:
+            self.current = epoch_batches(self.images, self.labels, self.encoder, self.recipe, epoch, self.share)
+        return self.current
+
+    def __getitem__(self, place):
+        epoch, b = place
+        return tuple(tensor.numpy() for tensor in self.of_epoch(epoch)[b])
+
+    def __getstate__(self):
+        state, images = {**self.__dict__, "current": None}, self.images
+        if isinstance(getattr(images, "base", None), mmap.mmap) and images.filename:
+            state["images"] = {"filename": images.filename, "dtype": images.dtype, "mode": "r"}
+            state["images"] |= {"offset": images.offset, "shape": images.shape}
+        return state
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        if isinstance(self.images, dict):
+            self.images = np.memmap(**self.images)
+
+
+def batches_of_steps(batches, first_epoch, first_step, recipe, device):
+    """Yield the batches of each step to the run's end: a list of `accumulation` (images, players).
+
+    `batches`: RunBatches. They lie ready on the device until the next step's are asked for, which take their memory.
+    An epoch's last step may have fewer. The same worker processes serve all epochs. Raises RuntimeError where they
+    prepare nothing for a minute.
+    """
+    count, several = len(batches.of_epoch(first_epoch)), recipe.accumulation
+    places = [(epoch, b) for epoch in range(first_epoch, recipe.epochs + 1) for b in range(count)]
+    # A generator of its own: the loader's draw must not move the one that dropout uses.
+    loader = torch.utils.data.DataLoader(
+        batches,
+        sampler=places[first_step * several :],
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=recipe.workers,
+        timeout=LONGEST_WAIT if recipe.workers else 0,
+        generator=torch.Generator(),
+    )
+    loaded, memory = _named_failures(iter(loader), recipe.workers), [None] * several
+    ready = batches.of_epoch(first_epoch).ready
+    ends, taken = {*range(several - 1, count, several), count - 1}, []
+    for (_, b), item in zip(places[first_step * several :], loaded, strict=False):
+        tensors = [torch.from_numpy(array) for array in item]
+        tensors = [tensor.pin_memory() for tensor in tensors] if device.type == "cuda" else tensors
+        taken.append(ready(tensors, device, memory[len(taken)]))
+        if b in ends:
+            memory[: len(taken)] = [images for images, _ in taken]
+            yield taken
+            taken = []
+
+
+def _as_it_is(item):
+    return item
+
+
+def _named_failures(items, workers):
+    """Yield items; a worker process that died or does not answer becomes a RuntimeError that names the setting."""
+    try:
+        yield from items
+    except RuntimeError as error:
+        if not workers or "DataLoader" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"workers is {workers}, and one died or prepared no batch ({reason}); set workers to 0, or give the "
+            "machine more memory"
+        ) from error
