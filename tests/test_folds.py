@@ -61,15 +61,16 @@ def test_a_single_fold_is_no_row_and_a_missing_one_is_named():
 
 def test_tables_of_real_people_set_every_row_beside_its_own_start(monkeypatch):
     monkeypatch.setattr("reid_utils.paper.rows.dispersion", lambda run: np.ones(3))
-    runs = [trained(0.3, train_on="fold 0 of 2", learning_rate=0.1), trained(0.9, train_on="train")]
+    runs = [trained(0.3, train_on="fold 0 of 2", augmentation="tuning"), trained(0.9, train_on="train")]
     for pretrained in (True, False):
         for loss, rate in (("infonce", 0.003 if pretrained else 0.001), ("id+triplet", 0.003)):
             settings = {"pretrained": pretrained, "loss": loss, "learning_rate": rate}
             for fold in (0, 1):
-                run = trained(0.7 if pretrained else 0.4, train_on=f"fold {fold} of 2", **settings)
-                runs.append(run | {"folder": f"{fold}"})
-    for number, run in enumerate(runs):
-        run.update(run=f"{run['run']} {number}", folder=f"{number}")
+                # few players: a fold may hold fewer than a batch of the others does
+                settings |= {"train_on": f"fold {fold} of 2", "batch_pairs": 20 + fold}
+                runs.append(trained(0.7 if pretrained else 0.4, **settings))
+    for run in runs:
+        run.update(run=f"{run['run']}_{run['settings']['pretrained']}_{run['settings']['train_on']}", folder="")
     pooled = {"02_training": pool_folds(runs)}
     losses, backbones = loss_table(pooled, ["none"]), backbone_table(pooled, ["none"])
     assert losses.baselines["a from scratch: id+triplet"] == "a from scratch: infonce"

@@ -1,6 +1,5 @@
 """Runs of notebook 02 on the folds of a training set, put together into one run over all their queries."""
 
-import json
 import re
 
 import numpy as np
@@ -9,20 +8,23 @@ ALL_FOLDS = "every fold"  # train_on of what is put together
 
 
 def pool_folds(runs):
-    """Runs with those that differ in their fold alone as one: `train_on` "every fold", scores over all their queries.
+    """Runs whose ids differ in their fold alone as one: `train_on` "every fold", scores over all their queries.
 
-    `runs`: results as `gather` gives them, each with settings, scores ({"name|aps": (S, Q) …}) and folder. A group
-    keeps the place, values and folder of its first run; `run` is a pattern of their ids, `folders` are all of theirs.
-    Runs on a single fold (a search for settings) are left out; all others stay as they are. Raises ValueError where a
-    fold is missing or there twice.
+    `runs`: results as `gather` gives them, each with id (`run`), settings, scores ({"name|aps": (S, Q) …}) and folder.
+    A group keeps the place, values and folder of its first run; `run` is a pattern of their ids, `folders` are all of
+    theirs. Runs on a single fold (a search for settings) are left out; all others stay as they are. Raises ValueError
+    where a fold is missing or there twice.
     """
     groups = {}
     for run in runs:
-        fold = _fold(run)
-        shared = {**run["settings"], "train_on": fold[2]} if fold else run["run"]
-        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
+        groups.setdefault(_pattern(run) if _fold(run) else run["run"], []).append(run)
     kept = (members for members in groups.values() if len(members) > 1 or not _fold(members[0]))
     return [_pooled(members) if _fold(members[0]) else members[0] for members in kept]
+
+
+def _pattern(run):
+    """The run's id with any fold in it: what --only takes for all of them."""
+    return re.sub("(fold.)[0-9]+", r"\1*", run["run"])
 
 
 def _fold(run):
@@ -37,7 +39,7 @@ def _pooled(members):
         raise ValueError(f"{runs[0]['run']} and its like cover the folds {folds}; run each fold once")
     return {
         **members[0],
-        "run": re.sub("(fold.)[0-9]+", r"\1*", runs[0]["run"]),  # what --only takes for all of them
+        "run": _pattern(runs[0]),
         "settings": {**members[0]["settings"], "train_on": ALL_FOLDS},
         "scores": concatenate_scores([run["scores"] for run in runs]),
         "folders": [run["folder"] for run in runs],
