@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from reid_utils.files import read_json, write_json
-from reid_utils.study import engine, keys, notebooks, plan, progress, study_file, worker
+from reid_utils.study import engine, keys, machine, notebooks, plan, progress, study_file, worker
 from reid_utils.study.folders import StudyFolders, own_source, source_of, study_root
 
 ROOT = Path(__file__).resolve().parent
@@ -66,7 +66,7 @@ def data_folder(args, study):
         return "", own
     from reid_utils.data import integrity, sources
 
-    rendering = {"workers": args.jobs or engine.default_jobs((), ()), **study.rendering}
+    rendering = {"workers": args.jobs or machine.default_jobs((), ()), **study.rendering}
     source = args.data or study.data, args.runs.resolve() / "data", rendering, args.accept_md5
     folder = sources.planned_data_dir(*source[:3])
     if not args.dry_run:
@@ -87,14 +87,14 @@ def check_images(folder, fingerprint, root, workers):
 def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
     """Find out what is left to do and do it, on a cluster's client or here (None), or print it -> exit status."""
     key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
-    gpus = engine.visible_gpus(os.environ) if client is None and any(run.gpus for run in runs) else []
+    gpus = machine.visible_gpus(os.environ) if client is None and any(run.gpus for run in runs) else []
 
     def left():
         states = keys.run_states(runs, folders, key)
         return states, *plan.choose(runs, states, picked, args.force)
 
     states, chosen, fresh = left()
-    jobs = engine.slots(client) if client else args.jobs or engine.default_jobs(chosen, gpus)
+    jobs = engine.slots(client) if client else args.jobs or machine.default_jobs(chosen, gpus)
     if args.dry_run or not chosen:  # a finished study can be looked at by who may not write there
         print(progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run))
         return 0
@@ -143,7 +143,7 @@ def main(arguments=None):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     try:
-        os.environ.update(worker.cache_folders())
+        os.environ.update(machine.cache_folders())
         args = options(arguments)
         study, runs, picked, folders = read_plan(args)
         with contextlib.ExitStack() as stack:

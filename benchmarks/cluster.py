@@ -14,6 +14,9 @@ from pathlib import Path
 
 from distributed import LocalCluster
 
+from reid_utils.data.sources import prepare_data
+from reid_utils.study.study_file import read_study
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -50,7 +53,8 @@ def main():
             f"--jobs {count}": ("--jobs", count),
         }
         found = {}
-        run(options.study, Path(folder), "--only", "01*")  # renders the data, before any clock
+        study = read_study(REPOSITORY / "studies" / f"{options.study}.yaml")
+        prepare_data(study.data, data, study.rendering)  # before any clock
         for name, arguments in places.items():
             runs = Path(folder) / name.replace(" ", "_").strip("-")
             runs.mkdir()

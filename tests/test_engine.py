@@ -72,19 +72,6 @@ def test_kernels_get_threads_gpus_and_their_own_package_before_they_start(monkey
     assert environment_of(["2", "5"])["CUDA_VISIBLE_DEVICES"] == "2,5"
 
 
-def test_caches_move_where_home_cannot_be_written(monkeypatch, tmp_path):
-    (tmp_path / "home").mkdir()
-    for name in worker.CACHES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert worker.cache_folders() == {}
-    monkeypatch.setenv("HOME", "/dev/null")
-    found = worker.cache_folders()
-    assert found.keys() == worker.CACHES.keys() and all(os.access(Path(f).parent, os.W_OK) for f in found.values())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "XDG_CACHE_HOME" not in worker.cache_folders()
-
-
 def test_a_changed_run_sets_aside_what_is_stale_and_leaves_weights_to_their_own_record(tmp_path):
     folders = StudyFolders(tmp_path)
     weights, scores = (folders.results("02__a") / name for name in ("seed0/weights", "scores"))
@@ -111,36 +98,6 @@ def test_a_changed_run_sets_aside_what_is_stale_and_leaves_weights_to_their_own_
     write_text(weights, "anew")
     assert begin("k3", fresh=True, command="c") == (True, False)  # the same command's second try goes on
     assert begin("k3", fresh=True, command="d") == (False, False)
-
-
-@pytest.mark.parametrize(
-    ("visible", "listed", "gpus"),
-    [
-        ("0,2", "", ["0", "2"]),
-        ("GPU-a, MIG-b", "", ["GPU-a", "MIG-b"]),
-        ("1,-1,3", "", ["1"]),
-        ("", "GPU 0: H100 (UUID: GPU-a)", []),
-        (None, "GPU 0: H100 (UUID: GPU-a)\nGPU 1: H100 (UUID: GPU-b)", ["0", "1"]),
-        (None, "GPU 0: H100 (UUID: GPU-a)\n  MIG 3g.40gb Device  0: (UUID: MIG-x)\n", ["MIG-x"]),
-        (None, "", []),
-    ],
-)
-def test_gpus_are_counted_without_torch(monkeypatch, tmp_path, visible, listed, gpus):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}\nEND\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(engine, "DRIVER", tmp_path / "none")
-    assert engine.visible_gpus({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == gpus
-
-
-def test_as_many_runs_at_once_as_gpus_where_asked_for_else_as_processors_in_force():
-    asking = Run("02", "02", "", {}, (), 1.0, gpus=1)
-    assert engine.default_jobs([run_of("03"), asking], ["0", "1", "2"]) == 3
-    assert engine.default_jobs([run_of("03")], ["0", "1", "2"]) == engine.default_jobs([asking], [])
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
-    code += "from reid_utils.study.engine import default_jobs; print(default_jobs((), ()))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"
 
 
 class Show:

@@ -183,6 +183,13 @@ def test_sensitivity_map_outlines_the_marked_setting():
     assert figure.axes[0].patches[0].get_xy() == (2, 1)
 
 
+def test_a_set_of_one_player_is_drawn():
+    nobody_else = {"genuine": np.array([0.5, 0.6]), "impostor": np.array([])}
+    assert "impostor (0 pairs)" in texts(plots.distance_histograms(nobody_else))
+    assert "genuine (2 pairs)" in texts(plots.jaccard_histogram(nobody_else))
+    assert texts(plots.embedding_map({"id": (np.zeros((1, 2)), [1])}, {"id": 0.0}))
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [

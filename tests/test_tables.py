@@ -27,6 +27,7 @@ SETTINGS = {
     "start_weights": "",
     "pool": {},
     "train_on": "train",
+    "keep_epochs": False,
 }
 
 
@@ -114,6 +115,12 @@ def test_several_backbones_with_several_augmentations_are_all_in_t1():
     }  # fmt: skip
 
 
+def test_t1_leaves_out_an_encoder_from_scratch_that_varies_nothing():
+    runs = {"02_training": [trained(augmentation=name, pretrained=True) for name in ("flip", "flip+jitter", "none")]}
+    runs["02_training"].append(trained(augmentation="flip+jitter", pretrained=False))
+    assert set(augmentation_table(runs).rows) == {"flip", "flip+jitter", "none"}
+
+
 def test_trainings_that_differ_in_another_setting_are_rows_of_their_own(without_features):
     rates = {"infonce": (0.01, 0.02), "id": (0.01, 0.02)}
     runs = {"02_training": [trained(loss=loss, learning_rate=rate) for loss in rates for rate in rates[loss]]}
@@ -138,7 +145,7 @@ def test_trainings_that_differ_in_nothing_are_an_error_that_names_both(without_f
 
 
 def test_the_baseline_again_is_a_row_of_every_table_of_trainings_beside_its_twin(without_features):
-    again = trained(0.5, augmentation="flip", seeds=[100, 101])
+    again = trained(0.5, augmentation="flip", seeds=[100, 101], keep_epochs=True)
     again["run"] = "02_training__again_a_infonce_flip"
     runs = {"02_training": [trained(augmentation="none"), trained(augmentation="flip"), trained(loss="id"), again]}
     row = "again (other seeds)"

@@ -51,15 +51,15 @@ def augmentation_table(runs):
     found = training_runs(runs, loss="infonce")
     kinds = {}
     for run in found:
-        kinds.setdefault(run["settings"]["backbone"], set()).add(run["settings"]["augmentation"])
-    varied = [backbone for backbone in kinds if len(kinds[backbone]) > 1] or list(kinds)[:1]
+        kinds.setdefault(_encoder(run, runs), set()).add(run["settings"]["augmentation"])
+    varied = [encoder for encoder in kinds if len(kinds[encoder]) > 1] or list(kinds)[:1]
     rows, baselines, common = {}, {}, {}
-    for backbone in varied:
-        common[backbone] = common_augmentation(kinds[backbone])
-        members = [run for run in found if run["settings"]["backbone"] == backbone]
-        prefix = f"{backbone}: " if len(varied) > 1 else ""
+    for encoder in varied:
+        common[encoder] = common_augmentation(kinds[encoder])
+        members = [run for run in found if _encoder(run, runs) == encoder]
+        prefix = f"{encoder}: " if len(varied) > 1 else ""
         members = named(members, lambda run, prefix=prefix: prefix + run["settings"]["augmentation"])
-        bases = _of(members, augmentation=common[backbone]) or dict(list(members.items())[:1])
+        bases = _of(members, augmentation=common[encoder]) or dict(list(members.items())[:1])
         for name in sorted(members, key=lambda name: name not in bases):
             rows[name] = row(members[name], "none")
             baselines[name] = name if name in bases else _twin(name, members) or closest(members[name], bases)

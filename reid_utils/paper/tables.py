@@ -16,7 +16,9 @@ from reid_utils.study.folders import StudyFolders
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
 AGAIN = " again (other seeds)"
-UNNAMED = ("seeds", "workers", "checkpoint_steps", "predict_from", "reranking", "every_post_processing", "models")
+# Settings that make no other row: which models and seeds, how a training is run, what it keeps and writes.
+UNNAMED = ("seeds", "models", "workers", "checkpoint_steps", "checkpoint_minutes", "validate_every", "keep_epochs")
+UNNAMED += ("check_steps", "predict_from", "reranking", "every_post_processing")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import logging
 import os
 import platform
 import queue
-import re
-import subprocess
 import time
 import uuid
 import warnings
@@ -22,42 +20,14 @@ from filelock import FileLock, Timeout
 from reid_utils.files import read_json, write_json
 from reid_utils.study.folders import StudyFolders
 from reid_utils.study.keys import PACKAGE
+from reid_utils.study.machine import visible_gpus
 from reid_utils.study.study_file import StudyError
 from reid_utils.study.worker import Outcome, outcome, start_worker
 
 PINNED = ("dask", "distributed", "numpy", "papermill", "torch")  # what transport and results depend on most
-DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder a GPU, where nvidia-smi is not at hand
 LOOK_EVERY = 1.0  # seconds between two looks at the cluster's workers
-LIMIT = 10  # seconds to wait for an answer of a cluster or of nvidia-smi
+LIMIT = 10  # seconds to wait for an answer of a cluster
 HOW_TO_FIX = "start scheduler and workers from the environment and the folder of this study"
-
-
-# The machine
-
-
-def visible_gpus(environment):
-    """The GPUs that a process with this environment may use, as CUDA_VISIBLE_DEVICES names them (list of str)."""
-    if "CUDA_VISIBLE_DEVICES" in environment:
-        names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
-        stop = next((n for n, name in enumerate(names) if name in ("", "-1", "NoDevFiles")), len(names))
-        return names[:stop]  # as CUDA does: what stands behind a device that does not exist is not seen
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=LIMIT).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        listed = ""
-    slices = re.findall(r"UUID: (MIG-[^)\s]+)", listed)
-    count = len(re.findall(r"^GPU \d", listed, re.MULTILINE)) or len(list(DRIVER.glob("*")))
-    return slices or [str(number) for number in range(count)]
-
-
-def default_jobs(runs, gpus):
-    """Runs at once where nobody says how many: GPUs (a list) if runs ask for them, else the processors in force."""
-    from dask.system import cpu_count  # affinity and a container's quota counted
-
-    return len(gpus) if gpus and any(run.gpus for run in runs) else cpu_count()
-
-
-# One run
 
 
 def run_job(job, *inputs, pause=0.1):

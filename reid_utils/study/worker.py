@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from reid_utils.files import read_json, write_json, write_text
 from reid_utils.study.folders import StudyFolders
 from reid_utils.study.keys import PACKAGE
+from reid_utils.study.machine import cache_folders
 from reid_utils.study.notebooks import declared_parameters
 
 THREAD_VARIABLES = (
@@ -34,7 +35,6 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
 )
 PUBLISHED = "1698537600"  # 2023-10-29, the paper's day: the date that reproducible files carry
-CACHES = {"XDG_CACHE_HOME": "~/.cache", "XDG_CONFIG_HOME": "~/.config", "XDG_DATA_HOME": "~/.local/share"}
 LOCK_LIMIT = 60  # seconds; a lost machine's lock on a shared folder outlives it by some
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
 SOCKET_PATH_LIMIT = 80  # characters; a socket's whole path must stay below 104
@@ -74,26 +74,6 @@ def make_job(run, key, folders, notebooks, given, *, command, gpus=None, fresh=F
         "fresh": fresh,
         "command": command,
     }
-
-
-def cache_folders():
-    """{variable: a temporary folder} for each kind of cache whose usual place cannot be written."""
-    places = {name: os.environ.get(name) or os.path.expanduser(usual) for name, usual in CACHES.items()}  # noqa: PTH111
-    lost = [name for name, place in places.items() if not _writable(place)]
-    if not lost:
-        return {}
-    spare = Path(tempfile.gettempdir()) / f"reid-study-{os.getuid()}"
-    spare.mkdir(mode=0o700, exist_ok=True)
-    if spare.stat().st_uid != os.getuid():
-        spare = Path(tempfile.mkdtemp(prefix="reid-study-"))
-    return {name: str(spare / name) for name in lost}
-
-
-def _writable(place):
-    """Whether a folder can be written, or made."""
-    while not os.path.exists(place) and os.path.dirname(place) != place:  # noqa: PTH110, PTH120
-        place = os.path.dirname(place)  # noqa: PTH120
-    return os.path.isdir(place) and os.access(place, os.W_OK)  # noqa: PTH112
 
 
 def worker_environment(job, gpus=()):
