@@ -208,10 +208,12 @@ def main():
     given = parser.parse_args()
     text = measure(given.sizes)
     print(text)
-    if not given.print:
-        put_into_readme(text)
     if given.growth:
         draw_growth(growth())
+    if (HERE / "growth.svg").exists():
+        text += "\n![Seconds and memory of re-ranking against the size of the gallery](growth.svg)\n"
+    if not given.print:
+        put_into_readme(text)
 
 
 if __name__ == "__main__":
