@@ -193,7 +193,7 @@ def draw_growth(found, folder=HERE):
             points = [(row[1], row[column]) for row in found if row[0] == package]
             if points:
                 axis.loglog(*zip(*points, strict=True), marker=marker, label=package)
-        axis.set_xlabel(f"gallery images ({QUERIES} queries, {WIDTH} dimensions)")
+        axis.set_xlabel(f"gallery images, {QUERIES} queries")
         axis.set_ylabel(label)
     axes[0].legend(frameon=False)
     plt.rcParams["svg.hashsalt"] = "growth"
