@@ -86,7 +86,7 @@ def check_images(folder, fingerprint, root, workers):
 
 def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
     """Find out what is left to do and do it, on a cluster's client or here (None), or print it -> exit status."""
-    key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint)
+    key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint, study.portable)
     gpus = machine.visible_gpus(os.environ) if client is None and any(run.gpus for run in runs) else []
 
     def left():
@@ -128,6 +128,7 @@ def described(args, study, folders, folder):
         "data": study.data,
         "rendering": study.rendering,
         "threads": study.threads,
+        "portable": study.portable,
         "data folder": str(folder),
         "source": own_source(folders.root, source_of(study, args)),
         "command": command_of(args),

@@ -7,7 +7,7 @@ the components as estimated; "equal seeds", no seed better than another; "skewed
 residuals; "few", average precision 1 on all but some 15 queries, and a true difference.
 
 `python -m benchmarks.coverage RUNS` estimates the components from the trainings below a runs folder (runs/quick, say);
-without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 6 minutes of one core.
+without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 8 minutes.
 """
 
 import argparse

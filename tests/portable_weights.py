@@ -18,15 +18,10 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from reid_utils.study.worker import PORTABLE
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "golden" / "portable_weights.json"
-PORTABLE = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "COMPATIBLE",  # the only setting of MKL that holds on Intel's and AMD's processors alike
-    "OPENBLAS_CORETYPE": "Haswell",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
-}
 
 
 def processor():

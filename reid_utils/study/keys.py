@@ -16,11 +16,12 @@ DRAW_OR_PRINT = ("reid_utils.views", "reid_utils.paper")  # except for what the 
 RECORDS = ("reid_utils.paper", "reid_utils.paper.results")
 
 
-def key_parts(run, notebook, lock, threads, upstream, data):
+def key_parts(run, notebook, lock, threads, upstream, data, portable=False):
     """Everything that decides a run's result, by name, with no absolute path in it.
 
     run: Run; notebook: its file; lock: requirements.lock (a missing one counts as empty); threads: int;
-    upstream: {run id: key}; data: fingerprint of the data (str).
+    upstream: {run id: key}; data: fingerprint of the data (str); portable: as the study
+    file has it, named only where it is on.
     """
     lock = Path(lock)
     return {
@@ -31,17 +32,18 @@ def key_parts(run, notebook, lock, threads, upstream, data):
         "threads": threads,
         "upstream": upstream,
         "data": data,
+        **({"portable": True} if portable else {}),
     }
 
 
-def run_keys(runs, notebooks, lock, threads, data):
+def run_keys(runs, notebooks, lock, threads, data, portable=False):
     """{run id: (key, parts)} for runs in plan order; None where the data's fingerprint `data` is not known yet."""
     if data is None:
         return None
     keys = {}
     for run in runs:
         upstream = {name: keys[name][0] for name in run.inputs}
-        parts = key_parts(run, Path(notebooks) / f"{run.notebook}.ipynb", lock, threads, upstream, data)
+        parts = key_parts(run, Path(notebooks) / f"{run.notebook}.ipynb", lock, threads, upstream, data, portable)
         keys[run.id] = (digest(parts), parts)
     return keys
 

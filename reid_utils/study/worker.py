@@ -34,6 +34,15 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
+# Instruction sets that every x86-64 processor of the last ten years has, set before a kernel starts because libraries
+# choose their code as they load. MKL's COMPATIBLE is its only setting that holds on Intel's and AMD's processors alike.
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+}
 PUBLISHED = "1698537600"  # 2023-10-29, the paper's day: the date that reproducible files carry
 LOCK_LIMIT = 60  # seconds; a lost machine's lock on a shared folder outlives it by some
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
@@ -81,6 +90,7 @@ def worker_environment(job, gpus=()):
     dropped = ("PYTHONDONTWRITEBYTECODE", "MPLBACKEND")  # bytecode halves a kernel's start; the kernel draws inline
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= dict.fromkeys(THREAD_VARIABLES, str(job["parts"]["threads"])) | cache_folders()
+    environment |= PORTABLE if job["parts"].get("portable") else {}
     environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
     return environment | {
