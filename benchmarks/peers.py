@@ -77,12 +77,13 @@ def _compared(found, values, ours):
     """Cells of one contender: seconds and megabytes with their ratio to ours, and the largest difference."""
     if values is ours["values"]:
         return [f"{found['seconds']:.3f}", "1", _megabytes(found), "1", ""]
-    difference = float(np.abs(values - ours["values"]).max())
+    differences = np.abs(values - ours["values"])
+    difference = float(differences.max())
     known = found["megabytes"] is not None and ours["megabytes"] is not None
     memory = f"{found['megabytes'] / max(ours['megabytes'], 1):.1f}" if known else "–"
     told = "equal" if difference == 0 else f"equal to {difference:.0e}"
     if difference > 1e-4:
-        told = f"differs by up to {difference:.1e}"
+        told = f"{(differences > 1e-4).mean():.3%} of the values differ, by up to {difference:.1e}"
     return [f"{found['seconds']:.3f}", f"{found['seconds'] / ours['seconds']:.1f}", _megabytes(found), memory, told]
 
 

@@ -25,7 +25,14 @@ def test_a_result_that_differs_says_by_how_much(inputs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(peers, "one_call", call)
     lines = peers.rows_of("mAP and CMC of distances", "20x90", inputs, tmp_path)
-    assert lines[1][2:] == ["torchreid 7", "3.000", "3.0", "10", "1.0", "differs by up to 5.0e-01"]
+    assert lines[1][2:] == [
+        "torchreid 7",
+        "3.000",
+        "3.0",
+        "10",
+        "1.0",
+        "50.000% of the values differ, by up to 5.0e-01",
+    ]
 
 
 def test_our_nearest_lists_are_those_of_the_whole_matrix(inputs):
