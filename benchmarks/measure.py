@@ -36,7 +36,7 @@ def _timed(function: Callable) -> float:
     return time.perf_counter() - start
 
 
-def _peak(function: Callable) -> tuple[float, float | None]:
+def peak(function: Callable) -> tuple[float, float | None]:
     """Seconds, and how far the resident memory rose above where it was, in MB; None where Linux's /proc is missing."""
     gc.collect()
     if not Path("/proc/self/clear_refs").exists():
@@ -54,13 +54,13 @@ def in_turns(contenders: dict[str, Callable], rounds: int, patience: float = 60.
     A contender whose first call takes longer than `patience` seconds is not repeated. Memory is read on the
     last run.
     """
-    firsts = {name: _peak(function) for name, function in contenders.items()}
+    firsts = {name: peak(function) for name, function in contenders.items()}
     repeated = [name for name, (seconds, _) in firsts.items() if seconds <= patience]
     seconds, peaks = {name: [] for name in repeated}, {}
     for _ in range(rounds):
         for name in repeated:
             time.sleep(0.05)  # lets the threads of the one before come to rest
-            taken, peaks[name] = _peak(contenders[name])
+            taken, peaks[name] = peak(contenders[name])
             seconds[name].append(taken)
     return {
         name: Measured(first, seconds.get(name) or [first], peaks.get(name, peak))

@@ -1,10 +1,15 @@
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+SEEN = ("3.12", "3.13")  # beside the 3.11 of everyday
 
 
 def _name(requirement):
@@ -39,3 +44,30 @@ def test_conda_users_get_the_same_lock_and_a_python_that_the_project_takes():
     python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
     assert pip == ["-r requirements.lock"]
     assert python.removeprefix("python=") == project["requires-python"].removeprefix(">=")
+
+
+def _uv(*arguments):
+    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, "-m", "uv", *arguments], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize("version", SEEN)
+def test_the_lock_and_the_core_work_on_another_python(version, tmp_path):
+    """Imports, ranking and data tests on each Python that `requires-python` is said to have been seen on."""
+    if version not in os.environ.get("PYTHONS", "").split():
+        pytest.skip("takes minutes and gigabytes: `make test-pythons`")
+    made = _uv("venv", "--quiet", "--python", version, str(tmp_path / "env"))
+    if made.returncode:
+        pytest.skip(f"uv finds and fetches no Python {version}: {made.stderr.strip().splitlines()[-1]}")
+    python = str(tmp_path / "env" / "bin" / "python")
+    installed = _uv("pip", "install", "--quiet", "--python", python, "-r", "requirements.lock")
+    assert installed.returncode == 0, installed.stderr[-2000:]
+    assert _uv("pip", "install", "--quiet", "--python", python, "--no-deps", "-e", ".").returncode == 0
+    tests = [f"tests/test_{name}.py" for name in ("metrics", "reranking", "distances", "fusion", "batches", "images")]
+    done = subprocess.run([python, "-m", "pytest", "-x", *tests], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    modules = [f"reid_utils.{path.parent.name}.{path.stem}" for path in (ROOT / "reid_utils").glob("*/[!_]*.py")]
+    done = subprocess.run([python, "-c", f"import {', '.join(modules)}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -129,21 +129,23 @@ def fold_split(manifest, k) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.DataFrame]:
     """(labels of all images, validation rows) of a manifest: what a training learns from and what it is scored on.
 
-    `train_on`: "train" (the official split), "train+test" (every labelled image: the challenge entry) or "fold K" (the
-    training images but fold K, which is validated in place of the test split). Labels (N,) int64 in the manifest's
+    `train_on`: "train" (the official split), "train+test" (every labelled image: the challenge entry), "fold K" (the
+    training images but fold K, which is validated in place of the test split) or "fold K of N", where N folds are made
+    whatever the manifest holds. Labels (N,) int64 in the manifest's
     order: the player 0…P−1, or −1 where an image is not trained on. Validation rows have the roles query and gallery
     and keep their manifest index. Raises ValueError for any other `train_on` and for a fold that is not there.
     """
     training = manifest[manifest["split"] == "train"]
     validation = manifest[manifest["split"] == "test"]
-    fold = re.fullmatch(r"fold ([0-9]+)", train_on)
+    fold = re.fullmatch(r"fold ([0-9]+)(?: of ([0-9]+))?", train_on)
     if fold:
-        training, *held_out = fold_split(manifest, int(fold[1]))
+        folded = assign_folds(manifest, int(fold[2])) if fold[2] else manifest
+        training, *held_out = fold_split(folded, int(fold[1]))
         validation = pd.concat(held_out)
     elif train_on == "train+test":
         training = pd.concat([training, validation[~is_nobody(validation)]])
     elif train_on != "train":
-        raise ValueError(f'train_on is {train_on!r}: give "train", "train+test" or "fold K", as in "fold 0"')
+        raise ValueError(f'train_on is {train_on!r}: give "train", "train+test", "fold 0" or "fold 0 of 4"')
     labels = np.full(len(manifest), -1, np.int64)
     labels[training.index] = np.unique(training["player"], return_inverse=True)[1]
     return labels, validation

@@ -11,6 +11,8 @@ from reid_utils.learning.losses import INITIAL_LOGIT_SCALE
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"  # what `make weights` writes
+
 
 class Encoder(nn.Module):
     """An image encoder with what its inputs need: `mean`, `std` (of pixels in 0–1), `image_size` (height, width).
@@ -42,11 +44,12 @@ def build_encoder(
 
     `backbone` is a timm name ("resnet50") or an open_clip pair "model/weights" ("ViT-L-14-quickgelu/openai"), whose
     projection is removed as the paper does unless `projection`; `image_size` (height, width) or None for the model's
-    own. With `pretrained` the weights come from `weights_dir` (`<backbone with / as _>.safetensors`, the file that the
-    hub keeps), from `weights_file` where given, or else by name from the hub; position embeddings are resampled to
-    `image_size`. `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more
-    work, the same gradients. `normalisation` of pixels: "weights" for the mean and deviation that the weights were
-    trained with, "imagenet" for ImageNet's in every timm model, as published (open_clip's towers keep their own).
+    own. With `pretrained` the weights come from `weights_dir`, or the repository's own folder weights, as
+    `<backbone with / as _>.safetensors` (the file that the hub keeps; the classifier may be missing), from
+    `weights_file` where given, or else by name from the hub; position embeddings are resampled to `image_size`.
+    `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more work, the same
+    gradients. `normalisation` of pixels: "weights" for the mean and deviation that the weights were trained with,
+    "imagenet" for ImageNet's in every timm model, as published (open_clip's towers keep their own).
     Raises ValueError for an unknown name, and FileNotFoundError naming the file to fetch where weights cannot be had.
     """
     if normalisation not in ("weights", "imagenet"):
@@ -74,16 +77,40 @@ def weights_file_name(backbone):
 
 
 def find_weights(backbone, weights_dir):
-    """Path of a backbone's local weights, or None where no folder or no such file is given."""
-    path = Path(weights_dir) / weights_file_name(backbone) if weights_dir else None
-    return path if path is not None and path.exists() else None
+    """Path of a backbone's weights in `weights_dir` (None: the folder that `make weights` fills), or None."""
+    path = Path(weights_dir or WEIGHTS) / weights_file_name(backbone)
+    return path if path.exists() else None
+
+
+def _local_weights(backbone, path):
+    """What timm takes of a local file: its path, or its tensors with a classifier of zeros where only that is missing.
+
+    The classifier is taken off anyway, but timm checks whole files alone. A file of `save_weights` is taken too.
+    """
+    import timm
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+    with torch.device("meta"):
+        whole = timm.create_model(backbone).state_dict()
+        trunk = timm.create_model(backbone, num_classes=0).state_dict()
+    missing = whole.keys() - {name.removeprefix("trunk.") for name in names}
+    if names >= whole.keys() or missing & trunk.keys():
+        return {"file": str(path)}
+    zeros = {name: torch.zeros(whole[name].shape, device="cpu") for name in missing}
+    return {"state_dict": {name.removeprefix("trunk."): tensor for name, tensor in load_file(path).items()} | zeros}
 
 
 def _unavailable(backbone, repository, error):
+    from reid_utils.learning.packaged import PACKAGED
+
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    easier = "run `make weights`, or " if backbone in PACKAGED else ""
     return FileNotFoundError(
-        f"no pretrained weights for {backbone} ({reason}); put the safetensors file of the hub's {repository} as "
-        f"{weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
+        f"no pretrained weights for {backbone} ({reason}); {easier}put the safetensors file of the hub's {repository} "
+        f"as {weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
     )
 
 
@@ -99,9 +126,10 @@ def _timm_encoder(backbone, image_size, pretrained, local):
     if not timm.is_model(backbone):
         close = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:3]
         raise ValueError(f"timm has no model {backbone!r}; perhaps one of {close or timm.list_models()[:3]}")
-    # A local file takes the way of a downloaded one; with the head, since timm checks whole files alone.
-    given = {"pretrained_cfg_overlay": {"file": str(local)}} if local else {} if pretrained else {"num_classes": 0}
     try:
+        # A local file takes the way of a downloaded one; with the head, since timm checks whole files alone.
+        given = {"pretrained_cfg_overlay": _local_weights(backbone, local)} if local else {}
+        given |= {} if pretrained else {"num_classes": 0}
         trunk = timm.create_model(backbone, pretrained=pretrained, **given)
         trunk.reset_classifier(0)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -111,6 +139,7 @@ def _timm_encoder(backbone, image_size, pretrained, local):
             raise _unavailable(backbone, timm.get_pretrained_cfg(backbone).hf_hub_id or "timm", error) from error
         raise
     config = trunk.pretrained_cfg
+    config.pop("state_dict", None)  # else it keeps the tensors alive
     own = tuple(config["input_size"][1:])
     image_size = tuple(image_size or own)
     if image_size != own and hasattr(trunk, "set_input_size"):

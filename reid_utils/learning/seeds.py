@@ -69,7 +69,7 @@ def choose_sets(manifest, images, fingerprint, train_on="train", pool=None):
         if train_on != "train":
             raise ValueError(f'train_on is {train_on!r} with a pool: leave train_on "train", or pool empty')
         *training, described["pool"] = pool
-    challenge = manifest[manifest["split"] == "challenge"]
+    challenge = manifest[(manifest["split"] == "challenge") & (not train_on.startswith("fold"))]
     evaluated = {"test": validation, "challenge": challenge} if len(challenge) else {"test": validation}
     return Sets(tuple(training), images, evaluated, described)
 

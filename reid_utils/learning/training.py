@@ -106,6 +106,22 @@ def determining(recipe):
     return {name: value for name, value in asdict(recipe).items() if name not in (*HOW, *BESIDE)}
 
 
+def best_learning_rate(results):
+    """The learning rate with the best mAP (plain distances, last epoch) of several runs; the smaller of two equals.
+
+    `results`: contents of results.json, one a tuning run. Raises ValueError where there is none, or where they differ
+    in more than the learning rate.
+    """
+    if not results:
+        raise ValueError("learning_rate is 0, the best of tuning runs: name those runs as inputs, or give a rate")
+    settings = [{**result["settings"], "learning_rate": 0} for result in results]
+    other = next((key for key in settings[0] for own in settings if own.get(key) != settings[0][key]), None)
+    if other:
+        raise ValueError(f"the tuning runs differ in {other}; name runs that differ in their learning rate alone")
+    scores = [(-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"]) for result in results]
+    return min(scores)[1]
+
+
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
     """Learning rate of a step (0-based); the first of a warm-up is at rate 0. Source: report, code."""
     peak, final = recipe.learning_rate, recipe.final_learning_rate

@@ -98,7 +98,8 @@ def loss_table(runs, recipes):
     rows = {name: row(run, "none") | {"dispersion": dispersion(run)} for name, run in members.items()}
     baselines = {}
     for name, run in members.items():
-        bases = _of(members, backbone=run["settings"]["backbone"], loss="infonce")
+        alike = {key: run["settings"].get(key) for key in ("backbone", "pretrained")}
+        bases = _of(members, loss="infonce", **alike)
         own = run["settings"]["loss"] == "infonce" or not bases
         baselines[name] = _twin(name, members) or (name if own else closest(run, bases))
     note = "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite"
@@ -108,8 +109,9 @@ def loss_table(runs, recipes):
 
 def dispersion(run):
     """Mean pairwise distance of the query features, a seed each (S,): how far apart a training puts the players."""
-    files = [run["folder"] / f"seed{seed}" / "test.npz" for seed in run["settings"]["seeds"]]
-    return np.array([pdist(load_features(file)["query"]).mean() for file in files])
+    folders, seeds = run.get("folders", [run["folder"]]), run["settings"]["seeds"]
+    files = [[folder / f"seed{seed}" / "test.npz" for folder in folders] for seed in seeds]
+    return np.array([np.mean([pdist(load_features(file)["query"]).mean() for file in of_seed]) for of_seed in files])
 
 
 def post_processing_table(runs):

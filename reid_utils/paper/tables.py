@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.files import load_arrays, read_json
+from reid_utils.paper.folds import ALL_FOLDS, pool_folds
 from reid_utils.paper.results import load_results, write_table
 from reid_utils.ranking.statistics import compare_rows, holm
 from reid_utils.study.folders import StudyFolders
@@ -120,6 +121,8 @@ def show(run, table, command):
 def gather(folders):
     """Results of earlier runs by notebook: {stem: [results with "scores", the content of scores.npz]}, in plan order.
 
+    Trainings on every fold count as one (see `pool_folds`).
+
     Raises FileNotFoundError naming the run that has no results yet.
     """
     found = {}
@@ -128,7 +131,7 @@ def gather(folders):
         scores = folder / "scores.npz"
         result["scores"] = load_arrays(scores) if scores.exists() else {}
         found.setdefault(result["notebook"], []).append(result | {"folder": folder})
-    return found
+    return {stem: pool_folds(results) if stem == "02_training" else results for stem, results in found.items()}
 
 
 def is_again(run):
@@ -177,9 +180,10 @@ def row(result, name):
 def training_runs(runs, recipes=None, pretrained=False, **settings):
     """Runs of notebook 02 on the training split whose settings have these values, augmentation one of `recipes`.
 
-    pretrained: those that start from another run's weights; else those that do not. Runs on a pool or on test players
-    are rows of no table.
+    Those on every fold where the study has such runs. pretrained: those that start from another run's weights; else
+    those that do not. Runs on a pool or on test players are rows of no table.
     """
+    folds = any(run["settings"]["train_on"] == ALL_FOLDS for run in runs.get("02_training", []))
     return [
         run
         for run in runs.get("02_training", [])
@@ -187,7 +191,7 @@ def training_runs(runs, recipes=None, pretrained=False, **settings):
         and (recipes is None or run["settings"]["augmentation"] in recipes)
         and bool(run["settings"]["start_weights"]) == pretrained
         and not run["settings"]["pool"]
-        and run["settings"]["train_on"] == "train"
+        and run["settings"]["train_on"] == (ALL_FOLDS if folds else "train")
     ]
 
 

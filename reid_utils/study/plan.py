@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from reid_utils.study.study_file import GIVEN, StudyError, check_plain, unknown
+from reid_utils.study.study_file import GIVEN, Selection, StudyError, check_plain, unknown
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def _variants(entry, defaults, declared, earlier):
             for values in itertools.product(*(v if isinstance(v, list) else [v] for v in block.values())):
                 parameters = {**common, **dict(zip(block, values, strict=True))}
                 names = list(block) if entry.named_by is None else entry.named_by
-                yield _label(where, names, {**defaults, **parameters}), parameters, ()
+                settings = {**defaults, **parameters}
+                inputs = _alike(where, entry.reads, settings, declared, earlier) if entry.reads else ()
+                yield _label(where, names, settings), parameters, inputs
     elif entry.each:
         for upstream in _select(where, entry.each, declared, earlier):
             yield upstream.label, common, (upstream.id,)
@@ -115,6 +117,15 @@ def _select(where, selection, declared, earlier):
     if not chosen:
         raise StudyError(f"{where}: no run of {stem} matches where {json.dumps(wanted)}")
     return chosen
+
+
+def _alike(where, reads, settings, declared, earlier):
+    """Ids of the earlier runs that a run of a grid with these settings reads (see `Reads`)."""
+    for name in reads.same:
+        if name not in settings:
+            raise unknown(f"{where}: reads: parameter", name, settings)
+    wanted = Selection(reads.notebook, reads.name, {name: [settings[name]] for name in reads.same})
+    return [run.id for run in _select(where, wanted, declared, earlier)]
 
 
 def _after(where, after, earlier):

@@ -29,6 +29,14 @@ class Selection(_Strict):
     where: dict[str, Any] = {}
 
 
+class Reads(_Strict):
+    """Which earlier runs a run of a grid reads: those of an entry that have its own values of the parameters `same`."""
+
+    notebook: str
+    name: str = ""
+    same: list[str] = []
+
+
 class Entry(_Strict):
     """One item under `notebooks`: a notebook, its parameters, and which runs of it there are."""
 
@@ -41,6 +49,7 @@ class Entry(_Strict):
         None
     )
     named_by: list[str] | None = None
+    reads: Reads | None = None
     each: Selection | None = None
     sets: Annotated[dict[str, Selection], msgspec.Meta(min_length=1)] | None = None
     after: str | list[str] | None = None
@@ -53,8 +62,9 @@ class Entry(_Strict):
         shapes = [shape for shape in SHAPES if getattr(self, shape) is not None]
         if len(shapes) > 1:
             raise ValueError(f"{self.notebook} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
-        if self.named_by is not None and self.grid is None:
-            raise ValueError(f"{self.notebook} has 'named_by' without 'grid'")
+        for name in ("named_by", "reads"):
+            if getattr(self, name) is not None and self.grid is None:
+                raise ValueError(f"{self.notebook} has {name!r} without 'grid'")
         empty = [name for block in self.grid or () for name, value in block.items() if value == []]
         if empty:
             raise ValueError(f"grid: {empty[0]} has no value; an empty list as a value is written [[]]")
