@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from reid_utils.files import read_json, write_json
-from reid_utils.study import engine, keys, machine, notebooks, plan, progress, study_file, worker
+from reid_utils.study import engine, keys, machine, plan, progress, study_file, worker
 from reid_utils.study.folders import StudyFolders, own_source, source_of, study_root
 
 ROOT = Path(__file__).resolve().parent
@@ -52,7 +52,7 @@ def command_of(args):
 def read_plan(args):
     """The study with its overrides, its runs, the ids asked for, the folders of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
-    declared = notebooks.declared_in(study, NOTEBOOKS)
+    declared = study_file.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
     folders = StudyFolders(study_root(args.runs.resolve(), study.name, source_of(study, args), bool(args.features)))
     runs = plan.expand(study, declared, bool(args.features))

@@ -30,7 +30,7 @@ class Difficulty(NamedTuple):
     drift: float
 
 
-# Fixed before any training by the mAP that colour histograms alone reach (`reid_utils.data.histograms`; 150 test
+# Fixed before any training by the mAP that colour histograms alone reach (`reid_utils.data.difficulty`; 150 test
 # players of 20 frames; lowest and highest of the seeds 0, 1 and 2).
 DIFFICULTIES = (
     Difficulty(0.0, 0.3, 0.3, 0.35),  # 0.92 to 0.95

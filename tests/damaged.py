@@ -11,14 +11,14 @@ from pathlib import Path
 
 from tiny_study import wait_until
 
-from reid_utils.data import download as downloads
+from reid_utils.data import sources
 
 SHARE = 2**14
 FETCH = """\
 import sys
-from reid_utils.data import download
-download.TIMEOUTS_S, download.WAITS_S = (2, 0.3), (0, 0)
-download.download_synergy(sys.argv[1], accept_md5=sys.argv[2], url=sys.argv[3])
+from reid_utils.data import sources
+sources.TIMEOUTS_S, sources.WAITS_S = (2, 0.3), (0, 0)
+sources.download_synergy(sys.argv[1], accept_md5=sys.argv[2], url=sys.argv[3])
 """
 
 
@@ -94,21 +94,21 @@ def check_download(target, sum_, url):
     """Assert that a download, started once more, ends with the whole set and leaves nothing unfinished."""
     from test_download import NAMES, ZIP
 
-    data = downloads.download_synergy(target, accept_md5=sum_, url=url)
+    data = sources.download_synergy(target, accept_md5=sum_, url=url)
     assert all((data / name).stat().st_size == 64_000 for name in NAMES)
-    assert (target / downloads.ZIP_NAME).read_bytes() == ZIP
-    assert sorted(path.name for path in target.iterdir() if path.name[0] != ".") == ["data_reid", downloads.ZIP_NAME]
+    assert (target / sources.ZIP_NAME).read_bytes() == ZIP
+    assert sorted(path.name for path in target.iterdir() if path.name[0] != ".") == ["data_reid", sources.ZIP_NAME]
 
 
 @contextlib.contextmanager
 def impatient():
     """Let downloads wait for a fraction of a second only."""
-    before = downloads.TIMEOUTS_S, downloads.WAITS_S
-    downloads.TIMEOUTS_S, downloads.WAITS_S = (2, 0.3), (0, 0)
+    before = sources.TIMEOUTS_S, sources.WAITS_S
+    sources.TIMEOUTS_S, sources.WAITS_S = (2, 0.3), (0, 0)
     try:
         yield
     finally:
-        downloads.TIMEOUTS_S, downloads.WAITS_S = before
+        sources.TIMEOUTS_S, sources.WAITS_S = before
 
 
 def download(folder, rng, times=6):
@@ -121,13 +121,13 @@ def download(folder, rng, times=6):
             server.faults = [(rng.choice(kinds), rng.randrange(len(content))) for _ in range(rng.randint(1, 4))]
             told = list(server.faults)
             try:
-                downloads.download_synergy(target, accept_md5=sum_, url=server.url)
+                sources.download_synergy(target, accept_md5=sum_, url=server.url)
             except (ConnectionError, ValueError) as error:
-                assert "\n" not in str(error) and str(target / downloads.ZIP_NAME) in str(error), f"{told}: {error}"
-                assert not (target / "data_reid").exists() and not (target / downloads.ZIP_NAME).exists(), told
+                assert "\n" not in str(error) and str(target / sources.ZIP_NAME) in str(error), f"{told}: {error}"
+                assert not (target / "data_reid").exists() and not (target / sources.ZIP_NAME).exists(), told
                 if isinstance(error, ValueError):  # the wrong bytes came, whole: the message says to delete them
                     assert "delete it to download again" in str(error), f"{told}: {error}"
-                    (target / f"{downloads.ZIP_NAME}.part").unlink()
+                    (target / f"{sources.ZIP_NAME}.part").unlink()
             server.faults = []
             check_download(target, sum_, server.url)
     return times
@@ -146,7 +146,7 @@ def killed_download(folder, rng, times=4):
             time.sleep(rng.uniform(0, 1.2))
             process.kill()
             process.wait()
-            zip_path, data = target / downloads.ZIP_NAME, target / "data_reid"
+            zip_path, data = target / sources.ZIP_NAME, target / "data_reid"
             assert not zip_path.exists() or zip_path.read_bytes() == content
             assert not data.exists() or len(list(data.rglob("*.*"))) == 4
             server.faults = []
@@ -167,16 +167,16 @@ def zip_file(folder, rng, times=30):
             for _ in range(rng.randint(1, 3)):
                 spoilt[rng.randrange(len(spoilt))] ^= rng.randrange(1, 256)
         target.mkdir()
-        zip_path = target / downloads.ZIP_NAME
+        zip_path = target / sources.ZIP_NAME
         zip_path.write_bytes(spoilt)
         sum_ = hashlib.md5(spoilt).hexdigest()
         try:
-            data = downloads.download_synergy(target, accept_md5=sum_)
+            data = sources.download_synergy(target, accept_md5=sum_)
             assert all((data / name).stat().st_size == 64_000 for name in NAMES if (data / name).exists())
         except ValueError as error:
             assert str(zip_path) in str(error) and "\n" not in str(error)
             left = {path.name for path in target.rglob("*")}
-            assert left <= {downloads.ZIP_NAME, ".download.lock"}, left
+            assert left <= {sources.ZIP_NAME, ".download.lock"}, left
     return times
 
 

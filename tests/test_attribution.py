@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reid_utils.data.damage import causes_of_error, read_nuisances
+from reid_utils.data.difficulty import causes_of_error, read_nuisances
 from reid_utils.ranking.attribution import explained_shares, lost_precision
 from reid_utils.ranking.metrics import average_precisions
 

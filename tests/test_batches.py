@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from reid_utils.data.augmentation import (
+from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
+from reid_utils.data.images import (
     PARTS,
     augment,
     draw_cutout,
@@ -11,7 +12,6 @@ from reid_utils.data.augmentation import (
     parse_augmentation,
     sharpen,
 )
-from reid_utils.data.batches import EpochBatches, pk_batches, unique_player_batches
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from reid_utils.data.damage import DEGRADATIONS, blur, compress, downscale, occlude
+from reid_utils.data.difficulty import DEGRADATIONS, blur, compress, downscale, occlude
 
 LEVELS = {blur: (2, 5), occlude: (10, 40), downscale: (50, 85), compress: (70, 95)}
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from reid_utils.data import download
+from reid_utils.data import sources
 
 NAMES = ("reid_training/001_000_00.jpeg", "reid_test/query/2_0_00.jpeg", "reid_test/gallery/2_0_01.jpeg")
 
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(download, "WAITS_S", (0, 0))
+    monkeypatch.setattr(sources, "WAITS_S", (0, 0))
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -96,7 +96,7 @@ def names(folder):
 
 
 def fetch(server, target, **settings):
-    return download.download_synergy(target, accept_md5=md5(server.content), url=server.url, **settings)
+    return sources.download_synergy(target, accept_md5=md5(server.content), url=server.url, **settings)
 
 
 def test_downloads_checks_and_extracts_once(server, tmp_path):
@@ -151,8 +151,8 @@ def test_a_longer_file_starts_anew(server, tmp_path):
 
 def test_an_unknown_md5_names_the_known_sums_and_the_mend(server, tmp_path):
     with pytest.raises(ValueError, match=f"--accept-md5 {md5(ZIP)}") as caught:
-        download.download_synergy(tmp_path, url=server.url)
-    assert all(known in str(caught.value) for known in download.KNOWN_MD5.values())
+        sources.download_synergy(tmp_path, url=server.url)
+    assert all(known in str(caught.value) for known in sources.KNOWN_MD5.values())
     assert "data_reid" not in names(tmp_path) and "synergyreid_data.zip" not in names(tmp_path)
     # The bytes are kept: accepting the sum does not fetch them again.
     fetch(server, tmp_path)
@@ -161,20 +161,20 @@ def test_an_unknown_md5_names_the_known_sums_and_the_mend(server, tmp_path):
 
 @pytest.mark.parametrize("year", [2022, 2023])
 def test_the_zips_of_both_years_are_taken(server, tmp_path, monkeypatch, year):
-    monkeypatch.setitem(download.KNOWN_MD5, year, md5(ZIP))
-    assert download.download_synergy(tmp_path, url=server.url) == tmp_path / "data_reid"
+    monkeypatch.setitem(sources.KNOWN_MD5, year, md5(ZIP))
+    assert sources.download_synergy(tmp_path, url=server.url) == tmp_path / "data_reid"
 
 
 def test_a_refused_file_that_is_whole_is_not_fetched_twice(server, tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="known are"):
-            download.download_synergy(tmp_path, url=server.url)
+            sources.download_synergy(tmp_path, url=server.url)
     assert server.asked == [None, f"bytes={len(ZIP)}-"]
 
 
 def test_what_is_no_md5_fails_before_anything_is_asked(server, tmp_path):
     with pytest.raises(ValueError, match="32 hexadecimal"):
-        download.download_synergy(tmp_path / "new", accept_md5="abc", url=server.url)
+        sources.download_synergy(tmp_path / "new", accept_md5="abc", url=server.url)
     assert not server.asked and not (tmp_path / "new").exists()
 
 
@@ -192,10 +192,10 @@ def test_a_missing_file_is_not_asked_for_again_a_broken_server_is(server, tmp_pa
 def test_without_network_a_zip_put_there_by_hand_is_used(server, tmp_path, monkeypatch):
     url = "http://127.0.0.1:9/synergyreid_data.zip"
     with pytest.raises(ConnectionError, match=f"put it at {tmp_path}/synergyreid_data.zip"):
-        download.download_synergy(tmp_path, url=url)
+        sources.download_synergy(tmp_path, url=url)
     (tmp_path / "synergyreid_data.zip").write_bytes(ZIP)
-    monkeypatch.setitem(download.KNOWN_MD5, 2023, md5(ZIP))
-    assert (download.download_synergy(tmp_path, url=url) / "reid_training").is_dir()
+    monkeypatch.setitem(sources.KNOWN_MD5, 2023, md5(ZIP))
+    assert (sources.download_synergy(tmp_path, url=url) / "reid_training").is_dir()
 
 
 def linked(name, target="/etc/passwd"):
@@ -223,7 +223,7 @@ def test_a_hostile_or_damaged_zip_leaves_nothing(tmp_path, message):
     target.mkdir(parents=True)
     (target / "synergyreid_data.zip").write_bytes(HOSTILE[message])
     with pytest.raises(ValueError, match=message) as caught:
-        download.download_synergy(target, accept_md5=md5(HOSTILE[message]))
+        sources.download_synergy(target, accept_md5=md5(HOSTILE[message]))
     assert str(target / "synergyreid_data.zip") in str(caught.value)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".download.lock"]
     assert left == ["synergyreid_data.zip"] and names(target) == ["synergyreid_data.zip"]
@@ -233,8 +233,8 @@ def test_too_many_files_or_bytes_are_refused(tmp_path, monkeypatch):
     (tmp_path / "synergyreid_data.zip").write_bytes(ZIP)
     for limit in ("MAX_FILES", "MAX_BYTES"):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="decompression bomb"):
-            patch.setattr(download, limit, 3)
-            download.download_synergy(tmp_path, accept_md5=md5(ZIP))
+            patch.setattr(sources, limit, 3)
+            sources.download_synergy(tmp_path, accept_md5=md5(ZIP))
 
 
 def test_an_interrupted_extraction_is_repeated_whole(tmp_path, monkeypatch):
@@ -248,19 +248,19 @@ def test_an_interrupted_extraction_is_repeated_whole(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(zipfile.ZipFile, "extract", stop_at_gallery)
-        download.download_synergy(tmp_path, accept_md5=md5(ZIP))
+        sources.download_synergy(tmp_path, accept_md5=md5(ZIP))
     assert names(tmp_path) == ["synergyreid_data.zip"]
     # What a killed run leaves must not get into the data.
     (tmp_path / ".data_reid.partial" / "data_reid" / "reid_training").mkdir(parents=True)
     (tmp_path / ".data_reid.partial" / "data_reid" / "reid_training" / "9_0_0.jpeg").touch()
-    data = download.download_synergy(tmp_path, accept_md5=md5(ZIP))
+    data = sources.download_synergy(tmp_path, accept_md5=md5(ZIP))
     assert names(data / "reid_training") == ["001_000_00.jpeg"]
 
 
 def test_resource_forks_are_left_out_and_a_bare_layout_is_taken(tmp_path):
     content = make_zip(("__MACOSX/reid_training/._1_0_0.jpeg", b"x"), top="")
     (tmp_path / "synergyreid_data.zip").write_bytes(content)
-    data = download.download_synergy(tmp_path, accept_md5=md5(content))
+    data = sources.download_synergy(tmp_path, accept_md5=md5(content))
     assert names(data) == ["reid_test", "reid_training"]
 
 
@@ -269,7 +269,7 @@ def test_a_zip_made_on_windows_is_taken(tmp_path):
     for name in (*NAMES, "data_reid"):
         content = content.replace(f"data_reid/{name}".encode(), f"data_reid/{name}".replace("/", "\\").encode())
     (tmp_path / "synergyreid_data.zip").write_bytes(content)
-    data = download.download_synergy(tmp_path, accept_md5=md5(content))
+    data = sources.download_synergy(tmp_path, accept_md5=md5(content))
     assert sorted(path.relative_to(data).as_posix() for path in data.rglob("*.*")) == sorted(NAMES)
 
 

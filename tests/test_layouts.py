@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reid_utils.data import integrity, synergy
-from reid_utils.data.histograms import histogram_bound
+from reid_utils.data.difficulty import histogram_bound
 from reid_utils.data.layouts import find_layout
 from reid_utils.learning.features import save_features
 from reid_utils.ranking.feature_files import load_features

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from reid_utils.study.notebooks import declared_parameters
 from reid_utils.study.plan import expand
-from reid_utils.study.study_file import read_study
+from reid_utils.study.study_file import declared_parameters, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 

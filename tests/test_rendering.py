@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reid_utils.data.histograms import histogram_bound
+from reid_utils.data.difficulty import histogram_bound
 from rendered_players import dataset as rendering
 from rendered_players.crops import render_crop
 from rendered_players.dataset import render_dataset

@@ -23,9 +23,8 @@ from tiny_study import (
 )
 
 from reid_utils.files import read_json, write_json
-from reid_utils.study.notebooks import declared_in
 from reid_utils.study.plan import expand
-from reid_utils.study.study_file import read_study
+from reid_utils.study.study_file import declared_in, read_study
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

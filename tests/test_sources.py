@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reid_utils.data import download, sources
+from reid_utils.data import sources
 from rendered_players import dataset as rendering
 
 TINY = {"train_players": 2, "test_players": 2, "challenge_players": 1, "frames": 2, "test_frames": 2, "height": 32}
@@ -76,5 +76,5 @@ def test_synergy_downloads_under_the_root(tmp_path, monkeypatch):
 
     planned = sources.planned_data_dir("synergy", tmp_path)
     assert not any(tmp_path.iterdir())
-    monkeypatch.setattr(download, "download_synergy", fake)
+    monkeypatch.setattr(sources, "download_synergy", fake)
     assert sources.prepare_data("synergy", tmp_path, accept_md5="0" * 32) == planned == tmp_path / "synergy/data_reid"

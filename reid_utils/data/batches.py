@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reid_utils.data.augmentation import augment, normalise, parse_augmentation
+from reid_utils.data.images import augment, normalise, parse_augmentation
 
 # Keeps the generators of the order and of the images apart.
 _ORDER, _IMAGE = 1, 2

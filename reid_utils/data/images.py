@@ -1,5 +1,12 @@
-"""Decode crops, letterbox them, and keep the result in a memory-mapped cache."""
+"""Crops: decoded, letterboxed and cached as a memory map; augmented as in Table 1 and normalised.
 
+An augmentation is named by its parts joined with "+", for example "erasing+sharpen"; "none" is the empty one. Every
+random number of an image comes from that image's own generator. Parts work on (height, width, 3) uint8 crops, except
+cut-out and erasing, which fill a box of the normalised image with 0, the mean colour: a box is (top, bottom, left,
+right) in pixels, bottom and right excluded.
+"""
+
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +15,8 @@ import numpy as np
 from filelock import FileLock
 
 from reid_utils.files import digest, replacing
+
+PARTS = ("flip", "jitter", "sharpen", "cutout", "erasing")
 
 
 def decode(path):
@@ -66,3 +75,118 @@ def _write_cache(target, data_dir, paths, height, width):
         with ThreadPoolExecutor() as pool:
             list(pool.map(fill, range(len(paths))))
         cache.flush()
+
+
+def parse_augmentation(name):
+    """Parts of an augmentation's name, a frozenset; raises ValueError naming an unknown part."""
+    parts = [] if name in ("none", "") else name.split("+")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"augmentation {name!r}: unknown part {part!r}; known: none, {', '.join(PARTS)}")
+    return frozenset(parts)
+
+
+def draw_sharpen(rng):
+    """(alpha, lightness) of a sharpening, or None: p 0.5, alpha 0.2–0.5, lightness 0.5–1.0 (albumentations)."""
+    apply, alpha, lightness = rng.random(), rng.uniform(0.2, 0.5), rng.uniform(0.5, 1.0)
+    return (alpha, lightness) if apply < 0.5 else None
+
+
+def sharpen(image, alpha, lightness):
+    """Blend a uint8 image with its 3×3 sharpened self; alpha is the share of the sharpened one."""
+    kernel = np.full((3, 3), -alpha, np.float32)
+    kernel[1, 1] = (1 - alpha) + alpha * (8 + lightness)
+    return cv2.filter2D(image, -1, kernel)
+
+
+def draw_jitter(rng):
+    """Brightness, contrast, saturation factors, hue shift (turns) and their order, or None: p 0.5, all 0.2."""
+    apply, factors = rng.random(), rng.uniform(0.8, 1.2, 3)
+    hue, order = rng.uniform(-0.2, 0.2), rng.permutation(4)
+    return (*factors, hue, order) if apply < 0.5 else None
+
+
+def jitter(image, brightness, contrast, saturation, hue, order):
+    """Colour jitter of a uint8 image by torchvision's functions, in the given order of the four."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    steps = (
+        lambda x: functional.adjust_brightness(x, brightness),
+        lambda x: functional.adjust_contrast(x, contrast),
+        lambda x: functional.adjust_saturation(x, saturation),
+        lambda x: functional.adjust_hue(x, hue),
+    )
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for k in order:
+        pixels = steps[k](pixels)
+    return pixels.numpy().transpose(1, 2, 0)
+
+
+def draw_cutout(rng, height, width, size=16):
+    """(top, bottom, left, right) of one hole of size × size pixels cut by the border, or None: p 0.5."""
+    apply, row, column = rng.random(), rng.integers(height), rng.integers(width)
+    if apply >= 0.5:
+        return None
+    top, left = max(0, row - size // 2), max(0, column - size // 2)
+    return top, min(height, row + size // 2), left, min(width, column + size // 2)
+
+
+def draw_erasing(rng, height, width):
+    """(top, bottom, left, right) of an erased box, or None: p 0.5, area 0.02–0.33, ratio 0.3–3.3.
+
+    Source: torchvision's RandomErasing, which gives up after ten boxes that do not fit.
+    """
+    if rng.random() >= 0.5:
+        return None
+    for _ in range(10):
+        area = height * width * rng.uniform(0.02, 0.33)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+        box_height, box_width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if box_height < height and box_width < width:
+            top = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            return top, top + box_height, left, left + box_width
+    return None
+
+
+_BOXES = {"cutout": draw_cutout, "erasing": draw_erasing}
+
+
+def augment(image, parts, rng, flip=False):
+    """Augment one crop.
+
+    `image` (h, w, 3) uint8 is left as it is; `parts` from `parse_augmentation`; `flip` is decided by the caller, since
+    the images of a pair flip together. Returns the uint8 image and the boxes to fill after normalisation, a list.
+    """
+    height, width = image.shape[:2]
+    if flip:
+        image = np.ascontiguousarray(image[:, ::-1])
+    if "jitter" in parts and (drawn := draw_jitter(rng)):
+        image = jitter(image, *drawn)
+    if "sharpen" in parts and (drawn := draw_sharpen(rng)):
+        image = sharpen(image, *drawn)
+    drawn = [draw(rng, height, width) for part, draw in _BOXES.items() if part in parts]
+    return image, [box for box in drawn if box]
+
+
+def normalise(images, mean, std, boxes=(), out=None):
+    """(x / 255 − mean) / std of uint8 images, on the device where they are.
+
+    `images` (N, h, w, 3) uint8, tensor or array -> (N, 3, h, w) float32 tensor with channels last in memory; `boxes`, a
+    list of them an image, become 0. `out`: a former result of the same shape and device to write into, which saves the
+    allocation, the dearest part of a large batch on a CPU.
+    """
+    import torch
+
+    images = torch.as_tensor(images)
+    n, height, width, _ = images.shape
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=images.device) for values in (mean, std))
+    # Whole rows of pixels, so that the loops below run along w · 3 values and not along 3.
+    scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
+    pixels = torch.empty(images.shape, device=images.device) if out is None else out.permute(0, 2, 3, 1)
+    pixels.view(n * height, 3 * width).copy_(images.reshape(n * height, 3 * width)).mul_(scale).sub_(shift)
+    for i, of_image in enumerate(boxes):
+        for top, bottom, left, right in of_image:
+            pixels[i, top:bottom, left:right] = 0
+    return pixels.permute(0, 3, 1, 2)

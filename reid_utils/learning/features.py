@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reid_utils.data.augmentation import normalise
-from reid_utils.data.images import decode, letterbox
+from reid_utils.data.images import decode, letterbox, normalise
 from reid_utils.data.layouts import find_layout
 from reid_utils.data.synergy import load_manifest
 from reid_utils.files import file_hash, is_clutter, replacing, save_arrays

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reid_utils.data.augmentation import parse_augmentation
+from reid_utils.data.images import parse_augmentation
 from reid_utils.learning.checkpoints import finish_checkpoint, load_checkpoint, save_checkpoint
 from reid_utils.learning.loading import RunBatches, batches_of_steps, players_and_images
 from reid_utils.learning.losses import Objective, parse_loss, takes_pairs

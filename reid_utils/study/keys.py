@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reid_utils.files import code_digest, digest, read_json
-from reid_utils.study.notebooks import read_cells
-from reid_utils.study.study_file import StudyError
+from reid_utils.study.study_file import StudyError, read_cells
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains

@@ -3,12 +3,26 @@
 import itertools
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import msgspec
 
-from reid_utils.study.study_file import GIVEN, Selection, StudyError, check_plain, unknown
+from reid_utils.study.folders import StudyFolders
+from reid_utils.study.study_file import (
+    GIVEN,
+    Selection,
+    StudyError,
+    check_plain,
+    declared_in,
+    read_study,
+    unknown,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -211,3 +225,30 @@ def in_order(runs, states):
     """Runs with the longest chain behind them first, in plan order where equal."""
     longest = urgency(runs, states)
     return sorted(runs, key=lambda run: -longest[run.id])
+
+
+def find_inputs(notebook, only, root=ROOT, report=print):
+    """Result folders that `notebook` (its stem) reads, as texts.
+
+    Those of the `quick` study where it has finished them; else of the `lab` study, whose runs matching the glob `only`
+    are made first (about a minute, once). Raises RuntimeError naming the logs when one of them fails.
+    """
+    for study in ("quick", "lab"):
+        folders = _inputs_of(notebook, study, root)
+        if all(StudyFolders(root / "runs" / study).record(folder.name).exists() for folder in folders):
+            break
+    else:
+        report(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
+        command = [sys.executable, "run_all.py", "lab", "--only", only]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if done.returncode:
+            told = (done.stderr or done.stdout).strip().splitlines()[-1]
+            raise RuntimeError(f"the lab study did not end well: {told} (logs: {root}/runs/lab/logs)")
+    report(f"reading {len(folders)} run(s) of the {study} study")
+    return [str(folder) for folder in folders]
+
+
+def _inputs_of(notebook, study, root):
+    asked = read_study(root / "studies" / f"{study}.yaml")
+    run = next(run for run in expand(asked, declared_in(asked, root / "notebooks")) if run.notebook == notebook)
+    return [StudyFolders(root / "runs" / study).results(upstream) for upstream in run.inputs]

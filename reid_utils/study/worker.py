@@ -25,7 +25,7 @@ from reid_utils.files import read_json, write_json, write_text
 from reid_utils.study.folders import StudyFolders
 from reid_utils.study.keys import PACKAGE
 from reid_utils.study.machine import cache_folders
-from reid_utils.study.notebooks import declared_parameters
+from reid_utils.study.study_file import declared_parameters
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

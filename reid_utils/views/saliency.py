@@ -4,7 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
-from reid_utils.data.augmentation import normalise
+from reid_utils.data.images import normalise
 from reid_utils.views.style import TEXT_WIDTH, blank_figure, finish
 
 _CELLS = 32  # a coarser map (the last one of a small encoder may be 2 × 1) tells no region from another
