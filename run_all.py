@@ -123,12 +123,7 @@ def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
 def described(args, study, folders, folder):
     """The content of study.json: the study in force, its data, and the command that was given."""
     return {
-        "name": study.name,
-        "question": study.question,
-        "data": study.data,
-        "rendering": study.rendering,
-        "threads": study.threads,
-        "portable": study.portable,
+        **{name: getattr(study, name) for name in ("name", "question", "data", "rendering", "threads", "portable")},
         "data folder": str(folder),
         "source": own_source(folders.root, source_of(study, args)),
         "command": command_of(args),

@@ -158,6 +158,13 @@ def test_runs_wait_for_their_inputs_and_keep_the_limit_and_the_order(tmp_path, m
     assert set(starts[:2]) == {"+a", "+b"} and set(starts[2:]) == {"+c", "+d"}
 
 
+def test_a_run_here_tells_nothing_of_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.setattr(Client, "scheduler_info", lambda *_, **__: {"workers": {}})  # as in the first moments
+    show = Show()
+    execute(script_jobs(tmp_path, monkeypatch, {"a": ([], "")})[0], 1, show)
+    assert show.events == ["+a", "-a"]
+
+
 def test_a_gpu_belongs_to_one_run_at_a_time(tmp_path, monkeypatch):
     used = f"""
 import os, time

@@ -103,10 +103,13 @@ def test_folder_fingerprint_follows_content_and_names_only(tmp_path):
     write_text(tmp_path / "a" / "x.csv", "1")
     write_text(tmp_path / "b" / "x.csv", "1")
     os.utime(tmp_path / "b" / "x.csv", (1, 1))
-    write_text(tmp_path / "b" / ".DS_Store", "a file manager was here")
+    for clutter in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/x.csv"):
+        write_text(tmp_path / "b" / clutter, "a file manager was here")
     assert keys.folder_fingerprint(tmp_path / "a") == keys.folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "b" / "x.csv", "2")
     assert keys.folder_fingerprint(tmp_path / "a") != keys.folder_fingerprint(tmp_path / "b")
+    write_text(tmp_path / "c" / "\udcff.csv", "1")  # a name that is no UTF-8
+    assert keys.folder_fingerprint(tmp_path / "c") != keys.folder_fingerprint(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="missing does not exist"):
         keys.folder_fingerprint(tmp_path / "missing")
 

@@ -285,6 +285,17 @@ def test_runs_named_in_any_script_keep_their_names_apart(tmp_path):
     assert [run.label for run in runs_of(tmp_path, text)][1:] == ["ёж", "鳥", "a-b-c"]
 
 
+def test_a_set_without_a_name_gives_a_run_called_as_its_notebook(tmp_path):
+    text = "study: s\ndata: d\nnotebooks:\n  - {notebook: 06_paper_tables}\n  - notebook: 04_fusion\n    sets:\n"
+    text += '      "": {notebook: 06_paper_tables}\n      more: {notebook: 06_paper_tables}\n'
+    runs = runs_of(tmp_path, text)[1:]
+    assert [(run.id, run.label) for run in runs] == [("04_fusion", ""), ("04_fusion__more", "more")]
+    for name in ("smoke", "lab", "quick"):
+        study = read_study(plan.ROOT / "studies" / f"{name}.yaml")
+        ids = [run.id for run in expand(study, declared_in(study, plan.ROOT / "notebooks"))]
+        assert [run for run in ids if run.startswith("07")] == ["07_regime_map"]
+
+
 def test_declared_parameters_are_the_literals_of_the_tagged_cell(tmp_path):
     path = tmp_path / "01.ipynb"
     write_notebook(path, GIVEN + 'a = [1, -2.5]  # why\nb: str = "x"\n"""text"""\n', "c = 1")

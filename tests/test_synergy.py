@@ -376,6 +376,12 @@ def test_default_fingerprint_cache_lies_outside_the_data(data, tmp_path, monkeyp
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
 
 
+def test_a_folder_whose_name_is_no_utf_8_has_the_fingerprint_of_its_content(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(data, tmp_path / "\udcff" / "data_reid")
+    assert integrity.data_fingerprint(tmp_path / "\udcff") == integrity.data_fingerprint(data)
+
+
 TRUTHS = {
     "as rendered": (
         "path,image_id,player\nreid_challenge/gallery/00003.jpg,00003,6\n"

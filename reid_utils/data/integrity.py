@@ -83,7 +83,7 @@ def _file_state(file, known):
 def _default_cache(root):
     """A cache is a convenience: where the home is missing or cannot be written, it lies in a temporary folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/dev/null"), ".cache")
-    name = Path("reid_study", "fingerprints", f"{digest(str(root))[:20]}.json")
+    name = Path("reid_study", "fingerprints", f"{digest(os.fsencode(root))[:20]}.json")
     for folder in (Path(home), Path(tempfile.gettempdir(), f"reid_study-{os.getuid()}")):
         try:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _default_cache(root):
 def _write_cache(cache, states):
     try:
         write_json(cache, states)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # a name may hold bytes that are no UTF-8
         warnings.warn(
             f"the fingerprint cache {cache} cannot be written ({error}): hashing again next time", stacklevel=3
         )

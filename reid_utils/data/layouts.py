@@ -232,13 +232,8 @@ def _numbered(rows):
 
 def _after_training(rows):
     """Rows with players numbered from 1, training players first: their own numbers count within a split only."""
-    names = {"train": {}, "test": {}}
-    for row in rows:
-        if row.player != -1:
-            names[row.split].setdefault(row.player)
-    order = sorted(names["train"], key=lambda name: by_numbers(str(name)))
-    order = [("train", name) for name in order]
-    order += [("test", name) for name in sorted(names["test"], key=lambda name: by_numbers(str(name)))]
+    known = {(row.split, row.player) for row in rows if row.player != -1}
+    order = sorted(known, key=lambda key: (key[0] != "train", by_numbers(str(key[1]))))
     numbers = {key: number for number, key in enumerate(order, 1)}
     return [row._replace(player=numbers.get((row.split, row.player), -1)) for row in rows]
 

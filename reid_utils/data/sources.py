@@ -5,7 +5,6 @@ The download is resumable, checked by MD5, and extracted safely and atomically.
 
 import hashlib
 import inspect
-import json
 import re
 import shutil
 import stat
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from reid_utils.data.layouts import find_root
-from reid_utils.files import is_clutter
+from reid_utils.files import digest, is_clutter
 
 # 2022: published in the challenge toolkit; 2023: from a participant's fork, not confirmed.
 KNOWN_MD5 = {2022: "05715857791e2e88b2f11e4037fbec7d", 2023: "98fe8b85c154923742b7c14418f2b2d7"}
@@ -82,8 +81,7 @@ def _rendered_name(rendering):
     settings = defaults | {name: value for name, value in rendering.items() if name != "workers"}
     if settings["difficulty"] == defaults["difficulty"]:
         del settings["difficulty"]  # sets of the default are older than the setting, and keep their name
-    described = json.dumps([RENDERER_VERSION, settings], sort_keys=True)
-    return f"rendered-{hashlib.sha256(described.encode()).hexdigest()[:10]}"
+    return f"rendered-{digest([RENDERER_VERSION, settings])[:10]}"
 
 
 def download_synergy(target_dir, accept_md5=None, url=URL) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reid_utils.files import is_clutter
 from reid_utils.ranking.distances import as_array
 from reid_utils.ranking.labels import as_ids, check_same_kind, known
 from reid_utils.ranking.submission import read_distance_csv
@@ -84,7 +85,7 @@ def load_folder(folder):
     models, folder = {}, Path(folder)
     for suffix in (".npz", ".csv"):
         for path in sorted(folder.iterdir() if folder.is_dir() else []):
-            if path.suffix.lower() != suffix or path.name.startswith("."):
+            if path.suffix.lower() != suffix or is_clutter(path.name):
                 continue
             if path.stem in models:
                 raise ValueError(f"{path} and another file there share the name {path.stem}; rename one of them")

@@ -244,13 +244,13 @@ def _submit(client, job, inputs, priority):
 
 
 def _looker(client, show):
-    """A function that tells, once each, what waiting jobs need and no worker has; it looks once a second."""
+    """A function that tells, once each, what waiting jobs need and no worker of a cluster has, once a second."""
     address, told, looked_at = client.scheduler.address, set(), -LOOK_EVERY
 
     def look(waiting):
         nonlocal looked_at
-        if time.monotonic() - looked_at < LOOK_EVERY:
-            return
+        if client.cluster or time.monotonic() - looked_at < LOOK_EVERY:
+            return  # here the one worker is this process, whose GPUs are known
         looked_at = time.monotonic()
         try:
             workers = client.scheduler_info()["workers"].values()

@@ -3,10 +3,11 @@
 import ast
 import functools
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from reid_utils.files import code_digest, digest, read_json
+from reid_utils.files import code_digest, digest, file_hash, is_clutter, read_json
 from reid_utils.study.study_file import StudyError, read_cells
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -137,18 +138,15 @@ def _source(module):
 
 
 def folder_fingerprint(folder):
-    """Content hash (32 hex digits) of the files below a folder, by relative name, hidden ones left out.
-
-    Raises FileNotFoundError.
-    """
+    """Content hash (32 hex digits) of a folder's files by relative name, but for clutter; raises FileNotFoundError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist")
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if not any(map(is_clutter, name.parts)):
+            total.update(os.fsencode(f"{name.as_posix()}\0{file_hash(path)}\n"))
     return total.hexdigest()[:32]
 
 
