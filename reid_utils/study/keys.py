@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +141,10 @@ def folder_fingerprint(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist")
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder)
-        if not any(map(is_clutter, name.parts)):
-            total.update(os.fsencode(f"{name.as_posix()}\0{file_hash(path)}\n"))
-    return total.hexdigest()[:32]
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    kept = [name for name in names if not any(map(is_clutter, name.parts))]
+    lines = "".join(f"{name.as_posix()}\0{file_hash(folder / name)}\n" for name in kept)
+    return digest(os.fsencode(lines))
 
 
 @dataclass(frozen=True)
