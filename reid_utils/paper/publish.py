@@ -86,14 +86,10 @@ def refuse_overrides(folder):
         raise ValueError(f"{folder} was run with {other[0]}; publish a study that ran as its file says")
 
 
-def tables_of(result):
-    """The (name, what the README says of it) of the tables that a run describes in its values."""
-    return result["values"].get("tables", {}).items()
-
-
 def summary(folder, runs, others):
     """The content of figures/study.json: where the committed numbers come from, `others` being runs from `beside`."""
     values = runs[LAST]["values"]
+    described = [result["values"].get("tables", {}) for result in (runs[LAST], *others.values())]
     seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
         "study": folder.name,
@@ -103,7 +99,7 @@ def summary(folder, runs, others):
         "seeds": " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))),
         "queries": values["queries"],
         "runs": len(runs),
-        "tables": {name: line for each in (runs[LAST], *others.values()) for name, line in tables_of(each)},
+        "tables": {name: line for tables in described for name, line in tables.items()},
     }
 
 
@@ -287,23 +283,18 @@ def run_again(study):
     return runs / study
 
 
-def report(count, moved, same_machine):
-    """What is printed: every cell that moved, then one line."""
-    where = (
-        "the same machine type: exact" if same_machine else "another machine type: within the intervals, verdicts held"
-    )
-    outside = int((~moved["within"].astype(bool)).sum())
-    table = "" if moved.empty else moved.to_string(index=False, na_rep="not held") + "\n"
-    return f"{table}{count} cells compared ({where}), {len(moved)} moved, {outside} outside the tolerance"
-
-
 def verify(folder, figures):
     """Compare a finished study's tables with the committed ones and print what moved -> whether all is within."""
     study, here = read_json(figures / "study.json"), machine(finished(folder))
     same = here == {name: study[name] for name in here}
     count, moved = moved_cells(figures / "tables", folder / "tables", same)
-    print(f"committed: {study['device']}; here: {here['device']}", report(count, moved, same), sep="\n")
-    return bool(moved["within"].all())
+    where = "the same machine type: exact" if same else "another machine type: within the intervals, verdicts held"
+    print(f"committed: {study['device']}; here: {here['device']}")
+    if not moved.empty:
+        print(moved.to_string(index=False, na_rep="not held"))
+    outside = len(moved) - int(moved["within"].sum())
+    print(f"{count} cells compared ({where}), {len(moved)} moved, {outside} outside the tolerance")
+    return not outside
 
 
 def main(arguments=None):
