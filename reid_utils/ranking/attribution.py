@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from reid_utils.ranking.labels import matches
-from reid_utils.ranking.metrics import average_precisions
+from reid_utils.ranking.metrics import average_precisions, matches
 
 
 def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
