@@ -46,10 +46,8 @@ def explained_shares(lost, causes, n_resamples=10000, seed=0):
     Causes overlap, so the shares need not sum to 1. Returns a DataFrame: cause, pairs (p), lost (s), explained, low,
     high (percentile bootstrap over queries; NaN for a single one).
     """
-    return pd.DataFrame(
-        [{"cause": name, **_explained(lost, *masks, n_resamples, seed)} for name, masks in causes.items()],
-        columns=["cause", "pairs", "lost", "explained", "low", "high"],
-    )
+    found = [{"cause": name, **_explained(lost, *masks, n_resamples, seed)} for name, masks in causes.items()]
+    return pd.DataFrame(found, columns=["cause", "pairs", "lost", "explained", "low", "high"])
 
 
 def _explained(lost, pairs, affected, n_resamples, seed):

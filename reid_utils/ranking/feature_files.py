@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_utils.files import replacing
-from reid_utils.ranking.distances import as_array, check_matrix
+from reid_utils.ranking.distances import as_array, check_matrix, first_bad_row
 from reid_utils.ranking.metrics import EXACT, as_ids, check_same_kind, known
 
 REQUIRED = ("query", "gallery", "query_players", "gallery_players")
@@ -33,8 +33,8 @@ def _read_npz(path) -> dict[str, np.ndarray]:
 def _check_features(path, role: str, features: np.ndarray, players: np.ndarray) -> None:
     if features.ndim != 2 or features.shape[:1] != players.shape:
         raise ValueError(f"{path}: {role} has shape {features.shape}; it needs one row a player id in {role}_players")
-    if not np.isfinite(features).all():
-        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+    row = first_bad_row(features)
+    if row is not None:
         raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
 
 

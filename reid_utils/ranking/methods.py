@@ -1,6 +1,5 @@
 """Post-processings (T3) and fusions (T5) by the names that table rows carry, and the scores of a distance matrix."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,16 @@ from reid_utils.ranking.neighbours import nearest_columns
 from reid_utils.ranking.reranking import rerank
 
 POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal", "alpha-QE", "DBA")
-FUSIONS = ("similarity", "dissimilarity", "two-stage", "rank average", "reciprocal rank", "min-max", "z-score")
+_FUSIONS = {
+    "similarity": fusions.similarity_fusion,
+    "dissimilarity": fusions.dissimilarity_fusion,
+    "two-stage": fusions.two_stage_fusion,
+    "rank average": fusions.rank_average,
+    "reciprocal rank": fusions.reciprocal_rank_fusion,
+    "min-max": fusions.min_max_fusion,
+    "z-score": fusions.z_score_fusion,
+}
+FUSIONS = tuple(_FUSIONS)
 _BLOCK = 512  # images whose distances to the gallery stand in memory at a time
 
 
@@ -46,7 +54,9 @@ def _unit_sides(query, gallery, k: int, alpha: float) -> tuple[np.ndarray, np.nd
 def alpha_query_expansion(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
     """Expand the queries (αQE, Radenović et al. 2018): query (Q, d), gallery (G, d) -> both, float32 of unit length.
 
-    alpha 0 is average query expansion. Raises ValueError for NaN, unequal widths, and k or alpha out of range.
+    An image becomes the mean of itself and its k nearest gallery images, weighted by their cosine similarity to the
+    power of alpha (itself: 1; negative similarities: 0). alpha 0 is average query expansion. Raises ValueError for NaN,
+    unequal widths, and k or alpha out of range.
     """
     query, gallery = _unit_sides(query, gallery, k, alpha)
     return _neighbour_means(query, gallery, k, alpha, first=0), gallery
@@ -113,18 +123,10 @@ def fuse(matrices, name, top_k=15):
 
     Raises ValueError for an unknown name.
     """
-    functions = {
-        "similarity": fusions.similarity_fusion,
-        "dissimilarity": partial(fusions.dissimilarity_fusion, top_k=top_k),
-        "two-stage": partial(fusions.two_stage_fusion, top_k=top_k),
-        "rank average": fusions.rank_average,
-        "reciprocal rank": fusions.reciprocal_rank_fusion,
-        "min-max": fusions.min_max_fusion,
-        "z-score": fusions.z_score_fusion,
-    }
-    if name not in functions:
+    if name not in FUSIONS:
         raise ValueError(f"fusion {name!r} is unknown; known: {', '.join(FUSIONS)}")
-    return functions[name](matrices)
+    weighted = name in ("dissimilarity", "two-stage")
+    return _FUSIONS[name](matrices, top_k) if weighted else _FUSIONS[name](matrices)
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):

@@ -87,39 +87,21 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> 
         raise ValueError(f"{given} cameras are given, {missing} cameras are not; give both or neither")
     if query_cams is None:
         query_cams, gallery_cams = np.zeros(shape[0], np.int64), np.ones(shape[1], np.int64)
-    given = {"query_ids": (query_ids, 0), "gallery_ids": (gallery_ids, 1)}
-    given |= {"query_cams": (query_cams, 0), "gallery_cams": (gallery_cams, 1)}
-    for name, (labels, axis) in given.items():
-        if np.shape(labels) != (shape[axis],):
-            raise ValueError(
-                f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {shape[axis]} of them"
-            )
+    given = {"query_ids": query_ids, "gallery_ids": gallery_ids, "query_cams": query_cams, "gallery_cams": gallery_cams}
+    for (name, labels), count in zip(given.items(), (*shape, *shape), strict=True):
+        if np.shape(labels) != (count,):
+            raise ValueError(f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {count}")
     players = _codes(query_ids, gallery_ids, ("query_ids", "gallery_ids"))
     return Labels(*players, *_codes(query_cams, gallery_cams, ("query_cams", "gallery_cams")))
 
 
-def matches_of(labels: Labels, query: int) -> np.ndarray:
-    """Places in the gallery of one query's matches, ascending, from `coded` labels."""
-    player = labels.query_players[query]
-    own = np.flatnonzero(labels.gallery_players == player) if player != -1 else np.empty(0, np.int64)
-    return own[labels.gallery_cameras[own] != labels.query_cameras[query]]
-
-
-def others_of(labels: Labels, query: int, images: np.ndarray) -> np.ndarray:
-    """Those of some gallery images (places, ascending) that count as wrong for a query: other, known players'."""
-    players = labels.gallery_players[images]
-    return images[(players != labels.query_players[query]) & (players != -1)]
-
-
 def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> tuple[np.ndarray, np.ndarray]:
     """Masks (Q, G) of the matches and of the junk; arguments and errors as in `average_precisions`."""
-    shape = (len(query_ids), len(gallery_ids))
-    labels = coded(shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    hits, junk, images = np.zeros(shape, bool), np.ones(shape, bool), np.arange(shape[1])
-    for query in range(shape[0]):
-        hits[query, matches_of(labels, query)] = True
-        junk[query, others_of(labels, query, images)] = False
-    return hits, junk & ~hits
+    labels = coded((len(query_ids), len(gallery_ids)), query_ids, gallery_ids, query_cams, gallery_cams)
+    unknown = labels.gallery_players == -1
+    own = labels.gallery_players == labels.query_players[:, None]
+    hits = own & ~unknown & (labels.gallery_cameras != labels.query_cameras[:, None])
+    return hits, (own | unknown) & ~hits
 
 
 class RankedMatches(NamedTuple):
@@ -141,12 +123,15 @@ class RankedMatches(NamedTuple):
 
 def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.ndarray]:
     """Average precision, ties counted together, and how many images of others stand before each match."""
-    places = matches_of(labels, query)
+    player, players = labels.query_players[query], labels.gallery_players
+    places = np.flatnonzero(players == player) if player != -1 else np.empty(0, np.int64)
+    places = places[labels.gallery_cameras[places] != labels.query_cameras[query]]
     if not places.size:
         return np.nan, places
     places = places[np.argsort(row[places], kind="stable")]
     distances = row[places]
-    others = others_of(labels, query, np.flatnonzero(row <= distances[-1]))
+    others = np.flatnonzero(row <= distances[-1])
+    others = others[(players[others] != player) & (players[others] != -1)]
     sorted_others = np.sort(row[others])
     before, no_farther = (np.searchsorted(sorted_others, distances, side) for side in ("left", "right"))
     level = np.searchsorted(distances, distances, "right")
@@ -161,14 +146,13 @@ def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cam
     labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
-    _report_skipped([not matches.size for matches in before], labels)
+    _report_skipped(sum(not matches.size for matches in before), labels)
     return RankedMatches(np.array(precisions), list(before))
 
 
-def _report_skipped(skipped, labels: Labels) -> None:
+def _report_skipped(skipped: int, labels: Labels) -> None:
     """Warn of queries without a match, once; ValueError where no query has one."""
-    skipped, unknown = np.count_nonzero(skipped), np.count_nonzero(labels.query_players == -1)
-    queries = len(labels.query_players)
+    queries, unknown = len(labels.query_players), np.count_nonzero(labels.query_players == -1)
     if unknown == queries:
         raise ValueError("all queries are of unknown players (-1), as in a hidden challenge split: nothing to score")
     if skipped == queries:
@@ -245,8 +229,7 @@ def _single_shot_curve(distances, labels, topk: int, rng) -> np.ndarray:
         ranking = labels.gallery_players[kept[np.argsort(row[kept], kind="stable")]]
         if player != -1 and (ranking == player).any():
             chances.append(_expected(ranking, player, topk) if rng is None else _drawn(ranking, player, topk, rng))
-    skipped = np.arange(len(distances)) >= len(chances)
-    _report_skipped(skipped, labels)
+    _report_skipped(len(distances) - len(chances), labels)
     return np.sum(chances, axis=0).cumsum() / len(chances)
 
 
@@ -255,13 +238,11 @@ def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
 
     Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
     """
-    counts, first = np.bincount(ranking), np.full(ranking.max() + 1, len(ranking))
-    first[ranking[::-1]] = np.arange(len(ranking))[::-1]  # the last one written stays
-    order = np.argsort(first, kind="stable")[: np.count_nonzero(counts)]
-    of_player = np.argsort(ranking.astype(np.min_scalar_type(ranking.max())), kind="stable")  # short integers sort fast
+    players, first, counts = np.unique(ranking, return_index=True, return_counts=True)
+    order, of_player = np.argsort(first), np.argsort(ranking, kind="stable")
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
     drawn = of_player[(counts.cumsum() - counts)[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
-    ranks = (drawn < drawn[:, order == player]).sum(axis=1)
+    ranks = (drawn < drawn[:, players[order] == player]).sum(axis=1)
     return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
 
 

@@ -212,12 +212,6 @@ def _query_expanded(rows: Rows, in_place: bool) -> Rows:
     return rows._replace(indptr=_pointers(sizes), indices=np.concatenate(indices), data=np.concatenate(data))
 
 
-def _row_sums(rows: Rows) -> np.ndarray:
-    count = len(rows.indptr) - 1
-    owners = np.repeat(np.arange(count), np.diff(rows.indptr))
-    return np.bincount(owners, rows.data, count).astype(np.float32)
-
-
 def _blended(problem: Problem, variant: str, k1: int, k2: int, weight: float, in_place: bool, out) -> np.ndarray:
     """Rows, query expansion, Jaccard distance and the weighted mean, written to `out` (Q, G)."""
     from scipy.sparse import csr_array
@@ -227,8 +221,10 @@ def _blended(problem: Problem, variant: str, k1: int, k2: int, weight: float, in
     rows = (_binary_rows if variant == "hard" else _weighted_rows)(problem, k1, k2)
     if variant == "hard" or rows.neighbours.shape[1] > 1:
         rows = _query_expanded(rows, in_place)
-    queries = len(out)
-    sums = _row_sums(rows) if variant == "hard" else np.ones(len(rows.indptr) - 1, np.float32)
+    queries, total = len(out), len(rows.neighbours)
+    sums = np.ones(total, np.float32)
+    if variant == "hard":
+        sums = np.bincount(np.repeat(np.arange(total), np.diff(rows.indptr)), rows.data, total).astype(np.float32)
     matrix = csr_array((rows.data, rows.indices, rows.indptr), shape=(len(sums), rows.width))
     columns = matrix[queries:].tocsc()
     by_column = (columns.indptr, columns.indices, columns.data)
