@@ -238,6 +238,7 @@ def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
 
     Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
     """
+    ranking = ranking.astype(np.min_scalar_type(ranking.max()))  # short integers sort fast
     players, first, counts = np.unique(ranking, return_index=True, return_counts=True)
     order, of_player = np.argsort(first), np.argsort(ranking, kind="stable")
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
