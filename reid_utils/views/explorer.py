@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.data.images import decode
-from reid_utils.ranking.labels import labels_of, matches
 from reid_utils.ranking.methods import POST_PROCESSINGS, post_process
-from reid_utils.ranking.metrics import average_precisions
+from reid_utils.ranking.metrics import average_precisions, labels_of, matches
 from reid_utils.views.style import BLACK, MATCH, MISMATCH
 
 _THUMBNAIL = 128  # pixels of height; crops are small, and each reaction sends a dozen of them
