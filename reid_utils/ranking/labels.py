@@ -3,13 +3,12 @@
 A gallery image of the query's own player and camera is junk and left out of its ranking. Player -1 is nobody: such a
 gallery image (Market-1501's junk) is left out of every ranking, and such a query (the hidden challenge split) is never
 scored. Player 0, Market-1501's distractors, needs no rule: no query is of that player, so its images count as wrong.
+Camera -1 is unknown and never the same as another.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-
-_EXACT = 2**53  # from here on float64 holds neighbouring whole numbers as the same
 
 
 class Labels(NamedTuple):
@@ -32,10 +31,12 @@ def as_ids(values, name: str) -> np.ndarray:
     Raises ValueError naming them for fractions, whole floats that may have lost digits, and mixed types.
     """
     ids = np.asarray(values)
-    if ids.dtype.kind == "f" and (ids == np.trunc(ids)).all() and (np.abs(ids) < _EXACT).all():
+    # From 2^(mantissa + 1) on a float holds neighbouring whole numbers as the same.
+    exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 0
+    if exact and (ids == np.trunc(ids)).all() and (np.abs(ids) < exact).all():
         return ids.astype(np.int64)
-    if ids.dtype.kind == "U" and not isinstance(values, np.ndarray):
-        ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text
+    if ids.dtype.kind in "Uf" and not isinstance(values, np.ndarray):
+        ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text or fractions
     if ids.dtype.kind in "ST" or (ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids.flat)):
         return ids.astype(np.str_)
     if ids.dtype.kind == "O" and not all(isinstance(value, int | np.integer) for value in ids.flat):
@@ -87,7 +88,8 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> 
                 f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {shape[axis]} of them"
             )
     players = _codes(query_ids, gallery_ids, ("query_ids", "gallery_ids"))
-    return Labels(*players, *_codes(query_cams, gallery_cams, ("query_cams", "gallery_cams")))
+    query_cams, gallery_cams = _codes(query_cams, gallery_cams, ("query_cams", "gallery_cams"))
+    return Labels(*players, query_cams, np.where(gallery_cams == -1, -2, gallery_cams))  # unknown: never the same
 
 
 def matches_of(labels: Labels, query: int) -> np.ndarray:

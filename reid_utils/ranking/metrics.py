@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_matrix
+from reid_utils.ranking.distances import check_count, check_matrix
 from reid_utils.ranking.labels import Labels, coded, matches_of, others_of
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
@@ -113,8 +113,7 @@ def cmc(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, not {topk}")
+    check_count(topk, "topk")
     if rng is not None and protocol != "cuhk03":
         raise ValueError(f"protocol {protocol!r} draws nothing; rng belongs to 'cuhk03' only")
     labels = (query_ids, gallery_ids, query_cams, gallery_cams)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from reid_utils.files import code_digest, digest, read_json
+from reid_utils.files import code_digest, digest, is_clutter, read_json
 from reid_utils.study.notebooks import read_cells
 from reid_utils.study.study_file import StudyError
 
@@ -138,7 +138,7 @@ def _source(module):
 
 
 def folder_fingerprint(folder):
-    """Content hash (32 hex digits) of the files below a folder, by relative name, hidden ones left out.
+    """Content hash (32 hex digits) of the files below a folder, by relative name, without what systems leave behind.
 
     Raises FileNotFoundError.
     """
@@ -146,7 +146,9 @@ def folder_fingerprint(folder):
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist")
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if any(map(is_clutter, path.relative_to(folder).parts)):
+            continue
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())

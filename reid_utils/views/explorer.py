@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.data.images import decode
-from reid_utils.ranking.labels import labels_of
+from reid_utils.ranking.labels import coded, labels_of, matches_of, others_of
 from reid_utils.ranking.methods import POST_PROCESSINGS, post_process
 from reid_utils.ranking.metrics import average_precisions
 from reid_utils.views.style import BLACK, MATCH, MISMATCH
@@ -33,10 +33,11 @@ def ranked_query(before, after, features, q):
 
     before, after: (Q, G) distances, without and with a post-processing; features: as from `load_features`. Returns a
     DataFrame in rank order: image (gallery index), rank, was (rank by `before`), distance, is_match. Images of the
-    query's own player and camera are left out; ties by gallery index, as in the metrics.
+    query's own player and camera, and of unknown players, are left out; ties by gallery index, as in the metrics.
     """
-    same = features["gallery_players"] == features["query_players"][q]
-    kept = np.flatnonzero(~(same & (features["gallery_cameras"] == features["query_cameras"][q])))
+    labels = coded(after.shape, *labels_of(features))
+    same = labels.gallery_players == labels.query_players[q]
+    kept = np.sort(np.r_[matches_of(labels, q), others_of(labels, q, np.arange(len(same)))])
     order, former = (kept[np.argsort(distances[q, kept], kind="stable")] for distances in (after, before))
     ranks = np.arange(1, len(kept) + 1)
     was = np.empty(len(same), np.int64)
