@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from reid_utils.ranking.expansion import alpha_query_expansion, database_augmentation
-from reid_utils.ranking.methods import post_process
+from reid_utils.ranking.methods import alpha_query_expansion, database_augmentation, post_process
 
 RNG = np.random.default_rng(0)
 QUERY, GALLERY = (RNG.normal(size=(n, 6)).astype(np.float32) for n in (5, 30))
@@ -38,7 +37,7 @@ def test_both_are_weighted_means_with_the_nearest_gallery_images(k, alpha):
 
 def test_blocks_make_no_difference(monkeypatch):
     whole = database_augmentation(QUERY, GALLERY)[1]
-    monkeypatch.setattr("reid_utils.ranking.expansion._BLOCK", 7)
+    monkeypatch.setattr("reid_utils.ranking.methods._BLOCK", 7)
     np.testing.assert_allclose(database_augmentation(QUERY, GALLERY)[1], whole, atol=1e-6)
 
 

@@ -5,8 +5,8 @@ import pytest
 from test_tables import trained
 
 from reid_utils.learning.training import best_learning_rate
-from reid_utils.paper.folds import pool_folds
 from reid_utils.paper.rows import backbone_table, loss_table
+from reid_utils.paper.tables import pool_folds
 from reid_utils.ranking.methods import score, stack_scores
 
 

@@ -12,9 +12,8 @@ from reid_utils.data.histograms import histogram_bound
 from reid_utils.data.layouts import find_layout
 from reid_utils.learning.features import save_features
 from reid_utils.ranking.feature_files import load_features
-from reid_utils.ranking.labels import labels_of
 from reid_utils.ranking.methods import distances_of, score
-from reid_utils.ranking.metrics import average_precisions
+from reid_utils.ranking.metrics import average_precisions, labels_of
 
 RNG = np.random.default_rng(0)
 

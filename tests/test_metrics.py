@@ -13,8 +13,8 @@ from reid_utils.ranking import (
     mean_average_precision,
     mean_inverse_negative_penalty,
 )
-from reid_utils.ranking.labels import matches
 from reid_utils.ranking.methods import score
+from reid_utils.ranking.metrics import matches
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 PROTOCOLS = ("allshots", "cuhk03", "market1501")

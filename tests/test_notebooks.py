@@ -219,8 +219,7 @@ notebooks:
 def test_two_processes_share_a_training_under_papermill_and_given_weights_are_averaged(tmp_path):
     from reid_utils.learning.models import build_encoder, save_weights
     from reid_utils.ranking import squared_euclidean
-    from reid_utils.ranking.feature_files import load_features
-    from reid_utils.ranking.submission import read_distance_csv
+    from reid_utils.ranking.feature_files import load_features, read_distance_csv
 
     files = [tmp_path / f"{name}.safetensors" for name in "ab"]
     for file in files:

@@ -221,6 +221,32 @@ def test_verify_compares_a_given_study_and_ends_with_1_where_a_cell_is_outside(s
     assert main(command) == 0 and "1 moved, 0 outside" in capsys.readouterr().out
 
 
+def test_a_table_of_a_run_beside_the_others_is_in_the_readmes_table_of_tables(study):
+    folder, figures, readme = study
+    write_run(folder, "07_regime_map", [], ["tables/T7.md"])
+    result = read_json(folder / "results" / "07_regime_map" / "results.json")
+    result["values"] = {"tables": {"T7": {"question": "at which accuracy?", "notebook": "07"}}}
+    write_json(folder / "results" / "07_regime_map" / "results.json", result)
+    (folder / "tables" / "T7.md").write_text("| T7 |\n")
+    assert list(publish(folder, figures, readme)["tables"]) == ["T1", "T7"]
+    assert "[T7](figures/tables/T7.md) | at which accuracy? | 07" in " ".join(readme.read_text().split())
+
+
+def test_elsewhere_a_line_of_the_regime_map_may_turn_blank_but_its_numbers_are_held(tmp_path):
+    t7 = pd.DataFrame({"claim": ["hard − none"] * 2, "single mAP": [30.0, 40.0], "regime": ["", ""]})
+    t7 = t7.assign(**{"difference": [1.0, 2.0], "diff low": [0.5, 1.5], "diff high": [1.5, 2.5], "sets": [3, 4]})
+    blank, far = t7.copy(), t7.copy()
+    blank.loc[0, ["difference", "diff low", "diff high", "sets"]] = [None, None, None, 2]
+    far.loc[1, "difference"] = 5.0
+    for name, frame in (("committed", t7), ("blank", blank), ("far", far)):
+        (tmp_path / name).mkdir()
+        frame.to_csv(tmp_path / name / "T7.csv", index=False)
+    for again, same, elsewhere in (("blank", [False] * 4, [True] * 4), ("far", [False], [False])):
+        for expected, same_machine in ((same, True), (elsewhere, False)):
+            moved = moved_cells(tmp_path / "committed", tmp_path / again, same_machine)[1]
+            assert list(moved["within"]) == expected
+
+
 @pytest.mark.skipif(not (FIGURES / "study.json").exists(), reason="no study is published yet: make figures")
 def test_the_readme_shows_what_the_committed_figures_hold():
     assert f"{BEGIN}\n{results_section(FIGURES)}{END}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")

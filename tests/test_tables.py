@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reid_utils.paper import rows
-from reid_utils.paper.claims import paper_claims
+from reid_utils.paper.claims import finding, paper_claims
 from reid_utils.paper.results import start_run
 from reid_utils.paper.rows import (
     augmentation_table,
@@ -16,6 +16,7 @@ from reid_utils.paper.rows import (
 )
 from reid_utils.paper.tables import SCORES, Table, show
 from reid_utils.ranking.methods import FUSIONS
+from reid_utils.ranking.statistics import paired_difference
 
 SETTINGS = {
     "backbone": "a",
@@ -285,3 +286,49 @@ def test_claims_are_decided_by_the_rows_they_compare():
     assert verdicts["two-stage against the best single"] == "supported, holds over seeds and queries"
     for pair in ("dissimilarity against similarity", "two-stage against similarity", "two-stage against dissimilarity"):
         assert verdicts[pair] == "not supported, the opposite holds over seeds and queries"
+
+
+def test_findings_say_where_the_single_model_lies_below_what_the_paper_speaks_of():
+    tables = {name: Table(name, "") for name in ("T1", "T2", "T4")}
+    reranked = [{**trained(backbone=name), "run": f"03__{name}"} for name in "ab"]
+    for run, levels in zip(reranked, ({"none": 0.5, "hard": 0.6}, {"none": 0.97, "hard": 0.98}), strict=True):
+        run["scores"] = scores_of(levels)
+    tables["T3"] = post_processing_table({"03_post_processing": reranked})
+    for plain, singles in ((0.97, {"a": 0.6, "b": 0.98}), (0.5, {"a": 0.98, "b": 0.6})):
+        tables["T5"] = fusion_table({"04_fusion": [fused(singles | {"a + b: two-stage": 0.99}, ["a", "b"])]})
+        found = paper_claims(tables).set_index("compared")["regime"]
+        assert found["a: hard against none"].startswith("outside the regime that the paper speaks of (")
+        assert found["b: hard against none"] == ""
+        assert bool(found["two-stage against the best single"]) == (plain < 0.95)  # by its plain distances, from T3
+    runs = {"02_training": [trained(), trained(augmentation="flip")]}
+    tables = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")} | {"T1": augmentation_table(runs)}
+    assert list(paper_claims(tables)["regime"]) == [""]
+
+
+def test_one_query_gives_a_finding_without_an_interval():
+    found = finding("a beats b", paired_difference(np.full((3, 1), 0.6), np.full((3, 1), 0.5)))
+    assert found == "a beats b: **cannot be told** (+10.00% mAP; one query: no interval)"
+
+
+def test_several_rows_again_are_each_compared_with_their_twin(without_features):
+    kinds = [(name, loss, recipe) for name in "ab" for loss in ("infonce", "id") for recipe in ("none", "flip")]
+    trainings = [trained(backbone=name, loss=loss, augmentation=recipe) for name, loss, recipe in kinds]
+    for name, loss, recipe in kinds:
+        again = trained(backbone=name, loss=loss, augmentation=recipe, seeds=[100, 101])
+        trainings.append(again | {"run": again["run"].replace("__", "__again_")})
+    runs = {"02_training": trainings}
+    for table in (augmentation_table(runs), loss_table(runs, ["flip"]), backbone_table(runs, ["flip"])):
+        pairs = {name: base for name, base in table.baselines.items() if "again" in name and "re-ranked" not in name}
+        assert len(pairs) >= 2
+        assert all(base == name.replace(" again (other seeds)", "") for name, base in pairs.items())
+
+
+@pytest.mark.parametrize(("seeds", "scope"), [(3, ", holds for these networks"), (5, "")])
+def test_a_dispersion_that_few_seeds_decide_holds_for_these_networks(monkeypatch, seeds, scope):
+    monkeypatch.setattr(
+        rows, "dispersion", lambda run: np.arange(seeds) + (100 if run["settings"]["loss"] == "infonce" else 0)
+    )
+    runs = {"02_training": [trained(loss=loss, seeds=list(range(seeds))) for loss in ("infonce", "id")]}
+    tables = {name: Table(name, "") for name in ("T1", "T3", "T4", "T5")} | {"T2": loss_table(runs, ["none"])}
+    line = paper_claims(tables).iloc[1]
+    assert line["regime"] == "" and line["verdict"] == f"supported{scope} ({seeds**2} of {seeds**2} pairs of seeds)"

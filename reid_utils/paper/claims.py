@@ -10,42 +10,48 @@ from math import isnan
 import pandas as pd
 
 from reid_utils.paper.tables import p_text
+from reid_utils.ranking.regimes import outside_regime
 from reid_utils.ranking.statistics import holm, paired_difference
 
-COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)", "smallest"]
+COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)", "smallest", "regime"]
 
 
 def paper_claims(tables):
     """Every claim of the paper that the tables T1 to T5 can test, one line a comparison.
 
     tables: {name: Table}. Returns a DataFrame with claim, compared ("ours against theirs"), verdict (supported / not
-    supported / cannot be told), difference and its 95 % interval in points of mAP, and the corrected p; blank where the
-    claim is not about mAP.
+    supported / cannot be told), difference and its 95 % interval in points of mAP, the corrected p, the smallest
+    difference that would be found, and regime: what to say where a single model's plain mAP lies below what the paper
+    speaks of. Blank where the claim is not about that.
     """
     lines = [
         *_tested(_augmentations(tables["T1"])),
         *_tested(_losses(tables["T2"])),
         *_spread(tables["T2"]),
         *_tested(_post_processings(tables["T3"].rows)),
-        *_tested(_fusions(tables["T5"])),
+        *_tested(_fusions(tables["T5"], tables["T3"].rows)),
         *_tested(_pretraining(tables["T4"])),
     ]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _tested(family):
-    """The lines of a family of comparisons {(claim, compared): (row, row it should beat, same networks or not)}."""
+    """The lines of a family of comparisons {(claim, compared): (row, row it should beat, same networks or not)}.
+
+    A fourth item is the row of the single model by which the claim's regime is judged.
+    """
     alpha = 0.05 / max(1, len(family))
     found = {
         key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha)
-        for key, (ours, theirs, shared) in family.items()
+        for key, (ours, theirs, shared, *_) in family.items()
     }
     corrected = holm([each["p"] for each in found.values()])
     lines = []
     for (key, each), p in zip(found.items(), corrected, strict=True):
         points = [round(100 * each[name], 2) for name in ("difference", "low", "high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
-        line = [*key, verdict(each, p), *points, shown, round(100 * each["smallest"], 2)]
+        regimes = [outside_regime(single["mAP"].mean()) for single in family[key][3:]]
+        line = [*key, verdict(each, p), *points, shown, round(100 * each["smallest"], 2), "".join(regimes)]
         lines.append(dict(zip(COLUMNS, line, strict=True)))
     return lines
 
@@ -77,24 +83,28 @@ def _losses(table):
 def _post_processings(rows):
     backbones = list(dict.fromkeys(name.rpartition(": ")[0] for name in rows))
     claims = {"re-ranking with hard weights helps": "none", "hard weights beat Gaussian ones": "gaussian"}
-    return {
-        (claim, f"{backbone}: hard against {other}"): (rows[f"{backbone}: hard"], rows[f"{backbone}: {other}"], True)
-        for (claim, other), backbone in product(claims.items(), backbones)
-        if {f"{backbone}: hard", f"{backbone}: {other}"} <= rows.keys()
-    }
+    family = {}
+    for (claim, other), backbone in product(claims.items(), backbones):
+        hard, against, plain = (rows.get(f"{backbone}: {name}") for name in ("hard", other, "none"))
+        if hard and against:
+            family[claim, f"{backbone}: hard against {other}"] = hard, against, True, plain
+    return family
 
 
-def _fusions(table):
+def _fusions(table, of_single):
     rows = table.rows
     models = next(iter(rows.values()))["settings"]["models"] if rows else []
     whole = " + ".join(models)
     if f"{whole}: two-stage" not in rows:
         return {}
-    single = ("two-stage fusion beats the best single model", "two-stage against the best single")
-    family = {single: (rows[f"{whole}: two-stage"], rows[table.baselines[f"{whole}: two-stage"]], True)}
+    best = table.baselines[f"{whole}: two-stage"]
+    plain = of_single.get(f"{best}: none", rows[best])  # before its re-ranking, where T3 has that
+    claim = ("two-stage fusion beats the best single model", "two-stage against the best single")
+    family = {claim: (rows[f"{whole}: two-stage"], rows[best], True, plain)}
     if len(models) > 2:  # with two, the three fusions are equal
-        for claim, ours, theirs in _FUSION_CLAIMS:
-            family[claim, f"{ours} against {theirs}"] = rows[f"{whole}: {ours}"], rows[f"{whole}: {theirs}"], True
+        for claim, *pair in _FUSION_CLAIMS:
+            ours, theirs = (rows[f"{whole}: {name}"] for name in pair)
+            family[claim, " against ".join(pair)] = ours, theirs, True, plain
     return family
 
 
@@ -117,14 +127,23 @@ def _pretraining(table):
     return family
 
 
+_ENOUGH_SEEDS = 5  # a side, for a claim on the dispersion over seeds
+
+
 def _spread(table):
     """Why InfoNCE should win, as the paper explains it: the lines of the dispersion of its features, seed by seed."""
     claim, lines = "InfoNCE spreads the players more (its advantage, says the paper)", []
     for name, other, infonce in _id_losses(table):
         more = infonce["dispersion"][:, None] > other["dispersion"][None, :]  # the seeds of two rows are not paired
-        decided = "supported" if more.all() else "cannot be told" if more.any() else "not supported, the opposite holds"
+        few = min(more.shape) < _ENOUGH_SEEDS
+        if more.all():
+            decided = "supported, holds for these networks" if few else "supported"
+        elif more.any():
+            decided = "cannot be told"
+        else:
+            decided = "not supported, the opposite holds" + " for these networks" * few
         lines.append((claim, name, f"{decided} ({more.sum()} of {more.size} pairs of seeds)"))
-    return [dict(zip(COLUMNS, line, strict=False)) for line in lines]
+    return [dict(zip(COLUMNS, line, strict=False)) | {"regime": ""} for line in lines]
 
 
 def verdict(difference, p):
@@ -153,6 +172,8 @@ def finding(claim, difference, sign=1):
     of_table = "diff_" if "diff_low" in difference else ""  # there low and high are of the row's own mAP
     low, high = difference[f"{of_table}low"], difference[f"{of_table}high"]
     low, high = (low, high) if sign > 0 else (-high, -low)
+    if isnan(low):
+        return f"{claim}: **cannot be told** ({sign * difference['difference']:+.2%} mAP; one query: no interval)"
     p = difference["p_holm"] if "p_holm" in difference else difference["p"]
     decided = verdict({**difference, "low": low, "high": high}, p)
     shown = f"{sign * difference['difference']:+.2%} mAP, 95 % interval {low:+.2%} to {high:+.2%}"

@@ -252,11 +252,6 @@ def data_note(runs):
     return found[0]["values"]["note"]
 
 
-def training_year(runs):
-    """The year of the published set that the trainings read, by its counts; None for any other data."""
-    return next((run["values"]["year"] for run in runs["02_training"] if run["values"].get("year")), None)
-
-
 def published_rows(runs, command):
     """T6: what is published beside what this study measured, made by `command`; blanks stay blank.
 
@@ -265,9 +260,11 @@ def published_rows(runs, command):
     """
     lines = [dict(zip(PUBLISHED_COLUMNS, published, strict=True)) for published in PUBLISHED]
     data, official, commands = data_note(runs), False, []
+    years = (run["values"].get("year") for run in runs["02_training"])  # of the published set, by its counts
+    year_of_training = next(filter(None, years), None)
     for run in runs.get("04_fusion", []):
         settings, values = run["settings"], run["values"]
-        year, fusion = values.get("year", training_year(runs)), settings["challenge_fusion"]
+        year, fusion = values.get("year", year_of_training), settings["challenge_fusion"]
         tested = "train+test" not in (values.get("trained_on") or ["train"])
         own = f"ours: {' + '.join(settings['models'])}, {settings['post_processing']}, {fusion}"
         line = {"entry": own if tested else f"{own}, trained on train+test", "source": data}

@@ -1,6 +1,7 @@
 """Distances, re-ranking, fusion, metrics, statistics and the submission file."""
 
 from reid_utils.ranking.distances import squared_euclidean
+from reid_utils.ranking.feature_files import read_distance_csv, write_distance_csv
 from reid_utils.ranking.fusion import (
     check_same_ids,
     dissimilarity_fusion,
@@ -20,7 +21,6 @@ from reid_utils.ranking.metrics import (
     mean_inverse_negative_penalty,
 )
 from reid_utils.ranking.reranking import rerank, rerank_distances, rerank_sweep
-from reid_utils.ranking.submission import read_distance_csv, write_distance_csv
 
 __all__ = [
     "average_precisions",

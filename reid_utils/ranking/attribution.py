@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from reid_utils.ranking.labels import matches
-from reid_utils.ranking.metrics import average_precisions
+from reid_utils.ranking.metrics import average_precisions, matches
 
 
 def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
@@ -47,10 +46,8 @@ def explained_shares(lost, causes, n_resamples=10000, seed=0):
     Causes overlap, so the shares need not sum to 1. Returns a DataFrame: cause, pairs (p), lost (s), explained, low,
     high (percentile bootstrap over queries; NaN for a single one).
     """
-    return pd.DataFrame(
-        [{"cause": name, **_explained(lost, *masks, n_resamples, seed)} for name, masks in causes.items()],
-        columns=["cause", "pairs", "lost", "explained", "low", "high"],
-    )
+    found = [{"cause": name, **_explained(lost, *masks, n_resamples, seed)} for name, masks in causes.items()]
+    return pd.DataFrame(found, columns=["cause", "pairs", "lost", "explained", "low", "high"])
 
 
 def _explained(lost, pairs, affected, n_resamples, seed):

@@ -24,7 +24,7 @@ def as_array(values) -> np.ndarray:
     return array
 
 
-def _first_bad_row(matrix: np.ndarray) -> int | None:
+def first_bad_row(matrix: np.ndarray) -> int | None:
     """Index of the first row with a value that is not finite; None where all are finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(matrix.sum()):  # one fast pass; an overflow is only looked at more closely
@@ -45,7 +45,7 @@ def check_matrix(matrix, name: str) -> np.ndarray:
         raise ValueError(f"{name} must hold numbers, not {matrix.dtype}")
     if matrix.dtype not in (np.float32, np.float64):
         matrix = matrix.astype(np.float32 if matrix.dtype == np.float16 else np.float64)
-    row = _first_bad_row(matrix)
+    row = first_bad_row(matrix)
     if row is not None:
         raise ValueError(f"{name} row {row} holds NaN or infinity; remove or recompute that image")
     return np.ascontiguousarray(matrix)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reid_utils.ranking.distances import check_count, check_matrix
-from reid_utils.ranking.labels import as_ids, check_same_kind
+from reid_utils.ranking.metrics import as_ids, check_same_kind
 from reid_utils.ranking.neighbours import each_block, nearest_columns
 
 _NO_OVERLAP_SHARE = 0.1  # the published scripts' stand-in for a model that shares no agreed item

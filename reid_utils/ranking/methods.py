@@ -1,22 +1,71 @@
 """Post-processings (T3) and fusions (T5) by the names that table rows carry, and the scores of a distance matrix."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from reid_utils.ranking import fusion as fusions
-from reid_utils.ranking.distances import squared_euclidean
-from reid_utils.ranking.expansion import alpha_query_expansion, database_augmentation
-from reid_utils.ranking.feature_files import load_features
-from reid_utils.ranking.labels import labels_of
-from reid_utils.ranking.metrics import rank_matches
+from reid_utils.ranking.distances import check_count, check_features, squared_euclidean
+from reid_utils.ranking.feature_files import load_features, write_distance_csv
+from reid_utils.ranking.metrics import labels_of, rank_matches
+from reid_utils.ranking.neighbours import nearest_columns
 from reid_utils.ranking.reranking import rerank
-from reid_utils.ranking.submission import write_distance_csv
 
 POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal", "alpha-QE", "DBA")
-FUSIONS = ("similarity", "dissimilarity", "two-stage", "rank average", "reciprocal rank", "min-max", "z-score")
-_EXPANSIONS = {"alpha-QE": alpha_query_expansion, "DBA": database_augmentation}
+_FUSIONS = {
+    "similarity": fusions.similarity_fusion,
+    "dissimilarity": fusions.dissimilarity_fusion,
+    "two-stage": fusions.two_stage_fusion,
+    "rank average": fusions.rank_average,
+    "reciprocal rank": fusions.reciprocal_rank_fusion,
+    "min-max": fusions.min_max_fusion,
+    "z-score": fusions.z_score_fusion,
+}
+FUSIONS = tuple(_FUSIONS)
+_BLOCK = 512  # images whose distances to the gallery stand in memory at a time
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(lengths > 0, lengths, np.float32(1))
+
+
+def _neighbour_means(features: np.ndarray, gallery: np.ndarray, k: int, alpha: float, first: int) -> np.ndarray:
+    """Each image's mean with its nearest `first` to `first` + k of the gallery; all of unit length."""
+    blocks = []
+    for start in range(0, len(features), _BLOCK):
+        images = features[start : start + _BLOCK]
+        distances = squared_euclidean(images, gallery)
+        if first:  # the image is in the gallery: it is its own nearest, and not among its neighbours
+            distances[np.arange(len(images)), start + np.arange(len(images))] = -1
+        near = gallery[nearest_columns(distances, min(first + k, len(gallery)))[:, first:]]
+        similarities = np.einsum("nd,nkd->nk", images, near)
+        blocks.append(images + np.einsum("nk,nkd->nd", np.maximum(similarities, 0) ** np.float32(alpha), near))
+    return _unit(np.concatenate(blocks))
+
+
+def _unit_sides(query, gallery, k: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    check_count(k, "k")
+    if not 0 <= alpha < np.inf:
+        raise ValueError(f"alpha must be at least 0, not {alpha}")
+    return tuple(_unit(side) for side in check_features(query, gallery))
+
+
+def alpha_query_expansion(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Expand the queries (αQE, Radenović et al. 2018): query (Q, d), gallery (G, d) -> both, float32 of unit length.
+
+    An image becomes the mean of itself and its k nearest gallery images, weighted by their cosine similarity to the
+    power of alpha (itself: 1; negative similarities: 0). alpha 0 is average query expansion. Raises ValueError for NaN,
+    unequal widths, and k or alpha out of range.
+    """
+    query, gallery = _unit_sides(query, gallery, k, alpha)
+    return _neighbour_means(query, gallery, k, alpha, first=0), gallery
+
+
+def database_augmentation(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Augment the gallery (DBA, Turcot and Lowe 2009), weighted as in αQE; shapes and errors as there."""
+    query, gallery = _unit_sides(query, gallery, k, alpha)
+    return query, _neighbour_means(gallery, gallery, k, alpha, first=1)
 
 
 def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
@@ -24,14 +73,16 @@ def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
 
     query (Q, d), gallery (G, d) float32 -> (Q, G) float32. "none" is the squared Euclidean distance; "hard in place" is
     the 2023 code as published, "hard" its order-free form; "alpha-QE" and "DBA" are squared Euclidean distances of
-    features averaged with their k2 nearest gallery images (see `expansion`). Raises ValueError for an unknown name.
+    features averaged with their k2 nearest gallery images. Raises ValueError for an unknown name.
     """
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
     if name == "none":
         return squared_euclidean(query, gallery)
-    if name in _EXPANSIONS:
-        return squared_euclidean(*_EXPANSIONS[name](query, gallery, k2))
+    if name == "alpha-QE":
+        return squared_euclidean(*alpha_query_expansion(query, gallery, k2))
+    if name == "DBA":
+        return squared_euclidean(*database_augmentation(query, gallery, k2))
     variant = name.removesuffix(" in place")
     return rerank(query, gallery, variant, k1, k2, jaccard_weight, in_place=name.endswith(" in place"))
 
@@ -72,18 +123,10 @@ def fuse(matrices, name, top_k=15):
 
     Raises ValueError for an unknown name.
     """
-    functions = {
-        "similarity": fusions.similarity_fusion,
-        "dissimilarity": partial(fusions.dissimilarity_fusion, top_k=top_k),
-        "two-stage": partial(fusions.two_stage_fusion, top_k=top_k),
-        "rank average": fusions.rank_average,
-        "reciprocal rank": fusions.reciprocal_rank_fusion,
-        "min-max": fusions.min_max_fusion,
-        "z-score": fusions.z_score_fusion,
-    }
-    if name not in functions:
+    if name not in FUSIONS:
         raise ValueError(f"fusion {name!r} is unknown; known: {', '.join(FUSIONS)}")
-    return functions[name](matrices)
+    weighted = name in ("dissimilarity", "two-stage")
+    return _FUSIONS[name](matrices, top_k) if weighted else _FUSIONS[name](matrices)
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):

@@ -1,7 +1,12 @@
-"""Retrieval metrics from a distance matrix: mAP, CMC under three protocols, mINP.
+"""Retrieval metrics from a distance matrix: mAP, CMC under three protocols, mINP; and who matches whom.
 
-Hits are marked once (`rank_matches`), and every score follows from them. `labels` says what is junk and left out; a
-query without any match is skipped, with one warning that counts them.
+A gallery image of the query's own player and camera is junk and left out of its ranking. Player -1 is nobody: such a
+gallery image (Market-1501's junk) is left out of every ranking, and such a query (the hidden challenge split) is never
+scored. Player 0, Market-1501's distractors, needs no rule: no query is of that player, so its images count as wrong.
+Camera -1 is unknown and never the same as another.
+
+Hits are marked once (`rank_matches`), and every score follows from them. A query without any match is skipped, with one
+warning that counts them.
 """
 
 import warnings
@@ -10,10 +15,97 @@ from typing import NamedTuple
 import numpy as np
 
 from reid_utils.ranking.distances import check_count, check_matrix
-from reid_utils.ranking.labels import Labels, coded, matches_of, others_of
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
+EXACT = 2**53  # from here on float64 holds neighbouring whole numbers as the same
+
+
+class Labels(NamedTuple):
+    """Players (Q,) and (G,), whole numbers or text, and cameras alike; without cameras nothing is junk."""
+
+    query_players: np.ndarray
+    gallery_players: np.ndarray
+    query_cameras: np.ndarray | None = None
+    gallery_cameras: np.ndarray | None = None
+
+
+def labels_of(model) -> Labels:
+    """The labels of a model of `load_features` or `load_folder`, for `score(distances, *labels_of(model))`."""
+    return Labels(*(model.get(name) for name in Labels._fields))
+
+
+def as_ids(values, name: str) -> np.ndarray:
+    """Ids of any integer or text type as int64 or text; as Python integers where one does not fit into int64.
+
+    Raises ValueError naming them for fractions, whole floats that may have lost digits, and mixed types.
+    """
+    ids = np.asarray(values)
+    # From 2^(mantissa + 1) on a float holds neighbouring whole numbers as the same.
+    exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 0
+    if exact and (ids == np.trunc(ids)).all() and (np.abs(ids) < exact).all():
+        return ids.astype(np.int64)
+    if ids.dtype.kind in "Uf" and not isinstance(values, np.ndarray):
+        ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text or fractions
+    if ids.dtype.kind in "ST" or (ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids.flat)):
+        return ids.astype(np.str_)
+    if ids.dtype.kind == "O" and not all(isinstance(value, int | np.integer) for value in ids.flat):
+        raise ValueError(f"{name} must be whole numbers or text throughout, not a mixture")
+    if ids.dtype.kind not in "iubUO":
+        raise ValueError(f"{name} must be whole numbers or text, not {ids.dtype}")
+    if ids.dtype.kind in "uO" and ids.size and ids.max() > np.iinfo(np.int64).max:
+        return ids.astype(object)
+    return ids if ids.dtype.kind == "U" else ids.astype(np.int64)
+
+
+def check_same_kind(first, other, names: tuple[str, str]) -> None:
+    """Raise ValueError where one of two arrays from `as_ids` is text and the other is numbers: 7 is not '7'."""
+    kinds = ["text" if ids.dtype.kind == "U" else "whole numbers" for ids in (first, other)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{names[0]} are {kinds[0]}, {names[1]} {kinds[1]}; write both as the same kind")
+
+
+def known(ids: np.ndarray) -> np.ndarray:
+    """Mask of ids that are not -1."""
+    return ids != ("-1" if ids.dtype.kind == "U" else -1)
+
+
+def _codes(query, gallery, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Number the values of both arrays alike, from 0; -1 stays -1."""
+    query, gallery = as_ids(query, names[0]), as_ids(gallery, names[1])
+    check_same_kind(query, gallery, names)
+    both = np.concatenate([query, gallery])
+    _, codes = np.unique(both, return_inverse=True)
+    codes[~known(both)] = -1
+    return codes[: len(query)], codes[len(query) :]
+
+
+def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> Labels:
+    """Labels of a (Q, G) matrix as int64 codes; cameras 0 for queries and 1 for gallery images where None.
+
+    Raises ValueError for labels of the wrong length or kind, and where only one side has cameras.
+    """
+    if (query_cams is None) != (gallery_cams is None):
+        given, missing = ("query", "gallery") if gallery_cams is None else ("gallery", "query")
+        raise ValueError(f"{given} cameras are given, {missing} cameras are not; give both or neither")
+    if query_cams is None:
+        query_cams, gallery_cams = np.zeros(shape[0], np.int64), np.ones(shape[1], np.int64)
+    given = {"query_ids": query_ids, "gallery_ids": gallery_ids, "query_cams": query_cams, "gallery_cams": gallery_cams}
+    for (name, labels), count in zip(given.items(), (*shape, *shape), strict=True):
+        if np.shape(labels) != (count,):
+            raise ValueError(f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {count}")
+    players = _codes(query_ids, gallery_ids, ("query_ids", "gallery_ids"))
+    query_cams, gallery_cams = _codes(query_cams, gallery_cams, ("query_cams", "gallery_cams"))
+    return Labels(*players, query_cams, np.where(gallery_cams == -1, -2, gallery_cams))  # unknown: never the same
+
+
+def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (Q, G) of the matches and of the junk; arguments and errors as in `average_precisions`."""
+    labels = coded((len(query_ids), len(gallery_ids)), query_ids, gallery_ids, query_cams, gallery_cams)
+    unknown = labels.gallery_players == -1
+    own = labels.gallery_players == labels.query_players[:, None]
+    hits = own & ~unknown & (labels.gallery_cameras != labels.query_cameras[:, None])
+    return hits, (own | unknown) & ~hits
 
 
 class RankedMatches(NamedTuple):
@@ -35,12 +127,15 @@ class RankedMatches(NamedTuple):
 
 def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.ndarray]:
     """Average precision, ties counted together, and how many images of others stand before each match."""
-    places = matches_of(labels, query)
+    player, players = labels.query_players[query], labels.gallery_players
+    places = np.flatnonzero(players == player) if player != -1 else np.empty(0, np.int64)
+    places = places[labels.gallery_cameras[places] != labels.query_cameras[query]]
     if not places.size:
         return np.nan, places
     places = places[np.argsort(row[places], kind="stable")]
     distances = row[places]
-    others = others_of(labels, query, np.flatnonzero(row <= distances[-1]))
+    others = np.flatnonzero(row <= distances[-1])
+    others = others[(players[others] != player) & (players[others] != -1)]
     sorted_others = np.sort(row[others])
     before, no_farther = (np.searchsorted(sorted_others, distances, side) for side in ("left", "right"))
     level = np.searchsorted(distances, distances, "right")
@@ -55,14 +150,13 @@ def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cam
     labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
-    _report_skipped([not matches.size for matches in before], labels)
+    _report_skipped(sum(not matches.size for matches in before), labels)
     return RankedMatches(np.array(precisions), list(before))
 
 
-def _report_skipped(skipped, labels: Labels) -> None:
+def _report_skipped(skipped: int, labels: Labels) -> None:
     """Warn of queries without a match, once; ValueError where no query has one."""
-    skipped, unknown = np.count_nonzero(skipped), np.count_nonzero(labels.query_players == -1)
-    queries = len(labels.query_players)
+    queries, unknown = len(labels.query_players), np.count_nonzero(labels.query_players == -1)
     if unknown == queries:
         raise ValueError("all queries are of unknown players (-1), as in a hidden challenge split: nothing to score")
     if skipped == queries:
@@ -138,8 +232,7 @@ def _single_shot_curve(distances, labels, topk: int, rng) -> np.ndarray:
         ranking = labels.gallery_players[kept[np.argsort(row[kept], kind="stable")]]
         if player != -1 and (ranking == player).any():
             chances.append(_expected(ranking, player, topk) if rng is None else _drawn(ranking, player, topk, rng))
-    skipped = np.arange(len(distances)) >= len(chances)
-    _report_skipped(skipped, labels)
+    _report_skipped(len(distances) - len(chances), labels)
     return np.sum(chances, axis=0).cumsum() / len(chances)
 
 
@@ -148,13 +241,12 @@ def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
 
     Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
     """
-    counts, first = np.bincount(ranking), np.full(ranking.max() + 1, len(ranking))
-    first[ranking[::-1]] = np.arange(len(ranking))[::-1]  # the last one written stays
-    order = np.argsort(first, kind="stable")[: np.count_nonzero(counts)]
-    of_player = np.argsort(ranking.astype(np.min_scalar_type(ranking.max())), kind="stable")  # short integers sort fast
+    ranking = ranking.astype(np.min_scalar_type(ranking.max()))  # short integers sort fast
+    players, first, counts = np.unique(ranking, return_index=True, return_counts=True)
+    order, of_player = np.argsort(first), np.argsort(ranking, kind="stable")
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
     drawn = of_player[(counts.cumsum() - counts)[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
-    ranks = (drawn < drawn[:, order == player]).sum(axis=1)
+    ranks = (drawn < drawn[:, players[order] == player]).sum(axis=1)
     return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
 
 

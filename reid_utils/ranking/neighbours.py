@@ -115,7 +115,7 @@ class _TileSearch:
 
     def take(self, pair: tuple[int, int], products: np.ndarray) -> None:
         """Multiply two tiles and offer every distance to the lists of both its images."""
-        from reid_utils.ranking._search_kernels import offer_tile
+        from reid_utils.ranking._kernels import offer_tile
 
         row, column = (self.tiles[number] for number in pair)
         np.matmul(row.features, column.features.T, out=products)
@@ -211,7 +211,7 @@ def joint_lists(nearest_queries: Lists, nearest_gallery: Lists, k: int) -> Lists
 
 def nearest_columns(matrix: np.ndarray, k: int) -> np.ndarray:
     """Column indices (n, k) int32 of each row's k smallest values, ties to the lower column."""
-    from reid_utils.ranking._search_kernels import nearest_in_rows
+    from reid_utils.ranking._kernels import nearest_in_rows
 
     indices = np.empty((len(matrix), k), np.int32)
     each_block(partial(nearest_in_rows, matrix, indices), len(matrix), block=16)

@@ -1,6 +1,6 @@
 """k-reciprocal re-ranking in three variants: from features or from given distances.
 
-Every variant takes the steps of Zhong et al. 2017, a function each here, their loops in `_sparse`: neighbour lists,
+Every variant takes the steps of Zhong et al. 2017, a function each here, their loops in `_kernels`: neighbour lists,
 reciprocal sets R(p, k1) and expanded sets R*(p, k1) (section 3.2), rows of weights (3.3), query expansion over k2
 neighbours (3.4), Jaccard distance (3.3), and the weighted mean with the original distance (3.5). `jaccard_weight` w
 means final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w.
@@ -108,7 +108,7 @@ def _search(query, gallery, k: int) -> tuple[nb.Search, np.ndarray, np.ndarray]:
 
 def _problem(search: nb.Search, query, gallery, variant: str, k: int, query_query: bool = True) -> Problem:
     """The variant's problem from a search over features; its `query_gallery` becomes the original term."""
-    from reid_utils.ranking._search_kernels import fill_from_features
+    from reid_utils.ranking._kernels import fill_from_features
 
     square, queries = variant == "gaussian", len(query)
     hidden = 0 if query_query else queries
@@ -144,7 +144,7 @@ def _one_matrix(query_gallery, query_query, gallery_gallery) -> np.ndarray:
 
 def _sets(ranks: np.ndarray, k: int, shift: int = 0, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Reciprocal sets R(i, k) of the first `rows` images, as (sizes, members)."""
-    from reid_utils.ranking._sparse import reciprocal_sets
+    from reid_utils.ranking._kernels import reciprocal_sets
 
     rows, k = len(ranks) if rows is None else rows, min(k, ranks.shape[1])
     sizes, members = np.empty(rows, np.int64), np.empty((rows, k), np.int32)
@@ -158,7 +158,7 @@ def _pointers(sizes: Iterable[np.ndarray]) -> np.ndarray:
 
 def _expanded(sets: tuple, half_sets: tuple, strict: bool, walkers: int, first_skipping: int) -> tuple:
     """Expanded sets R*(i, k) as (indptr, members); the arguments are those of the kernel."""
-    from reid_utils.ranking._sparse import expanded_sets
+    from reid_utils.ranking._kernels import expanded_sets
 
     expand = partial(expanded_sets, sets, half_sets, strict, walkers, first_skipping)
     sizes, members = zip(*nb.each_block(expand, len(sets[0])), strict=True)
@@ -167,8 +167,7 @@ def _expanded(sets: tuple, half_sets: tuple, strict: bool, walkers: int, first_s
 
 def _weighted_rows(problem: Problem, k1: int, k2: int) -> Rows:
     """`gaussian` and `kreciprocal`: k1 + 1 neighbours with the image itself, weights exp(−d) of sum 1."""
-    from reid_utils.ranking._search_kernels import listed_values
-    from reid_utils.ranking._sparse import gaussian_weights
+    from reid_utils.ranking._kernels import gaussian_weights, listed_values
 
     listed, ranks = problem.joint
     total = len(ranks)
@@ -202,7 +201,7 @@ def _binary_rows(problem: Problem, k1: int, k2: int) -> Rows:
 
 def _query_expanded(rows: Rows, in_place: bool) -> Rows:
     """Each row becomes the mean of its neighbours' rows, simultaneously or (`in_place`) one after the other."""
-    from reid_utils.ranking._sparse import mean_rows, mean_rows_in_place
+    from reid_utils.ranking._kernels import mean_rows, mean_rows_in_place
 
     matrix = rows[:3]
     if in_place:
@@ -213,23 +212,19 @@ def _query_expanded(rows: Rows, in_place: bool) -> Rows:
     return rows._replace(indptr=_pointers(sizes), indices=np.concatenate(indices), data=np.concatenate(data))
 
 
-def _row_sums(rows: Rows) -> np.ndarray:
-    count = len(rows.indptr) - 1
-    owners = np.repeat(np.arange(count), np.diff(rows.indptr))
-    return np.bincount(owners, rows.data, count).astype(np.float32)
-
-
 def _blended(problem: Problem, variant: str, k1: int, k2: int, weight: float, in_place: bool, out) -> np.ndarray:
     """Rows, query expansion, Jaccard distance and the weighted mean, written to `out` (Q, G)."""
     from scipy.sparse import csr_array
 
-    from reid_utils.ranking._sparse import jaccard_rows
+    from reid_utils.ranking._kernels import jaccard_rows
 
     rows = (_binary_rows if variant == "hard" else _weighted_rows)(problem, k1, k2)
     if variant == "hard" or rows.neighbours.shape[1] > 1:
         rows = _query_expanded(rows, in_place)
-    queries = len(out)
-    sums = _row_sums(rows) if variant == "hard" else np.ones(len(rows.indptr) - 1, np.float32)
+    queries, total = len(out), len(rows.neighbours)
+    sums = np.ones(total, np.float32)
+    if variant == "hard":
+        sums = np.bincount(np.repeat(np.arange(total), np.diff(rows.indptr)), rows.data, total).astype(np.float32)
     matrix = csr_array((rows.data, rows.indices, rows.indptr), shape=(len(sums), rows.width))
     columns = matrix[queries:].tocsc()
     by_column = (columns.indptr, columns.indices, columns.data)

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.data.images import decode
-from reid_utils.ranking.labels import coded, labels_of, matches_of, others_of
 from reid_utils.ranking.methods import POST_PROCESSINGS, post_process
-from reid_utils.ranking.metrics import average_precisions
+from reid_utils.ranking.metrics import average_precisions, labels_of, matches
 from reid_utils.views.style import BLACK, MATCH, MISMATCH
 
 _THUMBNAIL = 128  # pixels of height; crops are small, and each reaction sends a dozen of them
@@ -32,18 +31,20 @@ def ranked_query(before, after, features, q):
     """The whole ranking of one query and where each image stood before.
 
     before, after: (Q, G) distances, without and with a post-processing; features: as from `load_features`. Returns a
-    DataFrame in rank order: image (gallery index), rank, was (rank by `before`), distance, is_match. Images of the
-    query's own player and camera, and of unknown players, are left out; ties by gallery index, as in the metrics.
+    DataFrame in rank order: image (gallery index), rank, was (rank by `before`), distance, is_match. Junk (images of
+    the query's own player and camera, or of nobody) is left out; ties by gallery index, as in the metrics.
     """
-    labels = coded(after.shape, *labels_of(features))
-    same = labels.gallery_players == labels.query_players[q]
-    kept = np.sort(np.r_[matches_of(labels, q), others_of(labels, q, np.arange(len(same)))])
+    labels, query = labels_of(features), slice(q, q + 1)
+    (is_match,), (junk,) = matches(
+        labels.query_players[query], labels.gallery_players, labels.query_cameras[query], labels.gallery_cameras
+    )
+    kept = np.flatnonzero(~junk)
     order, former = (kept[np.argsort(distances[q, kept], kind="stable")] for distances in (after, before))
     ranks = np.arange(1, len(kept) + 1)
-    was = np.empty(len(same), np.int64)
+    was = np.empty(len(junk), np.int64)
     was[former] = ranks
     return pd.DataFrame(
-        {"image": order, "rank": ranks, "was": was[order], "distance": after[q, order], "is_match": same[order]}
+        {"image": order, "rank": ranks, "was": was[order], "distance": after[q, order], "is_match": is_match[order]}
     )
 
 
