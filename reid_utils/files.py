@@ -47,9 +47,13 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON ({error}); delete it and run again") from None
 
 
+_CLUTTER = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "__macosx", "icon\r")
+_CLUTTER += ("@eadir", "$recycle.bin", "system volume information", "lost+found")
+
+
 def is_clutter(name):
     """Whether a file or folder of this name is hidden, or one that an operating system leaves behind."""
-    return name.startswith(".") or name.casefold() in ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+    return name.startswith(".") or name.casefold() in _CLUTTER
 
 
 def save_arrays(path, **arrays):

@@ -185,6 +185,8 @@ def render_dataset(
     }  # fmt: skip
     settings |= {} if difficulty == DEFAULT_DIFFICULTY else {"difficulty": difficulty}
     _check(settings, workers)
+    if _already_rendered(out_dir, settings):  # and may lie in a folder that cannot be written
+        return out_dir
     from filelock import FileLock
 
     out_dir.parent.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,10 @@ def read_image(role, image):
 
 def test_a_ranking_says_where_each_image_stood_before_and_leaves_junk_out():
     features = {
-        "query_players": np.array([7]), "gallery_players": np.array([7, 8, 7, 9]),
-        "query_cameras": np.array([0]), "gallery_cameras": np.array([1, 1, 0, 1]),
+        "query_players": np.array([7]), "gallery_players": np.array([7, 8, 7, 9, -1]),
+        "query_cameras": np.array([0]), "gallery_cameras": np.array([1, 1, 0, 1, 1]),
     }  # fmt: skip
-    before, after = np.array([[0.5, 0.2, 0.1, 0.3]]), np.array([[0.2, 0.4, 0.1, 0.4]])
+    before, after = np.array([[0.5, 0.2, 0.1, 0.3, 0.0]]), np.array([[0.2, 0.4, 0.1, 0.4, 0.0]])
     shown = ranked_query(before, after, features, 0)
     assert shown["image"].tolist() == [0, 1, 3] and shown["rank"].tolist() == [1, 2, 3]
     assert shown["was"].tolist() == [3, 1, 2] and shown["is_match"].tolist() == [True, False, False]

@@ -103,8 +103,8 @@ def test_folder_fingerprint_follows_content_and_names_only(tmp_path):
     write_text(tmp_path / "a" / "x.csv", "1")
     write_text(tmp_path / "b" / "x.csv", "1")
     os.utime(tmp_path / "b" / "x.csv", (1, 1))
-    for clutter in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/x.csv"):
-        write_text(tmp_path / "b" / clutter, "a file manager was here")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/x.csv", "@eaDir/x.csv"):
+        write_text(tmp_path / "b" / name, "a file manager was here")
     assert keys.folder_fingerprint(tmp_path / "a") == keys.folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "b" / "x.csv", "2")
     assert keys.folder_fingerprint(tmp_path / "a") != keys.folder_fingerprint(tmp_path / "b")

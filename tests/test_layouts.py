@@ -1,5 +1,6 @@
 """The layouts that re-identification sets come in, each built small."""
 
+import os
 import re
 
 import cv2
@@ -171,6 +172,17 @@ def test_soccernet_keeps_the_action_and_drops_persons_seen_once(build):
     hidden = rows(manifest, "challenge", "gallery")
     assert hidden["image_id"].tolist() == ["2", "10"] and hidden["sequence"].tolist() == [4, 4]
     assert (hidden["player"] == -1).all()
+
+
+def test_soccernet_passes_over_clutter_and_names_a_pipe(build):
+    root = build(soccernet)
+    (root / "train" / "@eaDir").mkdir()
+    (root / "train" / "@eaDir" / "thumbnail.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="single image"):
+        synergy.load_manifest(root)
+    os.mkfifo(root / "train" / "1-1-1-1-a-1-b-8x8.png")
+    with pytest.raises(ValueError, match="is named like an image but is no regular file"):
+        synergy.load_manifest(root)
 
 
 @pytest.mark.filterwarnings("ignore:.*single image")

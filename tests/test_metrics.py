@@ -141,7 +141,9 @@ def test_bad_input_is_named():
         cmc(DISTANCES, QUERY, GALLERY, protocol="market")
     with pytest.raises(ValueError, match="rng belongs to 'cuhk03' only"):
         cmc(DISTANCES, QUERY, GALLERY, rng=np.random.default_rng())
-    with pytest.raises(ValueError, match="topk must be at least 1"):
+    with pytest.raises(ValueError, match="topk must be a whole number of at least 1, not True"):
+        cmc(DISTANCES, QUERY, GALLERY, topk=True)
+    with pytest.raises(ValueError, match="topk must be a whole number of at least 1"):
         cmc(DISTANCES, QUERY, GALLERY, topk=0)
 
 
@@ -186,6 +188,7 @@ def test_integer_ids_of_any_type_match_where_they_are_equal():
         (np.array([2**64 - 1], np.uint64), np.array([-1, 2**64 - 1, 5, 5, 3], object)),
         (np.array([7], np.int8), [1.0, 7.0, 2.0, 2.0, 2.0]),
         (np.array([b"a"]), np.array(["A", "a", "b", "b", "b"])),
+        ([2**63 + 1], [2**63, 2**63 + 1, 2**53, 2**53 + 1, 3]),
     ]:
         hits, _ = matches(query, gallery)
         assert hits.tolist() == [[False, True, False, False, False]]
@@ -194,7 +197,15 @@ def test_integer_ids_of_any_type_match_where_they_are_equal():
     with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text throughout, not a mixture"):
         average_precisions(DISTANCES, QUERY, [7, "7", 1, 1, 2])
     with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float64"):
-        average_precisions(DISTANCES, QUERY, [7.5, 7, 1, 1, 2])
+        average_precisions(DISTANCES, QUERY, np.array([7.5, 7, 1, 1, 2]))
+    for number_type, lost in ((np.float16, 2049), (np.float32, 2**24 + 1), (np.float64, 2**53 + 1)):
+        with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float"):
+            average_precisions(DISTANCES, QUERY, np.array([7, lost, 1, 1, 2]).astype(number_type))
+
+
+def test_unknown_cameras_make_nothing_junk():
+    unknown = average_precisions(DISTANCES, QUERY, GALLERY, [-1], [-1] * len(GALLERY))
+    np.testing.assert_array_equal(unknown, average_precisions(DISTANCES, QUERY, GALLERY))
 
 
 def test_cameras_of_one_side_only_are_refused():

@@ -31,6 +31,9 @@ def test_what_file_managers_leave_behind_is_passed_over(tmp_path):
     write_distance_csv(tmp_path / "c.csv", np.ones((2, 3)), QUERY, GALLERY)
     (tmp_path / "c.csv").rename(tmp_path / "c.CSV")
     assert list(load_folder(tmp_path)) == ["a", "b", "c"]
+    os.mkfifo(tmp_path / "d.npz")
+    with pytest.raises(ValueError, match=r"d\.npz is no regular file"):
+        load_folder(tmp_path)
 
 
 def test_bfloat16_features_are_read(tmp_path):

@@ -270,6 +270,12 @@ def test_other_data_get_a_results_folder_of_their_own(tmp_path):
     assert root_of(runs, data=str(places[4])) == "full-crops-2"  # what is known stays where it is
 
 
+def test_a_folder_whose_name_cannot_be_written_down_is_told():
+    for name in ("/data/caf\udce9", "~nobody-of-this-name/data"):
+        with pytest.raises(ValueError, match="give the folder under another name"):
+            folders.source_of(SimpleNamespace(data="rendered"), SimpleNamespace(features=None, data=name))
+
+
 def test_a_moved_data_set_keeps_its_results_folder(tmp_path):
     (tmp_path / "old" / "crops").mkdir(parents=True)
     assert root_of(tmp_path / "old" / "runs", data=str(tmp_path / "old" / "crops")) == "full-crops"

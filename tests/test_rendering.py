@@ -92,6 +92,9 @@ def test_a_finished_folder_is_kept_and_other_settings_are_refused(tmp_path):
     out_dir = render_dataset(tmp_path / "data", **SMALL)
     image = next(out_dir.rglob("*.jpeg"))
     image.write_bytes(b"touched")
+    lock = out_dir.with_name(f".{out_dir.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # stands in for a folder that cannot be written: whoever would lock it fails
     assert render_dataset(out_dir, **SMALL) == out_dir and image.read_bytes() == b"touched"
     with pytest.raises(ValueError, match=r"data was rendered with height 48, not 64"):
         render_dataset(out_dir, **(SMALL | {"height": 64}))

@@ -72,6 +72,12 @@ def test_a_table_is_a_csv_and_a_markdown_table_with_its_notes(tmp_path):
     )
 
 
+def test_names_with_marks_stay_in_their_cell_and_as_they_are():
+    text = results.markdown_table(pd.DataFrame({"a|b <b>c</b> mAP": [1.5], "set": ["$x$"], "p": ["< 0.01"]}))
+    assert text.splitlines()[0] == r"| a\|b \<b>c\</b> mAP | set   |      p |"
+    assert text.splitlines()[2] == r"|                1.50 | \$x\$ | < 0.01 |"
+
+
 def test_two_runs_of_a_notebook_write_two_tables_and_each_lists_its_own(tmp_path):
     for name, value in (("05__losses", 1), ("05__again", 2)):
         run = start_run(tmp_path, name, "05")

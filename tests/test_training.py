@@ -385,6 +385,10 @@ def test_other_schedules_at_half_way(schedule, middle):
         ({"augmentation": "blur"}, "known: none, flip"),
         ({"accumulation": 0}, "accumulation is 0; give at least 1"),
         ({"clip_norm": float("nan")}, "clip_norm is nan"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; give at least 0"),
+        ({"epochs": True}, "epochs is True; give a whole number"),
+        ({"batch_pairs": 2.5}, "batch_pairs is 2.5; give a whole number"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; give a number"),
         ({"deterministic": True, "cudnn_benchmark": True}, "deterministic and cudnn_benchmark exclude each other"),
     ],
 )

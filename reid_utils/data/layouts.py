@@ -63,7 +63,7 @@ def image_names(folder):
 
 def _regular(entry):
     if re.search(_IMAGE + "$", entry.name, re.IGNORECASE) and not entry.is_file():
-        raise ValueError(f"{entry.path} is named like an image but is no regular file: remove it")
+        raise ValueError(f"{os.fspath(entry)} is named like an image but is no regular file: remove it")
     return entry
 
 
@@ -174,7 +174,8 @@ def soccernet_rows(root):
 def _actions(root, folder, labels):
     if not (root / folder).is_dir():
         raise FileNotFoundError(f"{root / folder} is missing: the layout of SoccerNet needs it")
-    found = [Path(top) / name for top, _, names in os.walk(root / folder) for name in names if not is_clutter(name)]
+    found = [Path(top) / name for top, _, names in os.walk(root / folder) for name in names]
+    found = [_regular(path) for path in found if not any(map(is_clutter, path.relative_to(root).parts))]
     if not found:
         raise ValueError(f"{root / folder} is empty: put its images there")
     for path in sorted(found, key=lambda path: (by_numbers(path.name), path)):

@@ -98,8 +98,10 @@ def download_synergy(target_dir, accept_md5=None, url=URL) -> Path:
         raise ValueError(f"--accept-md5 {accept_md5!r} is no MD5: give 32 hexadecimal digits")
     accepted = {*KNOWN_MD5.values(), (accept_md5 or "").lower()}
     target_dir = Path(target_dir).absolute()
-    target_dir.mkdir(parents=True, exist_ok=True)
     data_dir, zip_path = target_dir / "data_reid", target_dir / ZIP_NAME
+    if data_dir.is_dir():  # it is whole, and may lie in a folder that cannot be written
+        return data_dir
+    target_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(target_dir / ".download.lock"):
         if data_dir.is_dir():
             return data_dir

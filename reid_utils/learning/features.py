@@ -125,7 +125,9 @@ def crops_of(folder, split="test"):
 
 def _plain_crops(folder):
     """The rows of a folder in no known layout; see `crops_of`."""
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    found = sorted(
+        path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
+    )
     paths = [path for path in found if not any(map(is_clutter, path.parts))]
     rows = pd.DataFrame({"path": [path.as_posix() for path in paths], "image_id": [path.stem for path in paths]})
     role = [next((part for part in path.parts[:-1] if part in ("query", "gallery")), "") for path in paths]

@@ -7,7 +7,7 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 import math
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ SCHEDULES = {  # share of the way from the final to the peak rate, by progress a
 }
 
 HOW = ("workers", "checkpoint_minutes", "check_steps")  # settings that change neither weights nor scores
+_IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 BESIDE = ("every_post_processing", "validate_every", "feature_precision", "keep_epochs")  # that change no weights
 
 
@@ -89,7 +90,12 @@ class Recipe:
     def __post_init__(self):
         """Raises ValueError naming a setting that cannot be, before anything is computed."""
         least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "workers": 0, "clip_norm": 0, "head_rate": 0}
-        least |= {"validate_every": 1, "check_steps": 1, "checkpoint_minutes": 0}
+        least |= {"validate_every": 1, "check_steps": 1, "checkpoint_minutes": 0, "label_smoothing": 0}
+        least |= dict.fromkeys(("learning_rate", "final_learning_rate", "warmup_epochs", "weight_decay"), 0)
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):  # True is no number here
+                raise ValueError(f"{field.name} is {value!r}; give {_IN_WORDS[kind]}")
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {bound}")

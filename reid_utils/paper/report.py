@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from reid_utils.files import read_json
+from reid_utils.files import is_clutter, read_json
 from reid_utils.paper.results import REPOSITORY
 
 _STATIC = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
@@ -37,6 +37,7 @@ def build_report(root):
 
     root = Path(root)
     executed = sorted((root / "notebooks").glob("*.ipynb"))
+    executed = [path for path in executed if not is_clutter(path.name)]
     notebooks = [path for path in executed if not path.stem.endswith((".running", ".failed"))]
     if not notebooks:
         raise ValueError(f"{root} holds no executed notebook; run `python run_all.py {root.name}` first")

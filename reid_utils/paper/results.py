@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -188,14 +189,14 @@ def write_table(run, name, frame, notes=()):
 def markdown_table(frame):
     """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank."""
     columns = []
-    for position, name in enumerate(frame.columns):
+    for position, name in enumerate(map(_cell, map(str, frame.columns))):
         values = list(frame.iloc[:, position])
         cells = [_cell(value) for value in values]
         numeric = any(cells) and all(_is_number(cell) for cell in cells if cell)
-        width = max(3, len(str(name)), *map(len, cells))
+        width = max(3, len(name), *map(len, cells))
         fill = str.rjust if numeric else str.ljust
         rule = "-" * (width - 1) + ":" if numeric else "-" * width
-        columns.append([fill(str(name), width), rule, *(fill(cell, width) for cell in cells)])
+        columns.append([fill(name, width), rule, *(fill(cell, width) for cell in cells)])
     return "".join(f"| {' | '.join(row)} |\n" for row in zip(*columns, strict=True))
 
 
@@ -206,7 +207,8 @@ def _cell(value):
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    text = re.sub(r"[|$]|<(?=[A-Za-z/!])", r"\\\g<0>", str(value))  # a name is no markup
+    return text.replace("\n", " ")
 
 
 def _is_number(text):

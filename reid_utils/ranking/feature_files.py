@@ -150,6 +150,8 @@ def load_folder(folder):
         for path in sorted(folder.iterdir() if folder.is_dir() else []):
             if path.suffix.lower() != suffix or is_clutter(path.name):
                 continue
+            if not path.is_file():
+                raise ValueError(f"{path} is no regular file: remove or rename it")  # a pipe would be waited for
             if path.stem in models:
                 raise ValueError(f"{path} and another file there share the name {path.stem}; rename one of them")
             models[path.stem] = _read_model(path)

@@ -3,6 +3,7 @@
 A gallery image of the query's own player and camera is junk and left out of its ranking. Player -1 is nobody: such a
 gallery image (Market-1501's junk) is left out of every ranking, and such a query (the hidden challenge split) is never
 scored. Player 0, Market-1501's distractors, needs no rule: no query is of that player, so its images count as wrong.
+Camera -1 is unknown and never the same as another.
 
 Hits are marked once (`rank_matches`), and every score follows from them. A query without any match is skipped, with one
 warning that counts them.
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_matrix
+from reid_utils.ranking.distances import check_count, check_matrix
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
@@ -40,10 +41,12 @@ def as_ids(values, name: str) -> np.ndarray:
     Raises ValueError naming them for fractions, whole floats that may have lost digits, and mixed types.
     """
     ids = np.asarray(values)
-    if ids.dtype.kind == "f" and (ids == np.trunc(ids)).all() and (np.abs(ids) < EXACT).all():
+    # From 2^(mantissa + 1) on a float holds neighbouring whole numbers as the same.
+    exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 0
+    if exact and (ids == np.trunc(ids)).all() and (np.abs(ids) < exact).all():
         return ids.astype(np.int64)
-    if ids.dtype.kind == "U" and not isinstance(values, np.ndarray):
-        ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text
+    if ids.dtype.kind in "Uf" and not isinstance(values, np.ndarray):
+        ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text or fractions
     if ids.dtype.kind in "ST" or (ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids.flat)):
         return ids.astype(np.str_)
     if ids.dtype.kind == "O" and not all(isinstance(value, int | np.integer) for value in ids.flat):
@@ -92,7 +95,8 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> 
         if np.shape(labels) != (count,):
             raise ValueError(f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {count}")
     players = _codes(query_ids, gallery_ids, ("query_ids", "gallery_ids"))
-    return Labels(*players, *_codes(query_cams, gallery_cams, ("query_cams", "gallery_cams")))
+    query_cams, gallery_cams = _codes(query_cams, gallery_cams, ("query_cams", "gallery_cams"))
+    return Labels(*players, query_cams, np.where(gallery_cams == -1, -2, gallery_cams))  # unknown: never the same
 
 
 def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> tuple[np.ndarray, np.ndarray]:
@@ -203,8 +207,7 @@ def cmc(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, not {topk}")
+    check_count(topk, "topk")
     if rng is not None and protocol != "cuhk03":
         raise ValueError(f"protocol {protocol!r} draws nothing; rng belongs to 'cuhk03' only")
     labels = (query_ids, gallery_ids, query_cams, gallery_cams)

@@ -68,12 +68,18 @@ class StudyFolders:
 def source_of(study, args):
     """The data set or features that the options `args` name instead of the study's own: a folder (Path), or None.
 
-    A keyword (rendered, synergy) counts as a relative path.
+    A keyword (rendered, synergy) counts as a relative path. Raises ValueError for a name that cannot be written down.
     """
     other = args.features or (args.data if args.data != study.data else None)
     if not other or other in ("rendered", "synergy"):
         return other and Path(other)
-    path = Path(other).expanduser().resolve()
+    try:
+        path = Path(other).expanduser().resolve()
+        str(path).encode()
+    except (RuntimeError, UnicodeEncodeError):
+        raise ValueError(
+            f"{other} is no name in UTF-8, or of nobody's home: give the folder under another name"
+        ) from None
     return path.parent if path.name == "data_reid" else path  # every set in the layout may be called so
 
 
