@@ -39,8 +39,8 @@ env: .venv/.installed
 	@test ! -L .venv || { echo "make: .venv is a link to $$(readlink .venv), which may belong to another tree; remove the link for an environment here" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
-	$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
+	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
 test: env
