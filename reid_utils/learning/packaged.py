@@ -78,10 +78,9 @@ def packaged_state(backbone):
 
 
 def write_weights(folder=WEIGHTS, report=print):
-    """Write `<timm name>.safetensors` for every packaged network that is installed; returns the paths.
+    """Write `<timm name>.safetensors`, package and licence in its metadata, for every network installed -> the paths.
 
-    The file's metadata names its package and licence. What is not installed is reported and passed over. Raises
-    FileNotFoundError where no package is installed, ValueError as `packaged_state`.
+    What is not installed is reported. Raises FileNotFoundError where none is, ValueError as `packaged_state`.
     """
     written = []
     for backbone, source in PACKAGED.items():
