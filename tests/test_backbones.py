@@ -10,8 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from reid_utils.learning.costs import count_gflops, count_parameters
-from reid_utils.learning.models import build_encoder, weights_file_name
+from reid_utils.learning.models import build_encoder, count_gflops, count_parameters, weights_file_name
 from reid_utils.study.study_file import read_study
 
 STUDY = read_study(Path(__file__).resolve().parents[1] / "studies" / "paper.yaml")

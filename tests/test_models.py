@@ -1,11 +1,19 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from reid_utils.learning.costs import count_gflops, count_parameters
 from reid_utils.learning.features import extract_features, save_features
-from reid_utils.learning.models import build_encoder, load_weights, save_weights, weights_file_name
+from reid_utils.learning.models import (
+    build_encoder,
+    count_gflops,
+    count_parameters,
+    load_weights,
+    save_weights,
+    weights_file_name,
+)
 from reid_utils.ranking.feature_files import load_features, load_folder
 
 SIZE = (32, 16)
@@ -63,6 +71,16 @@ def test_weights_file_has_equal_bytes_and_refuses_damage(tmp_path):
         load_weights(tmp_path / "a.safetensors", encoder)
     with pytest.raises(ValueError, match="cannot be loaded into this encoder"):
         load_weights(tmp_path / "b.safetensors", build_encoder("test_resnet", SIZE))
+
+
+def test_weights_can_be_read_by_whom_the_umask_says(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        former = os.umask(umask)
+        try:
+            save_weights(tmp_path / "a.safetensors", build_encoder("test_byobnet", SIZE), {})
+        finally:
+            os.umask(former)
+        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_gflops_grow_with_the_number_of_pixels():

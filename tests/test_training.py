@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from reid_utils.data.images import load_images
 from reid_utils.data.synergy import load_manifest, training_and_validation
 from reid_utils.learning import loading, seeds, training
-from reid_utils.learning.checkpoints import save_checkpoint
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.loading import RunBatches, batches_of_steps, epoch_batches
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder, load_weights, save_weights
+from reid_utils.learning.processes import save_checkpoint
 from reid_utils.learning.seeds import (
     Training,
     check_seeds,
@@ -63,7 +63,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np, timm, torch
 from reid_utils.learning import loading, seeds, training
-from reid_utils.learning.checkpoints import save_checkpoint
+from reid_utils.learning.processes import save_checkpoint
 from test_training import OFTEN, constant, encoder, labels_of
 folder, stops = Path(sys.argv[1]), [int(stop) for stop in sys.argv[2:]]
 images, rate, save = np.load(folder.parent / "images.npy"), training.learning_rate_at, torch.save

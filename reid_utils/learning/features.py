@@ -50,8 +50,8 @@ def extract_features(encoder, images, batch_size=128, flip=False, rows=None, pre
 def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
     """Load a weights file into an encoder and write the features of every set: `folder`/<set>.npz.
 
-    `images` (N, h, w, 3) uint8; `evaluated`: {set: its rows of the manifest, index kept}; `flip` averages with the
-    mirrored image. Raises ValueError where the weights are of another encoder.
+    `evaluated`: {set: its rows of the manifest, index kept}; `images` and `flip` as `extract_features` takes them.
+    Raises ValueError where the weights are of another encoder.
     """
     load_weights(weights, encoder)
     for name, rows in evaluated.items():

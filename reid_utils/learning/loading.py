@@ -93,7 +93,7 @@ def batches_of_steps(batches, first_epoch, first_step, recipe, device):
         batches,
         sampler=places[first_step * several :],
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=tuple,  # which an item is: nothing is to be done
         num_workers=recipe.workers,
         timeout=LONGEST_WAIT if recipe.workers else 0,
         generator=torch.Generator(),
@@ -109,10 +109,6 @@ def batches_of_steps(batches, first_epoch, first_step, recipe, device):
             memory[: len(taken)] = [images for images, _ in taken]
             yield taken
             taken = []
-
-
-def _as_it_is(item):
-    return item
 
 
 def _named_failures(items, workers):

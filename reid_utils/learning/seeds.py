@@ -183,11 +183,6 @@ def _start(encoder_settings, start):
         ) from error
 
 
-def _validated(recipe):
-    """The post-processings that a validation scores."""
-    return POST_PROCESSINGS if recipe.every_post_processing else ("none",)
-
-
 def _validation_scores(encoder, sets, recipe):
     """Scores of plain distances as `score` gives them, and "mAP <name>" under each other post-processing."""
     rows = sets.evaluated["test"]
@@ -196,7 +191,7 @@ def _validation_scores(encoder, sets, recipe):
     query, gallery = (extract_features(encoder, sets.images, rows=side.index.to_numpy(), **how) for side in sides)
     labels = [side[name].to_numpy(np.int64) for name in ("player", "camera") for side in sides]
     scores = score(squared_euclidean(query, gallery), *labels)
-    others = [name for name in _validated(recipe) if name != "none"]
+    others = [name for name in POST_PROCESSINGS if recipe.every_post_processing and name != "none"]
     return scores | {f"mAP {name}": score(post_process(query, gallery, name), *labels)["mAP"] for name in others}
 
 

@@ -14,17 +14,19 @@ import numpy as np
 import torch
 
 from reid_utils.data.images import parse_augmentation
-from reid_utils.learning.checkpoints import finish_checkpoint, load_checkpoint, save_checkpoint
 from reid_utils.learning.loading import RunBatches, batches_of_steps, players_and_images
 from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
 from reid_utils.learning.models import save_weights
 from reid_utils.learning.processes import (
     distribute,
+    finish_checkpoint,
     gather_features,
     half_precision,
+    load_checkpoint,
     on_main,
     peak_gib,
     process_index,
+    save_checkpoint,
     set_backends,
 )
 
