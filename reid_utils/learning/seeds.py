@@ -207,7 +207,7 @@ _code_digest = functools.cache(code_digest)  # a third of a second for all modul
 _HOW = ("weights_dir", "gradient_checkpointing")  # where the weights lie and how gradients are computed, not which
 _DECIDING = (
     *(f"learning/{name}" for name in ("features", "loading", "losses", "models", "processes", "seeds", "training")),
-    *(f"data/{name}" for name in ("augmentation", "batches", "images", "synergy")),
+    *(f"data/{name}" for name in ("batches", "images", "layouts", "synergy")),
 )
 
 
