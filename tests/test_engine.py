@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -374,6 +375,15 @@ def test_runs_wait_for_gpus_and_a_notebook_error_is_not_retried(workers, tmp_pat
     assert (running.returncode, err, (root / "tries").read_text()) == (1, "", "x")
     assert "cell 3 (In [3]): ValueError: no luck; see " in out and "done    02_training__none in " in out
     assert "not run 06_paper_tables" in out and "waiting" not in out
+
+
+@linux_only
+def test_a_dask_worker_that_does_not_answer_is_named_within_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "LIMIT", 3)
+    with cluster(tmp_path, workers=1) as (address, (stopped,)):
+        stopped.send_signal(signal.SIGSTOP)
+        with pytest.raises(StudyError, match="does not answer within 3 s"), engine.connect(address):
+            pass
 
 
 @linux_only

@@ -159,17 +159,27 @@ def described():
 def _check_versions(client):
     """Raise StudyError naming the scheduler or the first worker that differs from this process."""
     expected = described()
-    theirs = client.get_versions()["scheduler"]["packages"]["distributed"]
+    theirs = _answer(client, client.get_versions)["scheduler"]["packages"]["distributed"]
     if theirs != expected["distributed"]:
         raise StudyError(
             f"the scheduler has distributed {theirs}, this command {expected['distributed']}; {HOW_TO_FIX}"
         )
-    for worker, its in sorted(client.run(described, on_error="return").items()):
+    found = _answer(client, client.run, described, on_error="return")
+    for worker, its in sorted(found.items()):
         if isinstance(its, OSError):
             continue  # it is gone; whatever takes its place is checked by run_job
         if isinstance(its, Exception):
             raise StudyError(f"the Dask worker {worker} cannot run this study ({its}); {HOW_TO_FIX}")
         _check_equal(its, expected, f"the Dask worker {worker}")
+
+
+def _answer(client, call, *arguments, **settings):
+    """What a client's call returns; a stopped worker would be waited for without end. Raises StudyError."""
+    try:
+        return client.sync(call, *arguments, callback_timeout=LIMIT, **settings)
+    except TimeoutError:
+        workers = ", ".join(sorted(client.nthreads()))
+        raise StudyError(f"a Dask worker does not answer within {LIMIT} s; end it (workers: {workers})") from None
 
 
 def _check_equal(found, expected, who):
