@@ -386,3 +386,26 @@ def test_processes_that_share_a_training_get_a_gpu_each(tmp_path):
     for gpus, asked in ((0, 0), (1, 4), (8, 8)):
         study = study_of(tmp_path, STUDY.replace("minutes: 1.5", f"gpus: {gpus}"))
         assert expand(override(study, ["processes=4"], declared), declared)[0].gpus == asked
+
+
+def test_the_paper_study_trains_what_was_published():
+    study = read_study(plan.ROOT / "studies" / "paper.yaml")
+    runs = expand(study, declared_in(study, plan.ROOT / "notebooks"))
+    trained = [run for run in runs if run.notebook == "02_training"]
+    rows = {
+        (r.group, r.parameters["backbone"].split("_")[0], r.parameters["loss"], r.parameters["augmentation"]): r
+        for r in trained
+    }
+    parts = ["none", "flip", "flip+jitter", "flip+cutout", "flip+erasing", "flip+sharpen", "flip+erasing+sharpen"]
+    for backbone in ("ViT-L-14-quickgelu/openai", "beitv2"):
+        assert all(("", backbone, "infonce", part) in rows for part in parts)
+        assert all(("", backbone, loss, parts[-1]) in rows for loss in ("id", "triplet", "id+triplet"))
+    large = [run for run in trained if run.parameters["backbone"] != "resnet50"]
+    assert {run.parameters["batch_pairs"] for run in large} == {32}
+    assert all(run.parameters["extra"]["normalisation"] == "imagenet" for run in trained)
+    starts = {run.parameters["pretrained"] for run in trained if run.parameters["backbone"].startswith("ViT-L-14")}
+    assert starts == {True, False}
+    assert {run.parameters["train_on"] for run in trained if run.group == "challenge"} == {"train+test"}
+    fused = {len(run.inputs) for run in runs if run.notebook == "04_fusion"}
+    plain = [run for run in runs if run.notebook == "04_fusion" and run.parameters["post_processing"] == "none"]
+    assert fused == {3, 4} and plain
