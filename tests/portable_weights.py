@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,19 +17,11 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from reid_utils.paper.results import processor
 from reid_utils.study.worker import PORTABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "golden" / "portable_weights.json"
-
-
-def processor():
-    """The processor's name, as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def train(folder):

@@ -142,10 +142,10 @@ def _device():
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
-    return f"cpu: {_processor()}" + (f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else "")
+    return f"cpu: {processor()}" + (f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else "")
 
 
-def _processor():
+def processor():
     """The processor's name; the architecture where the system does not tell."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else []

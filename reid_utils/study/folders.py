@@ -25,10 +25,12 @@ class StudyFolders:
 
     @property
     def tables(self):
+        """The tables of all runs."""
         return self.root / "tables"
 
     @property
     def figures(self):
+        """The figures of all runs."""
         return self.root / "figures"
 
     @property
