@@ -26,7 +26,7 @@ def options(arguments):
     parser = argparse.ArgumentParser(prog="run_all.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("study", nargs="?", default="quick", help="a name in studies/, or a yaml file (default: quick)")
-    add("--data", help="rendered, synergy, or a folder in the Synergy layout")
+    add("--data", help="rendered, synergy, or a folder in one of the layouts of docs/data.md")
     add("--features", type=Path, help="folder of your own features or distance CSVs: no training")
     add("--only", metavar="GLOB", help="only runs whose id matches, and what they need")
     add("--set", action="append", default=[], metavar="key=value", help="override a parameter, threads or rendering.…")

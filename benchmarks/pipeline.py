@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pipeline`: crops a second of the input pipeline, and what a training step pays for it."""
+"""`python -m benchmarks.pipeline`: crops per second of the input pipeline, and what a training step pays for it."""
 
 import argparse
 import itertools
@@ -84,7 +84,7 @@ def operations(paths, images, size):
         "letterbox (item-wise)": lambda: [letterbox(image, size, size) for image in decoded],
         "normalise one by one (item-wise)": lambda: [normalise_one(image) for image in letterboxed],
         "collate floats (item-wise)": lambda: torch.stack(items),
-        "random parameters (ours: a generator an image)": draws,
+        "random parameters (ours: a generator per image)": draws,
         "sharpen every crop (both; applied to half)": lambda: [sharpen(image, 0.35, 0.75) for image in letterboxed],
         "read from the cache and collate bytes (ours)": lambda: np.stack([images[i] for i in range(BATCH)]),
         "normalise the batch in place (ours)": lambda: normalise(letterboxed, MEAN, STD, out=out),
@@ -132,7 +132,7 @@ def print_table(title, header, rows):
 
 
 def measure_passes(paths, images, size, rounds):
-    """Rows of crops a second: ours and item-wise, in this process and with two workers."""
+    """Rows of crops per second: ours and item-wise, in this process and with two workers."""
     count = len(images) // BATCH * BATCH
     for workers in (0, 2):
         contenders = {
@@ -175,11 +175,11 @@ def main():
         images = load_images(data, paths, size, size, folder / "cache", "pass")
         print(f"the cache is filled once, in {time.perf_counter() - started:.1f} s")
         files = [data / path for path in paths]
-        header = ("workers", "ours: crops a second", "item-wise: crops a second", "ratio")
+        header = ("workers", "ours: crops per second", "item-wise: crops per second", "ratio")
         print_table("Whole pipeline", header, measure_passes(files, images, size, rounds))
         rows = measure_operations(operations(files, images, size), 10 * rounds)
-        print_table("Each operation alone", ("operation", "ms a crop"), rows)
-        header = ("encoder", "size", "bare loop over ready tensors: ms a step", "ours: ms a step", "ratio")
+        print_table("Each operation alone", ("operation", "ms per crop"), rows)
+        header = ("encoder", "size", "bare loop over ready tensors: ms per step", "ours: ms per step", "ratio")
         rows = measure_steps(data, paths[:800], labels[:800], folder, rounds)
         print_table("A training step of 32 pairs", header, rows)
 

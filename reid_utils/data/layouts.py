@@ -1,6 +1,6 @@
 """Which layout a folder of crops has, and a row for each of its images.
 
-Synergy, Market-1501 (DukeMTMC and CUHK03 in its form too), MSMT17 with its lists, SoccerNet ReID, a folder a player.
+Synergy, Market-1501 (DukeMTMC and CUHK03 in its form too), MSMT17 with its lists, SoccerNet ReID, folders per player.
 One function each returns the rows of a manifest (see `synergy.load_manifest`), ordered by the numbers in file names.
 """
 
@@ -191,7 +191,7 @@ def _actions(root, folder, labels):
 
 
 def folder_rows(root):
-    """Rows of a folder a player: of `train` and `test` where both are there, else the first half of players trains.
+    """Rows of one folder per player: of `train` and `test` where both are there, else the first half of players trains.
 
     Players are numbered from 1, in the order of their names. A test player's first image is the query, the others are
     the gallery; cameras as in the Synergy layout. Folds keep a player whole (`sequence`).

@@ -32,7 +32,7 @@ def _read_npz(path) -> dict[str, np.ndarray]:
 
 def _check_features(path, role: str, features: np.ndarray, players: np.ndarray) -> None:
     if features.ndim != 2 or features.shape[:1] != players.shape:
-        raise ValueError(f"{path}: {role} has shape {features.shape}; it needs one row a player id in {role}_players")
+        raise ValueError(f"{path}: {role} has shape {features.shape}; it needs one row per player id in {role}_players")
     row = first_bad_row(features)
     if row is not None:
         raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
@@ -139,7 +139,7 @@ def _read_model(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_folder(folder):
-    """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one a model.
+    """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one per model.
 
     Returns {name: features dict} or {name: {"distances", "query_players", "gallery_players"}}, feature files first,
     sorted by file name; the ids of a distance CSV are taken for player ids. Files that systems leave behind (`._a.npz`)

@@ -28,9 +28,9 @@ def _checked(matrices: Sequence) -> list[np.ndarray]:
 
 
 def check_same_ids(ids: Sequence[tuple], names: Sequence[str] | None = None) -> None:
-    """Raise ValueError naming the first difference unless all (query_ids, gallery_ids) pairs agree in order.
+    """Before a fusion: raise ValueError unless all models' (query_ids, gallery_ids) are the same in the same order.
 
-    `names` says in the message where each pair comes from (file or model names).
+    It names the first difference; `names` says in the message where each pair comes from (file or model names).
     """
     names = names or [f"input {number}" for number in range(len(ids))]
     for name, pair in zip(names[1:], ids[1:], strict=True):

@@ -155,7 +155,7 @@ def score_features(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
 def stack_scores(scores):
     """Scores of several seeds as arrays.
 
-    `scores`: one mapping {row name: dict from `score`} a seed -> {"name|aps": (S, Q), "name|firsts": (S, Q),
+    `scores`: one mapping {row name: dict from `score`} per seed -> {"name|aps": (S, Q), "name|firsts": (S, Q),
     "name|mAP": (S,), …rank1, rank5, mINP}, the form in which notebooks 02–04 hand their rows to notebook 06.
     """
     keys = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
@@ -165,7 +165,7 @@ def stack_scores(scores):
 def write_predictions(folder, feature_folders, sets=("test", "challenge"), reranking="hard"):
     """Write the distance CSVs of one model or of several averaged: <set>.csv and <set>_reranked.csv for each set.
 
-    `feature_folders`: one a model, with <set>.npz for each of `sets`. The mean of their distance matrices is written,
+    `feature_folders`: one per model, with <set>.npz for each of `sets`. The mean of their distance matrices is written,
     as the published code predicts. Returns {file stem: scores as `score` gives them} of the sets whose players are
     known.
     """

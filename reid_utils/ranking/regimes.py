@@ -67,7 +67,7 @@ def points_in_set(features, test, gallery_images, few_players=0, post_processing
     """The operating points of some models in one test set.
 
     features: one (N, d) array a model; test: the set's rows of the manifest, (N,) with role, player and frame;
-    gallery_images: numbers of gallery images a player to keep (the earliest); few_players: how many players make a
+    gallery_images: numbers of gallery images per player to keep (the earliest); few_players: how many players make a
     second, easier gallery with the first of these numbers (0: none). Returns a list of dicts: claim, images (a player),
     single and effect, (Q,) over all queries of the set, NaN for those left out.
     """
@@ -87,7 +87,7 @@ def points_in_set(features, test, gallery_images, few_players=0, post_processing
 
 
 def curves_of(points, grid, n_resamples=1000):
-    """The curve of each claim and number of gallery images a player.
+    """The curve of each claim and number of gallery images per player.
 
     points: dicts as `points_in_set` gives them, with set and seed besides. Returns a DataFrame: claim, images and the
     columns of `effect_curve`.

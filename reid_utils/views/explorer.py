@@ -84,8 +84,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     runs: {name: features as from `load_features`}; read_image: function (role, image id) -> RGB uint8 (h, w, 3); top:
     ranks shown. `live`: whether to give controls; None finds out (`is_live`). Returns an ipywidgets box, or HTML that
-    shows the worst query of the first run where nobody can touch controls: frames green with ✓ round matches, red with
-    ✗ round others. Raises ValueError for an unknown name.
+    shows the worst query of the first run where nobody can touch controls: frames green with ✓ round matches, orange
+    with ✗ round others. Raises ValueError for an unknown name.
     """
     from IPython.display import HTML
 
