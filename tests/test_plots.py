@@ -50,7 +50,7 @@ def draw_one_of_each(rng):
     history = pd.DataFrame({"seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "loss": [2.0, 1, 2, 1]})
     history = history.assign(mAP=[np.nan, 0.5, np.nan, 0.6], rank1=[np.nan, 0.5, np.nan, 0.6], label="InfoNCE")
     manifest = pd.DataFrame({"split": ["training"] * 6 + ["test"] * 4, "player": [1, 1, 1, 2, 2, 2, 7, 7, 8, 8]})
-    damage = pd.DataFrame({"knob": ["blur (σ, pixels)"] * 2 + ["JPEG quality"] * 2, "level": [0, 1] * 2})
+    damage = pd.DataFrame({"damage": ["blur (σ, pixels)"] * 2 + ["JPEG quality"] * 2, "level": [0, 1] * 2})
     damage = damage.assign(label="InfoNCE", mAP=[0.9, 0.7] * 2, low=[0.85, 0.6] * 2, high=[0.95, 0.8] * 2)
     pairs = {"genuine": rng.uniform(0, 0.5, 50), "impostor": rng.uniform(0.4, 1, 500)}
     note = {"note": "rendered data"}
@@ -64,13 +64,13 @@ def draw_one_of_each(rng):
         "lists": (
             galleries.ranked_list_page([(crop(), {"plain": ranked, "re-ranked": ranked}, "AP 0.5")], **note),
             6,
-            ["plain", "AP 0.5", "✓ 0.25", "✗ 1.50"],
+            ["plain", "AP 0.5", "✓ d = 0.25", "✗ d = 1.50"],
         ),
         "page": (galleries.ranked_list_page([(crop(), {"plain": ranked}, "worst")] * 2, **note), 6, ["worst"]),
         "set": (
             plots.set_statistics(manifest, np.arange(20).reshape(10, 2) + 50, **note),
             4,
-            ["images a player", "height (pixels)", "width (pixels)", "height / width", "training", "test"],
+            ["images per player", "height (pixels)", "width (pixels)", "height / width", "training", "test"],
         ),
         "training": (plots.training_curves(history, **note), 3, ["epoch", "mAP (%)", "rank-1 (%)", "InfoNCE"]),
         "sensitivity": (
@@ -87,7 +87,7 @@ def draw_one_of_each(rng):
                 {"InfoNCE": (np.eye(2), [1, 2]), "ID": (np.eye(2), [1, 2])}, {"InfoNCE": 1.31, "ID": 1}
             ),
             2,
-            ["InfoNCE", "1.31", "t-SNE 1"],
+            ["InfoNCE", "1.31", "t-SNE 1", "colour and marker = player"],
         ),
         "weights": (
             plots.fusion_weights({"two-stage": rng.dirichlet([1, 1], 9)}, ["ViT", "ResNet"], **note),
@@ -97,7 +97,7 @@ def draw_one_of_each(rng):
         "forest": (
             plots.forest_plot(table(rng), ["T1", "T1", "T1"], **note),
             2,
-            ["T1", "flip", "mAP (%)", "difference to the baseline (mAP points)", "< 0.001"],
+            ["T1", "flip", "mAP (%)", "difference to the baseline (mAP points)", "< 0.0002"],
         ),
         "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
         "robustness": (
@@ -150,6 +150,7 @@ def test_hidden_players_are_not_counted():
     figure = plots.set_statistics(manifest, np.full((11, 2), 40))
     assert len(figure.axes[0].patches) == 1
     assert len(figure.axes[2].patches) == 2  # one height throughout: a bar a split
+    assert "challenge: players hidden" in texts(figure)
     hidden = plots.set_statistics(manifest[2:], np.full((9, 2), 40))
     assert "players are hidden" in texts(hidden)
 
@@ -173,9 +174,38 @@ def test_forest_plot_draws_full_intervals_thin_and_those_of_queries_thick(rng):
     frame = frame.assign(diff_low=[np.nan, 0.05, 0.1], diff_high=[np.nan, 0.15, 0.3])
     figure = plots.forest_plot(frame)
     segments = {(line.get_linewidth(), *np.round(line.get_xdata(), 1)) for line in figure.axes[1].lines}
-    assert segments >= {(1, 5, 15), (1, 10, 30), (3, 9, 11), (3, 19, 21)}
-    assert "other queries, same networks" in texts(figure)
-    assert "other queries" not in texts(plots.forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
+    assert segments >= {(1, 5, 15), (1, 10, 30), (4, 9, 11), (4, 19, 21)}
+    thick, thin = (
+        next(line for line in figure.axes[1].lines if line.get_linewidth() == width and line.get_xdata()[0] > 0)
+        for width in (4, 1)
+    )
+    assert figure.axes[1].lines.index(thick) < figure.axes[1].lines.index(thin)  # the thin one lies on top
+    assert thick.get_color() != thin.get_color() and {each.get_solid_capstyle() for each in (thick, thin)} == {"butt"}
+    assert "over queries only" in texts(figure)
+    assert "over queries only" not in texts(plots.forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
+
+
+def test_epochs_without_a_measurement_are_no_solid_line():
+    history = pd.DataFrame({"seed": 0, "epoch": [0, 1, 2, 3] * 2, "label": ["each"] * 4 + ["last"] * 4, "loss": 1.0})
+    history = history.assign(mAP=[0.1, 0.2, 0.3, 0.4, 0.1, np.nan, np.nan, 0.4], rank1=0.5)
+    figure = plots.training_curves(history)
+    drawn = {
+        line.get_linestyle(): np.isfinite(line.get_ydata()).sum() for line in figure.axes[1].lines if line.get_alpha()
+    }
+    assert drawn == {"-": 2, ":": 2}  # of the last series: two lone points, joined by dots
+    assert "epochs between not validated" in texts(figure)
+    assert "not validated" not in texts(plots.training_curves(history[:4]))
+
+
+def test_each_of_many_series_has_a_look_of_its_own():
+    looks = style.looks(range(49))
+    assert len({(looks["palette"][name], looks["markers"][name]) for name in range(49)}) == 49
+
+
+def test_numbers_beside_bars_stay_inside_the_axis(rng):
+    ax = plots.bar_with_intervals(table(rng)).axes[0]
+    ax.figure.draw_without_rendering()
+    assert max(text.get_window_extent().x1 for text in ax.texts) <= ax.get_window_extent().x1
 
 
 def test_sensitivity_map_outlines_the_marked_setting():

@@ -135,6 +135,13 @@ def test_ranges_are_told_in_words():
     assert ranges_told(curve.iloc[4:]).startswith("no three sets")
 
 
+def test_no_curve_of_the_map_is_cut():
+    curve = pd.DataFrame({"mAP": [0.4, 0.9], "low": [0.0, 0.0], "high": [0.1, 0.1]})
+    curves = pd.concat([curve.assign(effect=0.05, images=19), curve.assign(effect=[-0.3, 0.4], images=4)])
+    low, high = regime_map(curves.assign(claim="hard − none")).axes[0].get_ylim()
+    assert low < -30 and high > 40
+
+
 def test_the_map_has_a_panel_a_claim_and_marks_what_is_published():
     grid = np.array([0.4, 0.6, 0.8, 0.9])
     parts = [
@@ -149,9 +156,11 @@ def test_the_map_has_a_panel_a_claim_and_marks_what_is_published():
         marked = {float(x) for line in drawn[0].lines for x in line.get_xdata() if line.get_linestyle() == ":"}
         assert marked == {0.727, 0.961, 0.976, 0.984}
         assert [text.get_text() for text in figure.legends[0].texts][:2] == [
-            "19 gallery images a player",
-            "4 gallery images a player",
+            "19 gallery images per player",
+            "4 gallery images per player",
         ]
+        assert all(label.get_visible() for ax in drawn for label in ax.get_xticklabels())
+        assert "toolkit baseline 72.7; models and entries 96.1, 97.6, 98.4" in figure.legends[0].texts[3].get_text()
         figure.draw_without_rendering()
         bounds = figure.get_tightbbox()
         assert bounds.x0 >= -0.01 and bounds.x1 <= figure.get_figwidth() + 0.01

@@ -76,9 +76,10 @@ def test_a_map_shows_the_region_that_an_encoder_looks_at():
 def test_a_page_shows_four_pictures_a_pair_with_the_similarity():
     found = (np.eye(64, 32, dtype=np.float32),) * 2
     figure = saliency_pairs([("best", *crops((64, 32)), (*found, 0.75))], note="rendered data")
-    axes = [ax for part in figure.subfigs for ax in part.axes]
+    axes = [ax for part in figure.subfigs[0].subfigs for ax in part.axes]
     assert [len(ax.images) for ax in axes] == [1, 2, 1, 2]
-    words = [part.get_suptitle() for part in figure.subfigs] + [text.get_text() for text in figure.texts]
+    assert [ax.get_title() for ax in axes] == ["query", "its map", "gallery", "its map"]
+    words = [part.get_suptitle() for part in figure.subfigs[0].subfigs] + [text.get_text() for text in figure.texts]
     assert "best\ncosine 0.75" in words and "rendered data" in words
     with pytest.raises(ValueError, match="no pairs"):
         saliency_pairs([])

@@ -11,7 +11,7 @@ import pandas as pd
 
 from reid_utils.files import load_arrays, read_json
 from reid_utils.paper.results import load_results, write_table
-from reid_utils.ranking.statistics import compare_rows, holm
+from reid_utils.ranking.statistics import compare_rows, holm, p_text
 from reid_utils.study.folders import StudyFolders
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
@@ -106,11 +106,6 @@ INTERVALS = (
     "this comparison finds with a power of 80 %, after correction for the number of rows. differ: "
     "queries on which the two rows differ at all."
 )
-
-
-def p_text(p, at_floor=False):
-    """A p-value as tables show it: four decimals, "< x" where the method cannot tell how far below x it is."""
-    return f"< {max(p, 1e-4):.4f}" if at_floor else round(p, 4)
 
 
 def show(run, table, command):

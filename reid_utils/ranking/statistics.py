@@ -282,3 +282,8 @@ def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.
     columns += ["p", "p_holm", "smallest", "informative", "seeds_needed", "seed_sd", "seeds", "queries"]
     table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor", "over"])
     return table.assign(p_holm=holm(table["p"]))
+
+
+def p_text(p, at_floor=False):
+    """A p-value as tables show it: four decimals, "< x" where the method cannot tell how far below x it is."""
+    return f"< {max(p, 1e-4):.4f}" if at_floor else round(p, 4)

@@ -31,9 +31,9 @@ def _strip(images):
 
 
 def sequence_samples(rows, note=None):
-    """Crops of several sequences, one a row, each row scaled to one height.
+    """Crops of several sequences, one per row, each row scaled to one height.
 
-    rows: list of (title, list of RGB uint8 images of any size). Returns a text-width Figure with one axes a row.
+    rows: list of (title, list of RGB uint8 images of any size). Returns a text-width Figure with one axes per row.
     Raises ValueError for an empty row or an image of another kind.
     """
     empty = [title for title, images in rows if not len(images)]
@@ -52,14 +52,14 @@ def sequence_samples(rows, note=None):
 
 
 def augmentation_grid(images_by_name, note=None):
-    """Augmentations side by side, one a column, an example a row.
+    """Augmentations side by side, one per column, an example per row.
 
     images_by_name: dict of augmentation name → list of RGB uint8 images, the same examples in each. Returns a
     text-width Figure with examples × names axes. Raises ValueError if the lists differ in length.
     """
     counts = {name: len(images) for name, images in images_by_name.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"examples an augmentation: {counts}; give the same number, at least one, for each")
+        raise ValueError(f"examples per augmentation: {counts}; give the same number, at least one, for each")
     rows, columns = next(iter(counts.values())), len(counts)
     first = _checked(next(iter(images_by_name.values()))[0])
     width = min(TEXT_WIDTH / columns, 1.4)
@@ -76,7 +76,7 @@ def augmentation_grid(images_by_name, note=None):
 def _show_framed(ax, image, caption, colour, width=2.5):
     """One crop with a coloured frame and a caption above it."""
     ax.imshow(_checked(image))
-    ax.set_title(caption, color=colour, fontsize=7, pad=2)
+    ax.set_title(caption, color=colour, fontsize=8, pad=2)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
@@ -92,10 +92,10 @@ def _draw_ranked_lists(figure, query_image, lists, title):
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     for row, (method, ranked) in zip(axes, lists.items(), strict=True):
         _show_framed(row[0], query_image, "query", BLACK, width=1)
-        row[0].set_ylabel(textwrap.fill(method, 14), fontsize=7)
+        row[0].set_ylabel(textwrap.fill(method, 14), fontsize=8)
         for ax, (image, is_match, distance) in zip(row[1:], ranked, strict=False):
             sign, colour = ("✓", MATCH) if is_match else ("✗", MISMATCH)
-            _show_framed(ax, image, f"{sign} {distance:.2f}", colour)
+            _show_framed(ax, image, f"{sign} d = {distance:.2f}", colour)
         for ax in row[1 + len(ranked) :]:
             ax.axis("off")
 
@@ -112,7 +112,7 @@ def ranked_list_page(entries, note=None):
     """The nearest gallery crops of queries under each method, a query below the other; frames and signs tell hits.
 
     entries: list of (RGB uint8 query image, lists, title); lists: dict of method → list of (RGB uint8 image, is_match,
-    distance), nearest first. Returns a text-width Figure: a row a method, captions ✓ or ✗ with the distance. Raises
+    distance), nearest first. Returns a text-width Figure: a row per method, captions ✓ or ✗ with the distance d. Raises
     ValueError if there is no query, no method or an empty list.
     """
     if not entries or not all(lists for _, lists, _ in entries):

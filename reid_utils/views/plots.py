@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from reid_utils.ranking.statistics import p_text
 from reid_utils.views import style
 from reid_utils.views.style import BLACK, BLUE, COLUMN_WIDTH, GREY, TEXT_WIDTH, finish, new_figure, printable
 
@@ -15,7 +16,7 @@ _MANY_POINTS = 2000  # more than these are stored as pixels inside an SVG
 
 
 def set_statistics(manifest, sizes, note=None):
-    """Images a player, and the aspect ratios, heights and widths of the crops, by split.
+    """Images per player, and the aspect ratios, heights and widths of the crops, by split.
 
     manifest: DataFrame with split and player (hidden players, missing or negative, are left out of the first panel);
     sizes: (images, 2) of height and width in pixels, in manifest order. Returns a text-width Figure with four axes.
@@ -29,7 +30,9 @@ def set_statistics(manifest, sizes, note=None):
     table = manifest[["split"]].assign(height=height, width=width, aspect=height / width)
     figure, axes = new_figure(TEXT_WIDTH, 3.8, 2, 2)
     colours = dict(zip(table.split.unique(), style.PALETTE * len(table), strict=False))
-    _by_split(axes[0, 0], counts, "images", "images a player", "players", colours)
+    _by_split(axes[0, 0], counts, "images", "images per player", "players", colours)
+    if len(counts) and (missing := [split for split in colours if split not in set(counts.split)]):
+        axes[0, 0].set_title(f"{', '.join(map(str, missing))}: players hidden", fontsize=7, loc="right")
     for ax, column in zip(axes.flat[1:], ("aspect", "height", "width"), strict=True):
         unit = "height / width" if column == "aspect" else f"{column} (pixels)"
         _by_split(ax, table, column, unit, "images", colours)
@@ -52,6 +55,7 @@ def _by_split(ax, table, column, x_label, counted, colours):
         bars = ax.barh(list(map(printable, values.groups)), values.first(), color=[colours[s] for s in values.groups])
         ax.bar_label(bars, each, label_type="center", fontsize=7, color="white", weight="bold")
         ax.invert_yaxis()
+        ax.xaxis.get_major_locator().set_params(integer=True)
         return
     # Whole numbers get bins of a whole width: other bins would hold two of them here and three there.
     is_count = pd.api.types.is_integer_dtype(table[column])
@@ -64,27 +68,40 @@ def _by_split(ax, table, column, x_label, counted, colours):
 
 
 def training_curves(history, note=None):
-    """Loss, mAP and rank-1 over the epochs: a thin line a seed, a thick one for their mean.
+    """Loss, mAP and rank-1 over the epochs: a thin line for each seed, a thick one for their mean.
 
-    history: DataFrame with seed, epoch, loss, mAP and rank1 (fractions, NaN where not measured) and optionally label, a
-    series each. Returns a text-width Figure with three axes.
+    history: DataFrame with seed, epoch, loss, mAP and rank1 (fractions, NaN where not measured) and optionally label,
+    one for each series. Dotted lines lead over epochs without a measurement. Returns a text-width Figure with three
+    axes.
     """
-    import seaborn as sns
-
     table = history if "label" in history else history.assign(label="")
     percent = table.assign(mAP=100 * table.mAP, rank1=100 * table.rank1)
     figure, axes = new_figure(TEXT_WIDTH, 2.3, 1, 3)
+    looks = style.looks(table.label)
     titles = {"loss": "training loss (nats)", "mAP": "mAP (%)", "rank1": "rank-1 (%)"}
     for ax, (column, title) in zip(axes[0], titles.items(), strict=True):
-        lines = {"data": percent.dropna(subset=[column]), "x": "epoch", "y": column, "hue": "label", "ax": ax}
-        lines |= {"style": "label", **style.looks(table.label)}
-        sns.lineplot(**lines, units="seed", estimator=None, linewidth=0.5, alpha=0.5, markersize=0, legend=False)
-        sns.lineplot(**lines, errorbar=None, legend="label" in history and ax is axes[0, 0])
-        ax.set(ylabel=title)
+        for label, lines in percent.dropna(subset=[column]).groupby("label", sort=False):
+            look = {"color": looks["palette"][label], "marker": looks["markers"][label], "markeredgewidth": 0}
+            _over_epochs(ax, lines.pivot_table(index="epoch", columns="seed", values=column), label, look)
+        ax.set(xlabel="epoch", ylabel=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
     if "label" in history:
+        if any(line.get_linestyle() == ":" for line in axes[0, 1].lines):
+            axes[0, 0].plot([], [], color=GREY, linestyle=":", label="epochs between not validated")
+        axes[0, 0].legend()
         style.legend_above(figure, axes[0, 0])
     return finish(figure, note)
+
+
+def _over_epochs(ax, measured, label, look):
+    """One series, measured (epochs × seeds, DataFrame): solid lines only between epochs that follow each other."""
+    mean, epochs = measured.mean(axis=1), np.arange(measured.index.min(), measured.index.max() + 1)
+    for values, line in ((measured, {"linewidth": 0.5, "alpha": 0.5}), (mean, {"linewidth": 1.2})):
+        if len(epochs) > len(measured):
+            ax.plot(measured.index, values, color=look["color"], linestyle=":", **line)
+        ax.plot(epochs, values.reindex(epochs), color=look["color"], linestyle="-", **line)
+    ax.plot(measured.index, mean, linestyle="none", **look)
+    ax.plot([], [], linestyle="-", label=label, **look)
 
 
 def _heat_map(ax, percent, x_labels, y_labels, label, digits, **limits):
@@ -107,7 +124,9 @@ def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, not
     """
     values, x_values, y_values = np.asarray(values, dtype=float), list(x_values), list(y_values)
     if values.shape != (len(y_values), len(x_values)):
-        raise ValueError(f"values have shape {values.shape}; give {(len(y_values), len(x_values))}, a row a {y_label}")
+        raise ValueError(
+            f"values have shape {values.shape}; give {(len(y_values), len(x_values))}, one row per {y_label}"
+        )
     if mark is not None and (mark[0] not in x_values or mark[1] not in y_values):
         raise ValueError(f"mark {mark} is off the map; give one of its ({x_label}, {y_label}) pairs")
     figure, axes = new_figure(COLUMN_WIDTH, 0.9 + 0.25 * len(y_values))
@@ -182,25 +201,29 @@ def cmc_curves(curves, note=None):
 
 
 def embedding_map(maps, dispersion, note=None):
-    """Two-dimensional maps (t-SNE) of features, one a model; a player has one colour and sign in all of them.
+    """Two-dimensional maps (t-SNE) of features, one per model; a player has one colour and marker in all of them.
 
     maps: dict of title → (points (images, 2), players (images,)); dispersion: dict of title → mean pairwise distance
-    of the query features, printed above the map. Returns a text-width Figure with an axes a map.
+    of the query features, printed above the map. Returns a text-width Figure with one axes per map.
     """
-    figure, axes = new_figure(TEXT_WIDTH, min(TEXT_WIDTH / len(maps), 3.4) + 0.8, 1, len(maps))
     names = np.unique(np.concatenate([np.asarray(players) for _, players in maps.values()]))
+    height = min(TEXT_WIDTH / len(maps), 3.4) + 1.1 + 0.15 * -(-len(names) // 7)
+    figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps))
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         points, players = np.asarray(points), np.asarray(players)
         for k, name in enumerate(names):
             look = {"color": style.PALETTE[k % 7], "marker": style.MARKERS[k // 7 % 7], "s": 9, "linewidths": 0}
-            ax.scatter(*points[players == name].T, **look, alpha=0.7, rasterized=len(points) > _MANY_POINTS)
+            look |= {"alpha": 0.7, "rasterized": len(points) > _MANY_POINTS}
+            ax.scatter(*points[players == name].T, **look, label=printable(name))
         ax.set_title(f"{title}\nmean pairwise distance\nof queries {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", box_aspect=1)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=7, title="colour and marker = player", title_fontsize=7)
     return finish(figure, note)
 
 
 def fusion_weights(weights, models, note=None):
-    """Weights that the models get over the queries: a box a model, a panel a fusion; a line marks equal weights.
+    """Weights that the models get over the queries: a box per model, a panel per fusion; a line marks equal weights.
 
     weights: dict of name → (queries, models), rows summing to 1; models: their names. Returns a Figure.
     """
@@ -218,20 +241,21 @@ def fusion_weights(weights, models, note=None):
 
 _LEVEL = 0.05  # of the Holm-corrected p that fills a dot
 _MANY_ROWS = 45  # of a forest plot; more are set closer
+_PALE = "#99C7E0"  # a shade of BLUE on which a thin line of it can be seen
 
 
 def forest_plot(frame, groups=None, note=None):
     """Every row's mAP with its interval and, beside it, its difference to the baseline row.
 
-    frame: from `compare_rows`, or several of them concatenated; groups: a heading a row, equal ones adjacent, such as
-    the table's name. A diamond is a baseline, a filled dot differs from it (Holm-corrected p < 0.05), an open dot
-    cannot be told from it. Thin lines are the full intervals of differences (other seeds, other queries), thick ones
-    hold the trained networks fixed (columns queries_low, queries_high, where present). Returns a text-width Figure with
-    two axes: scores in per cent, differences in points.
+    frame: from `compare_rows`, or several of them concatenated; groups: a heading per row, equal ones adjacent, such
+    as the table's name. A diamond is a baseline, a filled dot differs from it (Holm-corrected p < 0.05), an open dot
+    cannot be told from it. Thin lines are the full intervals of differences (over seeds and queries), thick pale ones
+    hold the trained networks fixed (columns queries_low, queries_high, where present). p is shown as in the tables.
+    Returns a text-width Figure with two axes: scores in per cent, differences in points.
     """
     headings = [""] * len(frame) if groups is None else list(groups)
     if len(headings) != len(frame):
-        raise ValueError(f"{len(headings)} groups for {len(frame)} rows; give one a row")
+        raise ValueError(f"{len(headings)} groups for {len(frame)} rows; give one per row")
     codes, names = pd.factorize(np.array(headings, dtype=object))
     positions = np.arange(len(frame)) + (1 + 1.4 * codes if any(headings) else 0)
     last = positions[-1]
@@ -260,12 +284,13 @@ def _forest_row(scores, changes, y, line):
     face = colour if is_baseline or line["p_holm"] < _LEVEL else "white"
     queries_only = line.get("queries_low", np.nan), line.get("queries_high", np.nan)
     look = {"color": colour, "marker": marker, "markerfacecolor": face, "markersize": 4}
-    changes.plot(100 * np.array(queries_only), [y, y], color=colour, linestyle="-", linewidth=3)
+    changes.plot(100 * np.array(queries_only), [y, y], color=_PALE, linestyle="-", linewidth=4)
     for ax, value, low, high in ((scores, "mAP", "low", "high"), (changes, "difference", "diff_low", "diff_high")):
         ax.plot([100 * line[low], 100 * line[high]], [y, y], color=colour, linestyle="-", linewidth=1)
         ax.plot(100 * line[value], y, **look)
     if not is_baseline:
-        text = "< 0.001" if line["p_holm"] < 0.001 else f"{line['p_holm']:.3f}"
+        p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
+        text = p if isinstance(p, str) else f"{p:.2g}" if 0 < p < 0.1 else f"{p:.2f}"
         changes.text(1.02, y, text, transform=changes.get_yaxis_transform(), va="center", fontsize=7)
 
 
@@ -275,14 +300,14 @@ def _forest_legend(with_thick):
         ("baseline", {"marker": "D", "color": BLACK, "linewidth": 1}),
         ("differs (corrected p < 0.05)", {"marker": "o", "color": BLUE, "linewidth": 1}),
         ("cannot be told from it", {"marker": "o", "color": BLUE, "linewidth": 1, "markerfacecolor": "white"}),
-        ("other seeds and queries", {"color": BLUE, "linewidth": 1}),
-        ("other queries, same networks", {"color": BLUE, "linewidth": 3}),
+        ("95 % over seeds and queries", {"color": BLUE, "linewidth": 1}),
+        ("95 % over queries only", {"color": _PALE, "linewidth": 4}),
     ]
     return [Line2D([], [], linestyle="-", label=label, **style) for label, style in signs[: 5 if with_thick else 3]]
 
 
 def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
-    """A horizontal bar a row, from zero, with its interval and number.
+    """A horizontal bar per row, from zero, with its interval and number.
 
     frame: DataFrame with row, low, high and the column named `value` (fractions; NaN intervals are not drawn).
     Returns a column-width Figure.
@@ -295,33 +320,34 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     for y, (number, end) in enumerate(zip(percent, np.fmax(percent, 100 * frame.high), strict=True)):
         shown = f"{number:.1f}".replace("-", "−")
         ax.annotate(shown, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
-    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5))
+    left, right = ax.get_xlim()
+    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xlim=(left, right + 0.16 * (right - left)))  # room for numbers
     ax.grid(axis="y", visible=False)
     return finish(figure, note)
 
 
 def robustness_curves(frame, note=None):
-    """mAP under growing damage of the gallery images: a panel a kind of damage, a line and band a label.
+    """mAP under growing damage of the gallery images: a panel per kind of damage, a line and band per label.
 
-    frame: DataFrame with knob (name and unit of the damage), level, label, mAP, low, high (fractions). Returns a
-    text-width Figure with an axes a knob.
+    frame: DataFrame with damage (its name and unit), level, label, mAP, low, high (fractions). Returns a text-width
+    Figure with one axes per kind of damage.
     """
     import seaborn as sns
 
-    knobs = frame.knob.unique()
-    columns = min(len(knobs), 4)
-    rows = -(-len(knobs) // columns)
+    kinds = frame.damage.unique()
+    columns = min(len(kinds), 4)
+    rows = -(-len(kinds) // columns)
     figure, axes = new_figure(TEXT_WIDTH, 0.3 + 1.9 * rows, rows, columns, sharey=True)
     looks, percent = style.looks(frame.label), frame.assign(mAP=100 * frame.mAP)
-    for ax, knob in zip(axes.flat, knobs, strict=False):
-        lines = percent[percent.knob == knob].sort_values("level")
+    for ax, kind in zip(axes.flat, kinds, strict=False):
+        lines = percent[percent.damage == kind].sort_values("level")
         sns.lineplot(lines, x="level", y="mAP", hue="label", style="label", ax=ax,
-                     legend=ax is axes[0, 0], **looks)  # fmt: skip
+                     legend=ax is axes[0, 0], dashes=False, **looks)  # fmt: skip
         for label, line in lines.groupby("label", sort=False):
             band = {"color": looks["palette"][label], "alpha": 0.15, "linewidth": 0}
             ax.fill_between(line.level, 100 * line.low, 100 * line.high, **band)
-        ax.set(xlabel=knob, ylabel="mAP (%)")
-    for ax in axes.flat[len(knobs) :]:
+        ax.set(xlabel=kind, ylabel="mAP (%)")
+    for ax in axes.flat[len(kinds) :]:
         ax.axis("off")
     style.legend_above(figure, axes[0, 0])
     return finish(figure, note)

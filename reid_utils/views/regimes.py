@@ -1,6 +1,7 @@
 """The regime map: what each post-processing and fusion does, against the accuracy of the single model."""
 
 import numpy as np
+from matplotlib.patches import Patch
 
 from reid_utils.ranking.regimes import LEAST, PUBLISHED
 from reid_utils.views.style import BLACK, GREY, TEXT_WIDTH, VERMILLION, finish, looks, new_figure
@@ -11,45 +12,50 @@ _CELLS = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10)  # re-rankings in the first row, fusion
 
 
 def regime_map(curves, note=None):
-    """A panel a claim: the effect in points of mAP over the single model's mAP, on a logit axis.
+    """A panel per claim: the effect in points of mAP over the single model's mAP, on a logit axis.
 
-    curves: DataFrame from `ranking.regimes.curves_of` (fractions): one line and 95 % band a number of gallery images a
-    player, the first one thick. Dotted lines mark published single models, the shade what the paper's claims are about.
-    Returns a text-width Figure.
+    curves: DataFrame from `ranking.regimes.curves_of` (fractions): one line and 95 % band per number of gallery images
+    of a player, the first one thick. Dotted lines mark published models, the shade what the paper's claims are about.
+    The y axes are fitted to the lines and the first one's band; other bands may be cut. Returns a text-width Figure.
     """
     claims, images = curves["claim"].unique(), curves["images"].unique()
     rows = 1 + _CELLS[len(claims) - 1] // _COLUMNS
-    figure, axes = new_figure(TEXT_WIDTH, 0.6 + 1.5 * rows, rows, _COLUMNS, sharex=True)
+    figure, axes = new_figure(TEXT_WIDTH, 0.9 + 1.6 * rows, rows, _COLUMNS, sharex=True)
     colours = looks(images)["palette"]
     for cell, claim in zip(_CELLS, claims, strict=False):
         _panel(axes.flat[cell], curves[curves["claim"] == claim], colours, claim)
     for ax in [ax for ax in axes.flat if not ax.has_data()]:
         ax.axis("off")
     for column in range(_COLUMNS):
-        last = [ax for ax in axes[:, column] if ax.has_data()][-1]
-        last.tick_params(axis="x", labelbottom=True)
-        last.set_xlabel("single mAP (%)")
+        [ax for ax in axes[:, column] if ax.has_data()][-1].set_xlabel("single mAP (%)")
     for ax in axes[:, 0]:
         ax.set_ylabel("effect (mAP points)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    bands = Patch(color=GREY, alpha=0.3, linewidth=0, label="95 % bands; those of thin lines may be cut")
+    figure.legend([*handles, bands], [*labels, bands.get_label()], loc="outside upper center", ncols=2)
     return finish(figure, note)
 
 
 def _panel(ax, curves, colours, claim):
-    """One claim's curves, with the y axis fitted to the first of them."""
+    """One claim's curves, with the y axis fitted to all lines and the first one's band."""
     for width, (images, curve) in zip((1.8, 0.9, 0.9, 0.9), curves.groupby("images", sort=False), strict=False):
         look = {"color": colours[images], "linestyle": "-"}
-        ax.plot(curve["mAP"], 100 * curve["effect"], linewidth=width, label=f"{images} gallery images a player", **look)
+        ax.plot(
+            curve["mAP"], 100 * curve["effect"], linewidth=width, label=f"{images} gallery images per player", **look
+        )
         ax.fill_between(
             curve["mAP"], 100 * curve["low"], 100 * curve["high"], color=colours[images], alpha=0.15, linewidth=0
         )
     first = curves[curves["images"] == curves["images"].iloc[0]]
-    low, high = np.nanmin([*first["low"], 0]), np.nanmax([*first["high"], 0])
-    margin = 0.15 * (high - low) + 1e-3
+    low, high = np.nanmin([*first["low"], *curves["effect"], 0]), np.nanmax([*first["high"], *curves["effect"], 0])
+    margin = 0.08 * (high - low) + 1e-3
     ax.set(xscale="logit", xlim=(0.27, 0.988), ylim=(100 * (low - margin), 100 * (high + margin)), title=claim)
-    ax.axvspan(LEAST, 0.988, color=GREY, alpha=0.12, linewidth=0, label="what the paper speaks of")
+    ax.axvspan(LEAST, 0.988, color=GREY, alpha=0.12, linewidth=0, label=f"paper's range (≥ {100 * LEAST:.0f} mAP)")
+    baseline, *others = (f"{100 * mark:.1f}" for mark in PUBLISHED)
+    published = f"published: toolkit baseline {baseline}; models and entries {', '.join(others)}"
     for number, mark in enumerate(PUBLISHED):
-        ax.axvline(mark, color=VERMILLION, linestyle=":", linewidth=0.8, label=None if number else "published models")
+        ax.axvline(mark, color=VERMILLION, linestyle=":", linewidth=0.8, label=None if number else published)
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_xticks(_TICKS, [f"{100 * tick:.0f}" for tick in _TICKS])
     ax.set_xticks([], minor=True)
+    ax.tick_params(axis="x", labelbottom=True)

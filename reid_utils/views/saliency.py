@@ -3,11 +3,13 @@
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 
 from reid_utils.data.images import normalise
 from reid_utils.views.style import TEXT_WIDTH, blank_figure, finish
 
 _CELLS = 32  # a coarser map (the last one of a small encoder may be 2 × 1) tells no region from another
+_MAP = "inferno"
 
 
 def match_saliency(encoder, query_image, gallery_image, layer=None):
@@ -98,20 +100,24 @@ def _last_map(trunk, inputs):
 
 
 def saliency_pairs(pairs, note=None):
-    """Pairs of crops with the regions that make them similar, three pairs a row: query, its map, gallery, its map.
+    """Pairs of crops with the regions that make them similar, three pairs in a row: query, its map, gallery, its map.
 
     pairs: list of (title, query image, gallery image, (query map, gallery map, similarity)) as `match_saliency` gives
-    them. Returns a Figure. Raises ValueError where there is none.
+    them. Returns a Figure with a colour bar. Raises ValueError where there is none.
     """
     if not pairs:
         raise ValueError("no pairs to show; give at least one")
     columns = min(len(pairs), 3)
     rows = -(-len(pairs) // columns)
     tallest = max(image.shape[0] / image.shape[1] for _, image, _, _ in pairs)
-    figure = blank_figure(TEXT_WIDTH, rows * (tallest * TEXT_WIDTH / (4.4 * columns) + 0.4))
-    parts = figure.subfigures(rows, columns, squeeze=False)
+    figure = blank_figure(TEXT_WIDTH, rows * (tallest * TEXT_WIDTH / (4.4 * columns) + 0.55))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 0.1))
+    parts = left.subfigures(rows, columns, squeeze=False)
     for part, pair in zip(parts.flat, pairs, strict=False):
         _draw_pair(part, *pair)
+    scale = right.subplots()
+    right.colorbar(ScalarMappable(cmap=_MAP), cax=scale, ticks=(0, 1), label="share of the map's maximum")
+    scale.set_box_aspect(10)
     return finish(figure, note)
 
 
@@ -119,8 +125,10 @@ def _draw_pair(figure, title, query, gallery, found):
     """One pair in a SubFigure."""
     axes = figure.subplots(1, 4)
     figure.suptitle(f"{title}\ncosine {found[2]:.2f}", fontsize=8, x=0.02, ha="left")
-    for ax, image in zip(axes, (query, query, gallery, gallery), strict=True):
+    shown = (("query", query), ("its map", query), ("gallery", gallery), ("its map", gallery))
+    for ax, (name, image) in zip(axes, shown, strict=True):
         ax.imshow(image)
+        ax.set_title(name, fontsize=7, pad=2)
         ax.axis("off")
     for ax, heat in zip(axes[1::2], found[:2], strict=True):
-        ax.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+        ax.imshow(heat, cmap=_MAP, alpha=0.6, vmin=0, vmax=1)

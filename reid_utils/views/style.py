@@ -42,6 +42,7 @@ _STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
+    "lines.solid_capstyle": "butt",  # an interval ends where it ends
     "text.parse_math": False,  # names of files and folders are shown as they are, $ and _ too
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -92,10 +93,10 @@ def finish(figure, note=None):
 
 
 def looks(names):
-    """A colour and a marker a name, in order of appearance, as `seaborn.lineplot` takes them."""
+    """A colour and a marker for each name, in order of appearance; the first 49 pairs all differ."""
     names = list(dict.fromkeys(names))
-    colours, markers = (dict(zip(names, kind * len(names), strict=False)) for kind in (PALETTE, MARKERS))
-    return {"palette": colours, "markers": markers, "dashes": False}
+    colours = {name: PALETTE[k % 7] for k, name in enumerate(names)}
+    return {"palette": colours, "markers": {name: MARKERS[(k + k // 7) % 7] for k, name in enumerate(names)}}
 
 
 def legend_above(figure, ax):
