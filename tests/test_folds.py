@@ -29,6 +29,8 @@ def _run(train_on, loss="id", seeds=(0, 1), queries=4, start=0):
 def test_folds_that_differ_in_nothing_else_become_one_run_over_all_their_queries():
     runs = [_run("fold 1 of 2", queries=3, start=1), _run("train", "id"), _run("fold 0 of 2", queries=5, start=2)]
     runs += [_run("fold 0 of 2", "infonce"), _run("fold 1 of 2", "infonce")]
+    for run in runs:
+        run["scores"]["groups"] = np.arange(run["scores"]["none|aps"].shape[1])
     pooled = pool_folds(runs)
     assert [(run["settings"]["loss"], run["settings"]["train_on"]) for run in pooled] == [
         ("id", "every fold"),
@@ -39,6 +41,7 @@ def test_folds_that_differ_in_nothing_else_become_one_run_over_all_their_queries
     assert pooled[0]["run"] == "id fold * of 2"
     assert pooled[0]["folders"] == ["id/fold 0 of 2", "id/fold 1 of 2"]
     assert np.array_equal(found["none|aps"], np.concatenate([part["none|aps"] for part in parts], axis=1))
+    assert found["groups"].tolist() == [*range(5), *range(3)]
     assert found["none|mAP"] == pytest.approx(found["none|aps"].mean(axis=1))
     assert found["none|rank1"] == pytest.approx((found["none|firsts"] == 1).mean(axis=1))
     assert found["none|mINP"] == pytest.approx((5 * parts[0]["none|mINP"] + 3 * parts[1]["none|mINP"]) / 8)

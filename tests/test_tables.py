@@ -75,6 +75,23 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
     assert "No two rows here answer: does that fusion help?" in empty.data
 
 
+def test_queries_of_one_sequence_are_one_draw_in_tables_and_claims_where_there_are_five(tmp_path):
+    runs = {"02_training": [trained(level, augmentation=name) for level, name in ((0.5, "none"), (0.52, "flip"))]}
+    apart, groups = augmentation_table(runs), np.arange(40) // 5
+    for run in runs["02_training"]:
+        run["scores"]["groups"] = groups
+    together = augmentation_table(runs)
+    aps = [run["scores"]["none|aps"] for run in reversed(runs["02_training"])]
+    expected = paired_difference(*aps, groups=groups)
+    assert together.comparison["diff_low"][1] == expected["low"] != apart.comparison["diff_low"][1]
+    others = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")}
+    assert paper_claims({"T1": together, **others})["diff low"][0] == pytest.approx(100 * expected["low"], abs=0.006)
+    assert "Queries of one sequence are one draw (8)." in show(start_run(tmp_path, "06", "06"), together, "").data
+    for run in runs["02_training"]:
+        run["scores"]["groups"] = groups // 2  # four say nothing of their spread
+    assert augmentation_table(runs).comparison.equals(apart.comparison)
+
+
 def table_rows(table):
     """{row: baseline} of a table, None where the row has none."""
     return {name: base if base != name else None for name, base in table.baselines.items()}

@@ -42,7 +42,7 @@ def _tested(family):
     """
     alpha = 0.05 / max(1, len(family))
     found = {
-        key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha)
+        key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha, groups=ours["groups"])
         for key, (ours, theirs, shared, *_) in family.items()
     }
     corrected = holm([each["p"] for each in found.values()])
