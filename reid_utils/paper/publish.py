@@ -2,8 +2,9 @@
 
 `python -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
 figures/study.json and, from these files alone, the README's results section. `… publish verify [FOLDER]` compares every
-cell of the committed tables with those of another run of the study. Exit status: 0 done, or all cells agree; 1 some do
-not; 2 the study could not be run or read.
+cell of the committed tables with those of another run of the study. `… publish verdicts FOLDER OTHER` sets the findings
+of two studies, made with other seeds say, beside each other. Exit status: 0 done, or all agree; 1 some do not; 2 the
+study could not be run or read.
 """
 
 import argparse
@@ -286,9 +287,10 @@ def run_again(study):
 def verify(folder, figures):
     """Compare a finished study's tables with the committed ones and print what moved -> whether all is within."""
     study, here = read_json(figures / "study.json"), machine(finished(folder))
-    same = here == {name: study[name] for name in here}
+    same = here == {name: study[name] for name in here} and folder.name == study["study"]
     count, moved = moved_cells(figures / "tables", folder / "tables", same)
-    where = "the same machine type: exact" if same else "another machine type: within the intervals, verdicts held"
+    other = "another study" if folder.name != study["study"] else "another machine type"
+    where = "the same machine type: exact" if same else f"{other}: within the intervals, verdicts held"
     print(f"committed: {study['device']}; here: {here['device']}")
     if not moved.empty:
         print(moved.to_string(index=False, na_rep="not held"))
@@ -297,11 +299,45 @@ def verify(folder, figures):
     return not outside
 
 
+def verdicts_beside(folder, other):
+    """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
+
+    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted", "lost" (only the
+    first folder tells), "gained" (only the second) or "missing" (one folder has no such finding).
+    """
+    keys = ["claim", "compared"]
+    first, second = (
+        pd.read_csv(each / "tables" / "findings.csv", dtype=str, keep_default_na=False).set_index(keys)["verdict"]
+        for each in (folder, other)
+    )
+    frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
+    return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
+
+
+def _became(first, second):
+    if not isinstance(first, str) or not isinstance(second, str):
+        return "missing"
+    was, now = _sign(first), _sign(second)
+    return "contradicted" if was * now < 0 else "lost" if abs(was) > abs(now) else "gained" if was != now else ""
+
+
+def compare_verdicts(folder, other):
+    """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
+    frame = verdicts_beside(folder, other)
+    print(frame.to_string(index=False, na_rep="no such finding"))
+    told = sum(_sign(text) != 0 for text in frame["first"].dropna())
+    counts = frame["became"].value_counts()
+    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in ("contradicted", "lost", "gained", "missing"))
+    print(f"{len(frame)} findings, {told} told by {folder}; in {other}: {of_all}")
+    return not counts.get("contradicted", 0) and counts.get("lost", 0) <= 1
+
+
 def main(arguments=None):
     """Run the command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("figures", "verify"))
+    parser.add_argument("action", choices=("figures", "verify", "verdicts"))
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
+    parser.add_argument("other", nargs="?", type=Path, help="with verdicts: another finished study, or figures")
     options = parser.parse_args(arguments)
     figures = REPOSITORY / "figures"
     try:
@@ -310,6 +346,10 @@ def main(arguments=None):
             study = publish(folder, figures, REPOSITORY / "README.md")
             print(f"figures/ and README.md now show {folder}, made at commit {study['commit']}")
             return 0
+        if options.action == "verdicts":
+            if options.other is None:
+                raise ValueError("give two folders of finished studies, or one and figures")
+            return int(not compare_verdicts(options.folder, options.other))
         if not (figures / "study.json").exists():
             raise ValueError("figures/study.json does not exist; publish a study first with `make figures`")
         folder = options.folder or run_again(read_json(figures / "study.json")["study"])
