@@ -1,6 +1,6 @@
 """Show a finished study in figures/ and the README (`make figures`), or make it again and compare (`make verify`).
 
-`python -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
+`python -P -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
 figures/study.json and, from these files alone, the README's results section. `… publish verify [FOLDER]` compares every
 cell of the committed tables with those of another run of the study. Exit status: 0 done, or all cells agree; 1 some do
 not; 2 the study could not be run or read.
