@@ -44,6 +44,8 @@ def options(arguments):
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise study_file.StudyError(f"--jobs must be at least 1, not {args.jobs}")
+    if str(args.runs.resolve()) != os.fsencode(args.runs.resolve()).decode(errors="replace"):
+        raise study_file.StudyError(f"--runs {args.runs} is no name in UTF-8: give another folder")
     return args
 
 

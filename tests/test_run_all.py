@@ -83,6 +83,7 @@ def test_mistakes_end_in_one_line_before_anything_runs(finished, tmp_path):
         (["--set", "stps=3"], "did you mean 'steps'"),
         (["--only", "07*"], "--only 07* matches no run; runs: 02_training__none, "),
         (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--runs", os.fsdecode(b"/tmp/\xff")], "--runs /tmp/\\xdcff is no name in UTF-8: give another folder"),
         (["--features", str(tmp_path)], "no notebook that declares the parameter 'features'"),
     ):
         status, out, err = call(clone, *arguments)

@@ -303,6 +303,7 @@ def main(arguments=None):
     parser.add_argument("action", choices=("figures", "verify"))
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     figures = REPOSITORY / "figures"
     try:
         if options.action == "figures":
