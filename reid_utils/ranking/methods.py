@@ -206,5 +206,5 @@ def csv_ids(model, name):
     kind = "images" if name == "challenge" else "players"
     try:
         return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None
