@@ -73,6 +73,16 @@ def test_kernels_get_threads_gpus_and_no_foreign_folders_before_they_start(monke
     assert environment_of(["2", "5"])["CUDA_VISIBLE_DEVICES"] == "2,5"
 
 
+def test_what_a_file_manager_leaves_is_no_part_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_kernel_seconds", lambda saved: 0.0)
+    folders = StudyFolders(tmp_path)
+    for name in ("scores", ".DS_Store", "seed0/weights", "seed0/Thumbs.db"):
+        write_text(folders.results("02__a") / name, "x")
+    worker._record({"run": "02__a", "key": "k", "parts": {}, "command": "c"}, folders, folders.notebook("02__a"), 0.0)
+    listed = read_json(folders.record("02__a"))["files"]
+    assert listed == ["notebooks/02__a.ipynb", "results/02__a/scores", "results/02__a/seed0/weights"]
+
+
 def test_a_changed_run_sets_aside_what_is_stale_and_leaves_weights_to_their_own_record(tmp_path):
     folders = StudyFolders(tmp_path)
     weights, scores = (folders.results("02__a") / name for name in ("seed0/weights", "scores"))

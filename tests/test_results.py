@@ -165,6 +165,15 @@ def test_damaged_pickled_and_missing_arrays_are_named(tmp_path):
         load_arrays(tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize("program", ["sleep 60", "exit 1", None])
+def test_a_git_that_cannot_answer_is_no_obstacle(tmp_path, monkeypatch, program):
+    (tmp_path / "git").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "git").chmod(0o755 if program else 0o644)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if program else str(tmp_path))
+    monkeypatch.setattr(results, "GIT_LIMIT", 0.5)
+    assert results._git_state() == {"commit": None, "dirty": None}
+
+
 def test_the_commit_is_known_in_a_checkout_of_another_user(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "--quiet"], check=True)

@@ -156,7 +156,7 @@ def results_section(figures):
         }
         for table, about in study["tables"].items()
     )
-    others = sorted({path.stem for path in (figures / "tables").glob("*.md")} - {"findings", *study["tables"]})
+    others = sorted({path.stem for path in (figures / "tables").glob("[!.]*.md")} - {"findings", *study["tables"]})
     links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
     return (
         f"## What the {study['study']} study says\n\n"
@@ -218,7 +218,7 @@ def moved_cells(committed, again, same_machine):
     table, row or column that only one folder has is a cell that is not within. A verdict is within unless it turned
     into its opposite, or was lost although its p was below LOST.
     """
-    names = sorted({path.name for folder in (committed, again) for path in folder.glob("*.csv")})
+    names = sorted({path.name for folder in (committed, again) for path in folder.glob("[!.]*.csv")})
     count, moved = 0, []
     for name in names:
         old, new = (_lines(folder / name) for folder in (committed, again))

@@ -15,6 +15,7 @@ from pathlib import Path
 from reid_utils.files import read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+GIT_LIMIT = 20  # seconds
 LIBRARIES = {  # module: distribution
     "numpy": "numpy",
     "pandas": "pandas",
@@ -129,8 +130,8 @@ def _git_state():
     command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "status", "--porcelain=v2"]
     command += ["--branch", "--untracked-files=no"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=GIT_LIMIT)
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that does not answer
         return {"commit": None, "dirty": None}
     lines = done.stdout.splitlines()
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)

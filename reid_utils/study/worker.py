@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reid_utils.files import read_json, write_json, write_text
+from reid_utils.files import is_clutter, read_json, write_json, write_text
 from reid_utils.study.folders import StudyFolders
 from reid_utils.study.keys import PACKAGE
 from reid_utils.study.machine import cache_folders
@@ -263,7 +263,7 @@ def _run_notebook(job, saved):
 def _record(job, folders, saved, began):
     """Write the record that makes the run count as done: key, files, seconds, seconds until the kernel answered."""
     folder = folders.results(job["run"])
-    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file())]
+    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file() and not is_clutter(path.name))]
     listed = (read_json(folder / "results.json") or {}).get("files", [])
     record = {
         "key": job["key"],
