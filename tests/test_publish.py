@@ -181,6 +181,7 @@ def change_of(row, column, value):
 )
 def test_cells_that_moved_are_named_and_held_to_the_tolerance(tmp_path, change, same, elsewhere):
     folders = two_folders(tmp_path, change)
+    (folders[0] / "._T1.csv").write_bytes(b"\0\5\x16\7")  # what a file manager left
     for expected, same_machine in ((same, True), (elsewhere, False)):
         count, moved = moved_cells(*folders, same_machine)
         assert count == 14 and list(moved["within"]) == expected

@@ -1,6 +1,6 @@
 """Show a finished study in figures/ and the README (`make figures`), or make it again and compare (`make verify`).
 
-`python -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
+`python -P -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
 figures/study.json and, from these files alone, the README's results section. `… publish verify [FOLDER]` compares every
 cell of the committed tables with those of another run of the study. `… publish verdicts FOLDER OTHER` sets the findings
 of two studies, made with other seeds say, beside each other. Exit status: 0 done, or all agree; 1 some do not; 2 the
@@ -157,7 +157,7 @@ def results_section(figures):
         }
         for table, about in study["tables"].items()
     )
-    others = sorted({path.stem for path in (figures / "tables").glob("*.md")} - {"findings", *study["tables"]})
+    others = sorted({path.stem for path in (figures / "tables").glob("[!.]*.md")} - {"findings", *study["tables"]})
     links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
     return (
         f"## What the {study['study']} study says\n\n"
@@ -219,7 +219,7 @@ def moved_cells(committed, again, same_machine):
     table, row or column that only one folder has is a cell that is not within. A verdict is within unless it turned
     into its opposite, or was lost although its p was below LOST.
     """
-    names = sorted({path.name for folder in (committed, again) for path in folder.glob("*.csv")})
+    names = sorted({path.name for folder in (committed, again) for path in folder.glob("[!.]*.csv")})
     count, moved = 0, []
     for name in names:
         old, new = (_lines(folder / name) for folder in (committed, again))
@@ -339,6 +339,7 @@ def main(arguments=None):
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     parser.add_argument("other", nargs="?", type=Path, help="with verdicts: another finished study, or figures")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     figures = REPOSITORY / "figures"
     try:
         if options.action == "figures":

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist
 
+from reid_utils.paper.results import in_code
 from reid_utils.paper.tables import Table, closest, differences, is_again, named, row, training_runs
 from reid_utils.ranking.feature_files import load_features
 
@@ -276,7 +277,8 @@ def published_rows(runs, command):
             if values["challenge"].get(key) is not None and (score == "mAP" or column in PUBLISHED_COLUMNS):
                 line[column] = round(100 * values["challenge"][key], 2)
         lines.append(line)
-        commands.append(f"Row {len(lines)}: `{command} --only '{run['run']}'`")
+        make = in_code(f"{command} --only '{run['run']}'")
+        commands.append(f"Row {len(lines)}: {make}")
         official = official or bool(year)
     notes = [
         "Ours on test: the mean of the seeds' scores, last epoch; on the challenge split: one entry, each model's "

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.files import load_arrays, read_json
-from reid_utils.paper.results import load_results, write_table
+from reid_utils.paper.results import in_code, load_results, write_table
 from reid_utils.ranking.statistics import compare_rows, enough_groups, holm
 from reid_utils.study.folders import StudyFolders
 
@@ -98,7 +98,8 @@ class Table:
         for run, members in groupby(row["run"] for row in self.rows.values()):
             stop = start + len(list(members))
             numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
-            lines.append(f"{numbers}: `{command} --only '{run}'`")
+            make = in_code(f"{command} --only '{run}'")
+            lines.append(f"{numbers}: {make}")
             start = stop
         return lines
 
