@@ -30,7 +30,7 @@ def paper_claims(tables):
         *_spread(tables["T2"]),
         *_tested(_post_processings(tables["T3"].rows)),
         *_tested(_fusions(tables["T5"], tables["T3"].rows)),
-        *_tested(_pretraining(tables["T4"])),
+        *_tested(_pretraining(tables["T4"]) | _pretraining_of_losses(tables["T2"])),
     ]
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -124,6 +124,19 @@ def _pretraining(table):
         if name not in table.shared and ours["backbone"] == theirs["backbone"] and starts[0] != starts[1]:
             claim = f"pre-training{' on a larger pool' if ours['start_weights'] else ''} helps"
             family[claim, f"{name} against {base}"] = table.rows[name], table.rows[base], False
+    return family
+
+
+def _pretraining_of_losses(table):
+    """Rows of T2 that start from pre-trained weights beside the same loss from scratch; T4 has those of InfoNCE."""
+    family, scratch = {}, {}
+    for name, row in table.rows.items():
+        kind = row["settings"]["backbone"], row["settings"]["loss"]
+        scratch |= {} if row["settings"]["pretrained"] else {kind: name}
+    for name, row in table.rows.items():
+        base = scratch.get((row["settings"]["backbone"], row["settings"]["loss"]))
+        if row["settings"]["pretrained"] and base and row["settings"]["loss"] != "infonce":
+            family["pre-training helps", f"{name} against {base}"] = row, table.rows[base], False
     return family
 
 
