@@ -139,9 +139,9 @@ def pool_folds(runs):
     """Runs whose ids differ in their fold alone as one: `train_on` "every fold", scores over all their queries.
 
     `runs`: results as `gather` gives them, each with id (`run`), settings, scores ({"name|aps": (S, Q) …}) and folder.
-    A group keeps the place, values (but the note) and folder of its first run; `run` is a pattern of their ids, `folders` are all of
-    theirs. Runs on a single fold (a search for settings) are left out; all others stay as they are. Raises ValueError
-    where a fold is missing or there twice.
+    A group keeps the place, values (but the note) and folder of its first run; `run` is a pattern of their ids,
+    `folders` are all of theirs. Runs on a single fold (a search for settings) are left out; all others stay as they
+    are. Raises ValueError where a fold is missing or there twice.
     """
     groups = {}
     for run in runs:
