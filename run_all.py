@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -73,6 +74,16 @@ def data_folder(args, study):
         print(progress.shown(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}"), flush=True)
         folder = sources.prepare_data(*source)
     return folder, integrity.data_fingerprint(folder) + own if folder.is_dir() else None
+
+
+def estimated(runs, study, folder):
+    """The runs with the minutes that they would take on this data, where the study file says for how many images."""
+    if not study.images or not Path(folder).is_dir():
+        return runs
+    from reid_utils.data import synergy
+
+    share = int((synergy.load_manifest(folder)["split"] == "train").sum()) / study.images
+    return [dataclasses.replace(run, minutes=run.minutes * max(1.0, share)) for run in runs]
 
 
 def check_images(folder, fingerprint, root, workers):
@@ -148,7 +159,9 @@ def main(arguments=None):
                 client = stack.enter_context(engine.connect(args.scheduler))
                 place = f"{engine.slots(client)} workers at {args.scheduler}; dashboard: {client.dashboard_link}"
                 print(f"cluster: {place}", flush=True)
-            return run_study(args, study, runs, picked, folders, client, *data_folder(args, study))
+            folder, fingerprint = data_folder(args, study)
+            runs = estimated(runs, study, folder) if folder else runs
+            return run_study(args, study, runs, picked, folders, client, folder, fingerprint)
     except (ValueError, OSError) as error:
         print(f"run_all: {progress.shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -230,6 +230,16 @@ def test_options_are_recorded_and_the_command_is_one_for_a_shell(tmp_path):
     assert shlex.split(record["command"]) == words
 
 
+def test_the_plan_scales_its_minutes_with_the_training_images_that_they_stand_for(tmp_path):
+    clone, crops = make_clone(tmp_path), write_images(tmp_path / "crops")  # four images in training
+    study = clone / "studies" / "tiny.yaml"
+    plain = study.read_text()
+    for images, told in ((0, "6 s"), (1, "24 s"), (4, "6 s"), (8, "6 s")):
+        study.write_text(plain.replace("data: rendered", f"data: rendered\nimages: {images}"))
+        _, out, _ = call(clone, "--data", str(crops), "--dry-run")
+        assert next(line.split()[2:4] for line in out.splitlines() if "to do" in line) == told.split(), out
+
+
 def test_names_in_any_script_and_with_marks_of_terminals_stop_nothing(tmp_path):
     clone = make_clone(tmp_path / "прогон {x} $HOME %s")
     crops = write_images(clone / "игроки \x1b[31m &<b>")

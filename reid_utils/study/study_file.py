@@ -81,6 +81,7 @@ class Study(_Strict):
     question: str = ""
     rendering: dict[str, Any] = {}
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    images: Annotated[int, msgspec.Meta(ge=0)] = 0  # in training, where `minutes` were measured; 0: they never change
     portable: bool = False  # the same instructions on every x86-64 processor; about a sixth slower
 
     def __post_init__(self):
