@@ -327,6 +327,13 @@ def test_one_query_gives_a_finding_without_an_interval():
     assert found == "a beats b: **cannot be told** (+10.00% mAP; one query: no interval)"
 
 
+def test_a_finding_on_a_single_model_weaker_than_the_papers_says_so():
+    better = paired_difference(*(trained(level)["scores"]["none|aps"] for level in (0.9, 0.5)))
+    strong, weak = (finding("re-ranking helps", better, single=single) for single in (0.96, 0.5))
+    assert strong.startswith("re-ranking helps: **supported") and "outside" not in strong
+    assert weak == f"{strong[:-1]}; outside the regime that the paper speaks of (50.0 mAP here))"
+
+
 def test_several_rows_again_are_each_compared_with_their_twin(without_features):
     kinds = [(name, loss, recipe) for name in "ab" for loss in ("infonce", "id") for recipe in ("none", "flip")]
     trainings = [trained(backbone=name, loss=loss, augmentation=recipe) for name, loss, recipe in kinds]

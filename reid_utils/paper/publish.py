@@ -90,7 +90,7 @@ def refuse_overrides(folder):
 def summary(folder, runs, others):
     """The content of figures/study.json: where the committed numbers come from, `others` being runs from `beside`."""
     values = runs[LAST]["values"]
-    described = [result["values"].get("tables", {}) for result in (runs[LAST], *others.values())]
+    described = [result["values"].get("tables", {}) for result in (runs[LAST], *(runs | others).values())]
     seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
         "study": folder.name,
@@ -170,13 +170,13 @@ def results_section(figures):
     )
 
 
-def in_readme(text, section):
-    """README text with what stands between the two markers replaced. Raises ValueError where a marker is missing."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+def in_readme(text, section, markers=(BEGIN, END)):
+    """README text with what stands between two markers replaced. Raises ValueError where a marker is missing."""
+    head, begin, rest = text.partition(markers[0])
+    _, end, tail = rest.partition(markers[1])
     if not begin or not end:
-        raise ValueError(f"README.md lacks the line {BEGIN!r} or {END!r}")
-    return f"{head}{BEGIN}\n{section}{END}{tail}"
+        raise ValueError(f"README.md lacks the line {markers[0]!r} or {markers[1]!r}")
+    return f"{head}{begin}\n{section}{end}{tail}"
 
 
 def publish(folder, figures, readme):

@@ -147,9 +147,9 @@ def pool_folds(runs):
     """Runs whose ids differ in their fold alone as one: `train_on` "every fold", scores over all their queries.
 
     `runs`: results as `gather` gives them, each with id (`run`), settings, scores ({"name|aps": (S, Q) …}) and folder.
-    A group keeps the place, values and folder of its first run; `run` is a pattern of their ids, `folders` are all of
-    theirs. Runs on a single fold (a search for settings) are left out; all others stay as they are. Raises ValueError
-    where a fold is missing or there twice.
+    A group keeps the place, values (but the note) and folder of its first run; `run` is a pattern of their ids,
+    `folders` are all of theirs. Runs on a single fold (a search for settings) are left out; all others stay as they
+    are. Raises ValueError where a fold is missing or there twice.
     """
     groups = {}
     for run in runs:
@@ -169,7 +169,7 @@ def _fold(run):
 
 def _pooled(members):
     """One run of those of several folds."""
-    runs = sorted(members, key=lambda run: int(_fold(run)[1]))
+    runs, values = sorted(members, key=lambda run: int(_fold(run)[1])), members[0]["values"]
     folds = [int(_fold(run)[1]) for run in runs]
     if folds != list(range(int(_fold(runs[0])[2] or len(folds)))):
         raise ValueError(f"{runs[0]['run']} and its like cover the folds {folds}; run each fold once")
@@ -177,6 +177,7 @@ def _pooled(members):
         **members[0],
         "run": _pattern(runs[0]),
         "settings": {**members[0]["settings"], "train_on": ALL_FOLDS},
+        "values": {**values, "note": values["note"].replace(members[0]["settings"]["train_on"], ALL_FOLDS)},
         "scores": concatenate_scores([run["scores"] for run in runs]),
         "folders": [run["folder"] for run in runs],
     }
