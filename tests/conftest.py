@@ -39,7 +39,7 @@ def _open_alone(tree, stem):
 
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory):
-    """runs/lab of a copy of the repository in which 06, 01, 02 and 07 were opened on their own; 06 makes the rest."""
+    """runs/lab of a copy of the repository in which 06, 01 and 02 were opened on their own; 06 makes the rest."""
     tree = tmp_path_factory.mktemp("tree")
     for name in ("notebooks", "reid_utils", "studies", ".jupyter"):
         shutil.copytree(ROOT / name, tree / name)
@@ -48,7 +48,7 @@ def small_study(tmp_path_factory):
     lab = tree / "studies" / "lab.yaml"
     text = lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1")
     lab.write_text(text.replace("  - notebook: 03_post_processing\n", f"{POOL}  - notebook: 03_post_processing\n"))
-    for stem in ("06_paper_tables", "01_data_exploration", "02_training", "07_regime_map"):
+    for stem in ("06_paper_tables", "01_data_exploration", "02_training"):
         _open_alone(tree, stem)
     return tree / "runs" / "lab"
 

@@ -107,7 +107,7 @@ def killed_kernel(folder, rng, times=3):
 
 def killed_worker(folder, rng, times=3):
     """SIGKILL of a run's process: its kernel dies too."""
-    return _killed_below(folder, rng, times, "-m\0reid_utils.study.worker\0", ("was killed by signal 9",))
+    return _killed_below(folder, rng, times, ".job.json", ("was killed by signal 9",))
 
 
 def killed_dask_worker(folder, rng, times=4):

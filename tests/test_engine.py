@@ -59,18 +59,28 @@ def environment_of(gpus=(), root="/r"):
     return worker.worker_environment({"root": root, "parts": {"threads": 3, "data": "f"}}, gpus)
 
 
-def test_kernels_get_threads_gpus_and_their_own_package_before_they_start(monkeypatch):
+def test_kernels_get_threads_gpus_and_no_foreign_folders_before_they_start(monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    monkeypatch.setenv("PYTHONPATH", ":/mine:")  # an empty entry is the current folder
+    monkeypatch.setenv("PYTHONPATH", f":/mine::{keys.PACKAGE.parent}/")  # an empty entry is the current folder
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     environment = environment_of()
     assert {environment[name] for name in worker.THREAD_VARIABLES} == {"3"}
     assert environment["OMP_WAIT_POLICY"] == "passive" and environment["PYTHONHASHSEED"] == "0"
     assert environment.keys().isdisjoint({"PYTHONDONTWRITEBYTECODE", "MPLBACKEND", "CUDA_VISIBLE_DEVICES"})
-    assert environment["PYTHONPATH"] == f"{keys.PACKAGE.parent}:/mine" and environment["PYTHONSAFEPATH"] == "1"
+    assert environment["PYTHONPATH"] == "/mine" and environment["PYTHONSAFEPATH"] == "1"
     assert environment_of(["2", "5"])["CUDA_VISIBLE_DEVICES"] == "2,5"
+
+
+def test_what_a_file_manager_leaves_is_no_part_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_kernel_seconds", lambda saved: 0.0)
+    folders = StudyFolders(tmp_path)
+    for name in ("scores", ".DS_Store", "seed0/weights", "seed0/Thumbs.db"):
+        write_text(folders.results("02__a") / name, "x")
+    worker._record({"run": "02__a", "key": "k", "parts": {}, "command": "c"}, folders, folders.notebook("02__a"), 0.0)
+    listed = read_json(folders.record("02__a"))["files"]
+    assert listed == ["notebooks/02__a.ipynb", "results/02__a/scores", "results/02__a/seed0/weights"]
 
 
 def test_a_changed_run_sets_aside_what_is_stale_and_leaves_weights_to_their_own_record(tmp_path):

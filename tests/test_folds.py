@@ -5,8 +5,9 @@ import pytest
 from test_tables import trained
 
 from reid_utils.learning.training import best_learning_rate
+from reid_utils.paper.claims import paper_claims
 from reid_utils.paper.rows import backbone_table, loss_table
-from reid_utils.paper.tables import pool_folds
+from reid_utils.paper.tables import Table, pool_folds
 from reid_utils.ranking.methods import score, stack_scores
 
 
@@ -23,12 +24,15 @@ def _scores(queries, seeds=2, start=0):
 def _run(train_on, loss="id", seeds=(0, 1), queries=4, start=0):
     settings = {"loss": loss, "train_on": train_on, "seeds": list(seeds)}
     scores = _scores(queries, len(seeds), start)
-    return {"run": f"{loss} {train_on}", "settings": settings, "scores": scores, "folder": f"{loss}/{train_on}"}
+    run = {"run": f"{loss} {train_on}", "settings": settings, "scores": scores, "folder": f"{loss}/{train_on}"}
+    return run | {"values": {"note": f"people, {train_on} of training"}}
 
 
 def test_folds_that_differ_in_nothing_else_become_one_run_over_all_their_queries():
     runs = [_run("fold 1 of 2", queries=3, start=1), _run("train", "id"), _run("fold 0 of 2", queries=5, start=2)]
     runs += [_run("fold 0 of 2", "infonce"), _run("fold 1 of 2", "infonce")]
+    for run in runs:
+        run["scores"]["groups"] = np.arange(run["scores"]["none|aps"].shape[1])
     pooled = pool_folds(runs)
     assert [(run["settings"]["loss"], run["settings"]["train_on"]) for run in pooled] == [
         ("id", "every fold"),
@@ -37,8 +41,10 @@ def test_folds_that_differ_in_nothing_else_become_one_run_over_all_their_queries
     ]
     found, parts = pooled[0]["scores"], [runs[2]["scores"], runs[0]["scores"]]
     assert pooled[0]["run"] == "id fold * of 2"
+    assert pooled[0]["values"]["note"] == "people, every fold of training"
     assert pooled[0]["folders"] == ["id/fold 0 of 2", "id/fold 1 of 2"]
     assert np.array_equal(found["none|aps"], np.concatenate([part["none|aps"] for part in parts], axis=1))
+    assert found["groups"].tolist() == [*range(5), *range(3)]
     assert found["none|mAP"] == pytest.approx(found["none|aps"].mean(axis=1))
     assert found["none|rank1"] == pytest.approx((found["none|firsts"] == 1).mean(axis=1))
     assert found["none|mINP"] == pytest.approx((5 * parts[0]["none|mINP"] + 3 * parts[1]["none|mINP"]) / 8)
@@ -77,6 +83,13 @@ def test_tables_of_real_people_set_every_row_beside_its_own_start(monkeypatch):
     assert losses.baselines["a: id+triplet"] == "a: infonce"
     assert set(losses.comparison["queries"]) == {80} and len(losses.rows) == 4
     assert backbones.baselines["a, plain"] == "a from scratch, plain"
+    tables = {name: Table(name, "") for name in ("T1", "T3", "T5")} | {"T2": losses, "T4": backbones}
+    claims = paper_claims(tables).set_index("claim").loc["pre-training helps"]
+    assert list(claims["compared"]) == [
+        "a, plain against a from scratch, plain",
+        "a: id+triplet against a from scratch: id+triplet",
+    ]
+    assert (claims["diff low"] > 0).all()
 
 
 def _tuned(rate, score, loss="id"):

@@ -13,7 +13,7 @@ case "$*" in
 *"-m venv --clear"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
 *"pip config list"*) cat settings ;;
 *"-m uv"*) echo "$UV_DEFAULT_INDEX $SSL_CERT_FILE" >> uv.log ;;
-*jupyterlab*) echo "$*" > lab.log ;;
+*jupyterlab*) echo "$*" "$JUPYTER_PATH" > lab.log ;;
 esac
 """
 
@@ -29,10 +29,10 @@ def tree(tmp_path):
     return tmp_path
 
 
-def make(tree, target):
+def make(tree, target, **environment):
     command = ["make", f"PYTHON={tree / 'python'}", target]
     clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tree)}
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env=clean)
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env=clean | environment)
 
 
 def test_a_mirror_and_a_certificate_set_for_pip_reach_uv(tree):
@@ -56,8 +56,9 @@ def test_an_environment_behind_a_link_is_never_emptied(tree, tmp_path_factory):
     assert done.stderr.splitlines()[0].startswith(f"make: .venv is a link to {other}")
 
 
-def test_root_may_open_the_lab(tree):
-    assert make(tree, "lab").returncode == 0
+def test_the_lab_has_the_environments_kernel_and_root_may_open_it(tree):
+    assert make(tree, "lab", JUPYTER_PATH="/others").returncode == 0
+    assert (tree / "lab.log").read_text().endswith(f" {tree}/.venv/share/jupyter:/others\n")
     root = subprocess.check_output(["id", "-u"], text=True) == "0\n"
     assert ("--allow-root" in (tree / "lab.log").read_text()) == root
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
 from reid_utils.ranking import (
@@ -173,7 +174,7 @@ def test_junk_and_distractors_as_the_market_benchmark_has_them():
 
 
 def test_unknown_players_are_never_a_match():
-    for unknown in (-1, "-1"):
+    for unknown in (-1, "-1", " -1 ", "-1.0", "", "nan", "None", b"-1"):
         with pytest.raises(ValueError, match=r"unknown players .* as in a hidden challenge split: nothing to score"):
             score(DISTANCES, [unknown], [unknown] * 5)
     with pytest.warns(UserWarning, match="1 of 2 queries have no match in the gallery .1 of them of unknown players"):
@@ -188,6 +189,7 @@ def test_integer_ids_of_any_type_match_where_they_are_equal():
         (np.array([2**64 - 1], np.uint64), np.array([-1, 2**64 - 1, 5, 5, 3], object)),
         (np.array([7], np.int8), [1.0, 7.0, 2.0, 2.0, 2.0]),
         (np.array([b"a"]), np.array(["A", "a", "b", "b", "b"])),
+        (np.array(["ж".encode()]), np.array(["з", "ж", "b", "b", "b"])),
         ([2**63 + 1], [2**63, 2**63 + 1, 2**53, 2**53 + 1, 3]),
     ]:
         hits, _ = matches(query, gallery)
@@ -198,6 +200,10 @@ def test_integer_ids_of_any_type_match_where_they_are_equal():
         average_precisions(DISTANCES, QUERY, [7, "7", 1, 1, 2])
     with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float64"):
         average_precisions(DISTANCES, QUERY, np.array([7.5, 7, 1, 1, 2]))
+    with pytest.raises(
+        ValueError, match="query_ids must be whole numbers or text, not bfloat16, which holds them up to"
+    ):
+        average_precisions(DISTANCES, torch.tensor([257], dtype=torch.bfloat16), GALLERY)
     for number_type, lost in ((np.float16, 2049), (np.float32, 2**24 + 1), (np.float64, 2**53 + 1)):
         with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float"):
             average_precisions(DISTANCES, QUERY, np.array([7, lost, 1, 1, 2]).astype(number_type))

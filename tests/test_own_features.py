@@ -28,6 +28,9 @@ def test_what_file_managers_leave_behind_is_passed_over(tmp_path):
     save(tmp_path / "a.npz").rename(tmp_path / "a.NPZ")
     for name in ("._b.npz", "._c.csv", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    for name in ("@eaDir", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "b.npz")
     write_distance_csv(tmp_path / "c.csv", np.ones((2, 3)), QUERY, GALLERY)
     (tmp_path / "c.csv").rename(tmp_path / "c.CSV")
     assert list(load_folder(tmp_path)) == ["a", "b", "c"]
@@ -44,11 +47,21 @@ def test_bfloat16_features_are_read(tmp_path):
     np.testing.assert_array_equal(load_features(path)["query"], exact)
 
 
-@pytest.mark.parametrize("side", ["query", "gallery"])
-def test_cameras_of_one_side_only_are_refused(tmp_path, side):
-    cameras = {f"{side}_cameras": np.zeros(2 if side == "query" else 3, int)}
-    with pytest.raises(ValueError, match=rf"mine\.npz has {side}_cameras only; give the cameras of both sides"):
-        load_features(save(tmp_path / "mine.npz", **cameras))
+@pytest.mark.parametrize("kind", ["cameras", "groups"])
+def test_cameras_and_groups_are_of_both_sides_and_of_each_image(tmp_path, kind):
+    sides = {f"query_{kind}": np.array([1, 2]), f"gallery_{kind}": np.array([1, 2, 2])}
+    assert load_features(save(tmp_path / "mine.npz", **sides)).keys() >= sides.keys()
+    for name, labels in sides.items():
+        with pytest.raises(ValueError, match=rf"mine\.npz has {name} only; give the {kind} of both sides or of none"):
+            load_features(save(tmp_path / "mine.npz", **{name: labels}))
+        with pytest.raises(ValueError, match=rf"mine\.npz: {name} has shape \(1,\); it needs an entry a row"):
+            load_features(save(tmp_path / "mine.npz", **sides | {name: labels[:1]}))
+
+
+def test_groups_of_two_kinds_are_refused(tmp_path):
+    groups = {"query_groups": np.array(["1", "2"]), "gallery_groups": np.array([1, 2, 2])}
+    with pytest.raises(ValueError, match=r"mine\.npz: query_groups are text, gallery_groups whole numbers"):
+        load_features(save(tmp_path / "mine.npz", **groups))
 
 
 def test_players_of_two_kinds_are_refused_by_file(tmp_path):

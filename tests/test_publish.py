@@ -181,6 +181,7 @@ def change_of(row, column, value):
 )
 def test_cells_that_moved_are_named_and_held_to_the_tolerance(tmp_path, change, same, elsewhere):
     folders = two_folders(tmp_path, change)
+    (folders[0] / "._T1.csv").write_bytes(b"\0\5\x16\7")  # what a file manager left
     for expected, same_machine in ((same, True), (elsewhere, False)):
         count, moved = moved_cells(*folders, same_machine)
         assert count == 14 and list(moved["within"]) == expected
@@ -203,6 +204,38 @@ def test_a_weak_verdict_may_be_lost_elsewhere_but_not_turn_into_its_opposite(tmp
         (tmp_path / name).mkdir()
         frame.to_csv(tmp_path / name / "findings.csv", index=False)
     assert list(moved_cells(tmp_path / "committed", tmp_path / "again", same_machine=False)[1]["within"]) == [True]
+
+
+def test_findings_of_two_studies_beside_each_other_name_what_was_contradicted_lost_and_is_missing(tmp_path, capsys):
+    supported, opposite, unknown = (
+        "supported, holds over seeds and queries",
+        "not supported, the opposite holds",
+        "cannot",
+    )
+    told = {"a": [supported, supported], "b": [supported, unknown], "c": [unknown, opposite], "d": [opposite, None]}
+    for k, name in enumerate(("first", "second")):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        lines = [("helps", key, verdicts[k]) for key, verdicts in told.items() if verdicts[k]]
+        frame = pd.DataFrame(lines, columns=["claim", "compared", "verdict"])
+        frame.to_csv(tmp_path / name / "tables" / "findings.csv", index=False)
+    found = press.verdicts_beside(tmp_path / "first", tmp_path / "second").set_index("compared")["became"]
+    assert found.to_dict() == {"a": "", "b": "lost", "c": "gained", "d": "missing"}
+    command = ["verdicts", str(tmp_path / "first"), str(tmp_path / "second")]
+    assert main(command) == 0
+    assert "0 contradicted, 1 lost, 1 gained, 1 missing" in capsys.readouterr().out
+    frame.assign(verdict=opposite).to_csv(tmp_path / "second" / "tables" / "findings.csv", index=False)
+    assert main(command) == 1 and "2 contradicted, 0 lost" in capsys.readouterr().out
+    assert main(command[:2]) == 2
+
+
+def test_a_study_with_other_seeds_is_held_to_its_intervals_on_the_same_machine_too(study, monkeypatch, capsys):
+    folder, figures, readme = study
+    publish(folder, figures, readme)
+    monkeypatch.setattr(press, "REPOSITORY", figures.parent)
+    other = folder.rename(folder.with_name("quick100"))
+    change_of("flip", "mAP", 61.0)(T1.copy()).to_csv(other / "tables" / "T1.csv", index=False)
+    assert main(["verify", str(other)]) == 0
+    assert "(another study: within the intervals, verdicts held), 1 moved, 0 outside" in capsys.readouterr().out
 
 
 def test_verify_compares_a_given_study_and_ends_with_1_where_a_cell_is_outside(study, monkeypatch, capsys):

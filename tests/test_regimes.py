@@ -14,6 +14,7 @@ from reid_utils.ranking.regimes import (
     outside_regime,
     points_in_set,
     ranges_told,
+    sign_changes,
 )
 from reid_utils.views.regimes import regime_map
 
@@ -67,7 +68,7 @@ def test_points_of_a_set_keep_to_the_gallery_images_and_players_asked_for():
     features = [np.concatenate(of_model) for of_model in models]
     frames = np.concatenate([np.zeros(20, int), np.tile(np.arange(1, 7), 20)])
     test = pd.DataFrame({"role": ["query"] * 20 + ["gallery"] * 120, "player": [*query, *gallery], "frame": frames})
-    points = pd.DataFrame(points_in_set(features, test, [6, 2], few_players=8))
+    points = pd.DataFrame(points_in_set(features, test, [6, 2], few_players=[8]))
     assert points["images"].value_counts().to_dict() == {6: 2 * 18, 2: 18}
     whole, two, few = (points[points["claim"] == "hard − none"].iloc[k]["single"] for k in (0, 3, 6))
     assert np.isnan(few).tolist() == [False] * 8 + [True] * 12 and not np.isnan([whole, two]).any()
@@ -140,6 +141,17 @@ def test_no_curve_of_the_map_is_cut():
     curves = pd.concat([curve.assign(effect=0.05, images=19), curve.assign(effect=[-0.3, 0.4], images=4)])
     low, high = regime_map(pd.concat(curves.assign(claim=claim) for claim in list(CLAIMS)[:4])).axes[0].get_ylim()
     assert low < -30 and high > 40
+
+
+def test_a_change_of_sign_has_an_interval_and_a_wiggle_about_zero_is_none():
+    curve = pd.DataFrame({"mAP": [0.3, 0.5, 0.7, 0.9, 0.95], "effect": [0.2, 0.1, 0.02, -0.06, np.nan]})
+    certain = curve.assign(low=[0.1, 0.05, -0.1, -0.1, np.nan], high=[0.3, 0.2, 0.1, -0.01, np.nan])
+    (change,) = sign_changes(certain)
+    assert change["at"] == pytest.approx(0.75) and (change["low"], change["high"]) == (0.5, 0.9)
+    assert change["told"] == "turns from helps to harms at 75.0 mAP (95 % interval: 50.0 to 90.0)"
+    (change,) = sign_changes(certain.assign(high=0.3))  # never certain that it harms
+    assert change["high"] is None and change["told"].endswith("50.0 to the end of the curve)")
+    assert sign_changes(certain.assign(effect=[0.2, 0.1, -0.02, 0.06, np.nan], high=0.3)) == []
 
 
 def test_the_map_has_a_panel_a_claim_and_marks_what_is_published():

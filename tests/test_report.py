@@ -58,6 +58,20 @@ def test_a_study_that_has_not_run_says_what_to_run(tmp_path, capsys):
     assert not (tmp_path / "quick" / "report").exists()
 
 
+def test_a_study_of_any_name_has_a_report_that_shows_it(tmp_path, capsys):
+    import nbformat
+
+    name = "игроки <b>$\\frac$ *x* `y"
+    root = tmp_path / name
+    (root / "notebooks").mkdir(parents=True)
+    cells = [nbformat.v4.new_markdown_cell(f"This is {name}, {name}.")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "01_look.ipynb")
+    assert main([name, "--runs", str(tmp_path)]) == 0
+    index = BeautifulSoup((root / "report" / "index.html").read_text(), "html.parser")
+    assert index("h1")[0].get_text() == index("title")[0].get_text() == f"Report of the {name} study"
+    assert "$\\frac" in (root / "report" / "01_look.html").read_text()
+
+
 def test_a_new_report_takes_the_place_of_the_old_one(tmp_path):
     import nbformat
 

@@ -281,11 +281,24 @@ def test_bad_settings_are_named():
         ({"k1": 0}, "k1 must be a whole number of at least 1, not 0"),
         ({"k2": 2.5}, "k2 must be a whole number"),
         ({"k1": True}, "k1 must be a whole number of at least 1, not True"),
+        ({"jaccard_weight": None}, r"jaccard_weight must lie in \[0, 1\], not None"),
+        ({"jaccard_weight": "0.5"}, r"jaccard_weight must lie in \[0, 1\], not '0.5'"),
+        ({"jaccard_weight": float("nan")}, r"jaccard_weight must lie in \[0, 1\], not nan"),
         ({"jaccard_weight": 1.5}, r"jaccard_weight must lie in \[0, 1\], not 1.5"),
         ({"variant": "gaussian", "in_place": True}, "in_place=True exists for the hard variant only"),
     ]:
         with pytest.raises(ValueError, match=message):
             rerank(query, gallery, **settings)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_in_numpys_short_integers_do_not_overflow(variant):
+    rng = np.random.default_rng(0)
+    query, gallery = (rng.normal(size=(n, 4)).astype(np.float32) for n in (5, 300))
+    short = rerank(query, gallery, variant, np.uint8(255), np.int8(2), np.float32(0.5))
+    np.testing.assert_array_equal(short, rerank(query, gallery, variant, 255, 2, 0.5))
+    swept = dict(rerank_sweep(query, gallery, variant, np.array([127], np.int8), np.array([2], np.int8), [0.5]))
+    np.testing.assert_array_equal(swept[127, 2, 0.5], rerank(query, gallery, variant, 127, 2, 0.5))
 
 
 def test_an_empty_sweep_is_named():

@@ -4,11 +4,13 @@ import json
 import math
 import subprocess
 
+import mistune
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
-from reid_utils.files import load_arrays, save_arrays
+from reid_utils.files import load_arrays, read_json, save_arrays, write_json
 from reid_utils.paper import results
 from reid_utils.paper.results import load_results, start_run, write_results
 
@@ -78,6 +80,40 @@ def test_names_with_marks_stay_in_their_cell_and_as_they_are():
     assert text.splitlines()[2] == r"|                1.50 | \$x\$ | < 0.01 |"
 
 
+NAMES = [
+    "<b>x</b>",
+    "a|b",
+    "back\\|pipe",
+    "$x$ $y",
+    "*a* _b_ c_d",
+    "`e",
+    "[l](http://x)",
+    "&lt; ~~x~~",
+    "игрок 选手 🏃 {0} %s",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_as_they_are_in_cells_notes_and_commands(tmp_path, name):
+    run = start_run(tmp_path, "06", "06")
+    command = results.in_code(f"python run_all.py '{name}'")
+    results.write_table(run, "T", pd.DataFrame({"row": [name]}), [f"of {name}", f"Row 1: {command}"])
+    shown = BeautifulSoup(mistune.html((tmp_path / "tables" / "T.md").read_text()), "html.parser")
+    assert [tag.get_text() for tag in shown("td")] == [name]
+    assert [tag.get_text() for tag in shown("p")] == [f"of {name}", f"Row 1: python run_all.py '{name}'"]
+    assert shown("code") and not shown(["b", "em", "a", "del"])
+
+
+def test_what_steers_a_terminal_or_is_no_utf_8_stops_no_table(tmp_path):
+    run = start_run(tmp_path, "06", "06")
+    frame = pd.DataFrame({"row": ["a\nb", "a\r\n\tb", "a\u202eb", "a\x1b[31mb", "a\udcffb"]})
+    results.write_table(run, "T", frame)
+    lines = (tmp_path / "tables" / "T.md").read_text().splitlines()[2:]
+    assert [line.strip("| ") for line in lines] == ["a b", "a b", "a b", r"a \[31mb", r"a\udcffb"]
+    write_json(tmp_path / "x.json", {"folder": "a\udcffb"})
+    assert read_json(tmp_path / "x.json") == {"folder": "a\udcffb"}
+
+
 def test_two_runs_of_a_notebook_write_two_tables_and_each_lists_its_own(tmp_path):
     for name, value in (("05__losses", 1), ("05__again", 2)):
         run = start_run(tmp_path, name, "05")
@@ -127,6 +163,15 @@ def test_damaged_pickled_and_missing_arrays_are_named(tmp_path):
             load_arrays(tmp_path / f"{name}.npz")
     with pytest.raises(FileNotFoundError):
         load_arrays(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("program", ["sleep 60", "exit 1", None])
+def test_a_git_that_cannot_answer_is_no_obstacle(tmp_path, monkeypatch, program):
+    (tmp_path / "git").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "git").chmod(0o755 if program else 0o644)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if program else str(tmp_path))
+    monkeypatch.setattr(results, "GIT_LIMIT", 0.5)
+    assert results._git_state() == {"commit": None, "dirty": None}
 
 
 def test_the_commit_is_known_in_a_checkout_of_another_user(tmp_path, monkeypatch):

@@ -83,6 +83,7 @@ def test_mistakes_end_in_one_line_before_anything_runs(finished, tmp_path):
         (["--set", "stps=3"], "did you mean 'steps'"),
         (["--only", "07*"], "--only 07* matches no run; runs: 02_training__none, "),
         (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--runs", os.fsdecode(b"/tmp/\xff")], "--runs /tmp/\\xdcff is no name in UTF-8: give another folder"),
         (["--features", str(tmp_path)], "no notebook that declares the parameter 'features'"),
     ):
         status, out, err = call(clone, *arguments)
@@ -194,6 +195,22 @@ def test_nothing_is_run_that_lies_where_the_command_was_typed_or_on_the_paths_of
     assert process.returncode == 0, out + err
     log = (clone / "runs" / "tiny" / "logs" / "02_training__none.log").read_text()
     assert f"kernel {sys.executable} True {queue.__file__}" in log
+
+
+def test_a_file_beside_run_all_stands_in_for_no_module_and_the_code_is_the_checkouts_own(tmp_path):
+    tree = make_clone(tmp_path / "a {prefix} 'c")
+    for name in ("run_all.py", "reid_utils", "rendered_players"):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, tree / name)
+    told = "import reid_utils, random\nprint('from', reid_utils.__file__)"
+    write_notebook(tree / "notebooks" / "02_training.ipynb", GIVEN + 'augmentation = ""\nsteps = 1\n', told)
+    for name in ("queue", "token", "random", "copy", "socket", "pickle", "types", "yaml", "papermill", "numpy"):
+        (tree / f"{name}.py").write_text(FOREIGN)
+    command = [sys.executable, "run_all.py", "tiny", "--only", "*none", "--data", str(write_images(tree / "crops"))]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tree / "runs" / "tiny-crops" / "logs" / "02_training__none.log").read_text()
+    assert f"from {tree / 'reid_utils' / '__init__.py'}" in log
 
 
 def test_a_failed_run_that_nothing_reads_stops_nothing(tmp_path):

@@ -208,6 +208,15 @@ def test_unequal_groups_give_the_cluster_robust_interval():
     assert found["high"] == pytest.approx(0.35 + half)
 
 
+def test_skewed_differences_take_degrees_of_freedom():
+    # Eight queries of 40 gain 0.4: skewness 1.56 (corrected) counts for more than the kurtosis of 0.46.
+    values = np.repeat([0.4, 0.0], [8, 32]) + np.resize([0.05, -0.05], 40)
+    excess = 2.25 * (stats.skew(values, bias=False) ** 2 - 6 / 40)
+    assert excess > stats.kurtosis(values, bias=False)
+    half = stats.t.ppf(0.975, 2 / (2 / 39 + excess / 40)) * values.std(ddof=1) / np.sqrt(40)
+    assert paired_difference(values + 0.1, np.full(40, 0.1))["high"] - values.mean() == pytest.approx(half)
+
+
 def test_groups_must_match_the_queries(aps):
     with pytest.raises(ValueError, match="2 groups for 60 queries"):
         mean_interval(aps, groups=[0, 1])

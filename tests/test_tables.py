@@ -75,6 +75,23 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
     assert "No two rows here answer: does that fusion help?" in empty.data
 
 
+def test_queries_of_one_sequence_are_one_draw_in_tables_and_claims_where_there_are_five(tmp_path):
+    runs = {"02_training": [trained(level, augmentation=name) for level, name in ((0.5, "none"), (0.52, "flip"))]}
+    apart, groups = augmentation_table(runs), np.arange(40) // 5
+    for run in runs["02_training"]:
+        run["scores"]["groups"] = groups
+    together = augmentation_table(runs)
+    aps = [run["scores"]["none|aps"] for run in reversed(runs["02_training"])]
+    expected = paired_difference(*aps, groups=groups)
+    assert together.comparison["diff_low"][1] == expected["low"] != apart.comparison["diff_low"][1]
+    others = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")}
+    assert paper_claims({"T1": together, **others})["diff low"][0] == pytest.approx(100 * expected["low"], abs=0.006)
+    assert "Queries of one sequence are one draw (8)." in show(start_run(tmp_path, "06", "06"), together, "").data
+    for run in runs["02_training"]:
+        run["scores"]["groups"] = groups // 2  # four say nothing of their spread
+    assert augmentation_table(runs).comparison.equals(apart.comparison)
+
+
 def table_rows(table):
     """{row: baseline} of a table, None where the row has none."""
     return {name: base if base != name else None for name, base in table.baselines.items()}
@@ -308,6 +325,13 @@ def test_findings_say_where_the_single_model_lies_below_what_the_paper_speaks_of
 def test_one_query_gives_a_finding_without_an_interval():
     found = finding("a beats b", paired_difference(np.full((3, 1), 0.6), np.full((3, 1), 0.5)))
     assert found == "a beats b: **cannot be told** (+10.00% mAP; one query: no interval)"
+
+
+def test_a_finding_on_a_single_model_weaker_than_the_papers_says_so():
+    better = paired_difference(*(trained(level)["scores"]["none|aps"] for level in (0.9, 0.5)))
+    strong, weak = (finding("re-ranking helps", better, single=single) for single in (0.96, 0.5))
+    assert strong.startswith("re-ranking helps: **supported") and "outside" not in strong
+    assert weak == f"{strong[:-1]}; outside the regime that the paper speaks of (50.0 mAP here))"
 
 
 def test_several_rows_again_are_each_compared_with_their_twin(without_features):

@@ -177,6 +177,7 @@ def _work(function, arguments, result):
     torch.set_num_threads(1)  # more would wait for threads that the fork left behind
     warnings.filterwarnings("ignore", message=".*all_gather is deprecated")
     # The others wait while the main one validates and extracts, which may take longer than the libraries' own limits.
+    # Where one dies, the launcher ends the others within seconds: nobody waits a day for the dead.
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "yes", timeout=timedelta(days=1))
     found = function(*arguments)
     if state.is_main_process:

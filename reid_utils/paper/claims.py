@@ -30,7 +30,7 @@ def paper_claims(tables):
         *_spread(tables["T2"]),
         *_tested(_post_processings(tables["T3"].rows)),
         *_tested(_fusions(tables["T5"], tables["T3"].rows)),
-        *_tested(_pretraining(tables["T4"])),
+        *_tested(_pretraining(tables["T4"]) | _pretraining_of_losses(tables["T2"])),
     ]
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -42,7 +42,7 @@ def _tested(family):
     """
     alpha = 0.05 / max(1, len(family))
     found = {
-        key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha)
+        key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha, groups=ours["groups"])
         for key, (ours, theirs, shared, *_) in family.items()
     }
     corrected = holm([each["p"] for each in found.values()])
@@ -127,6 +127,19 @@ def _pretraining(table):
     return family
 
 
+def _pretraining_of_losses(table):
+    """Rows of T2 that start from pre-trained weights beside the same loss from scratch; T4 has those of InfoNCE."""
+    family, scratch = {}, {}
+    for name, row in table.rows.items():
+        kind = row["settings"]["backbone"], row["settings"]["loss"]
+        scratch |= {} if row["settings"]["pretrained"] else {kind: name}
+    for name, row in table.rows.items():
+        base = scratch.get((row["settings"]["backbone"], row["settings"]["loss"]))
+        if row["settings"]["pretrained"] and base and row["settings"]["loss"] != "infonce":
+            family["pre-training helps", f"{name} against {base}"] = row, table.rows[base], False
+    return family
+
+
 _ENOUGH_SEEDS = 5  # a side, for a claim on the dispersion over seeds
 
 
@@ -163,19 +176,23 @@ def verdict(difference, p):
     return f"cannot be told (would need {more})"
 
 
-def finding(claim, difference, sign=1):
+def finding(claim, difference, single=None):
     """One sentence in Markdown: the claim, its verdict, and the figures.
 
-    difference: a row of `compare_rows`, or what `paired_difference` gives, in fractions of mAP; `sign` −1 where the
-    claim says that the row is the worse one. A verdict needs both the interval and the (corrected) p below 0.05.
+    difference: a row of `compare_rows`, or what `paired_difference` gives, in fractions of mAP; `single`: plain mAP of
+    the single model, for claims that the paper makes of strong ones (elsewhere the sentence says so). A verdict needs
+    both the interval and the (corrected) p below 0.05.
     """
+    where = outside_regime(single) if single is not None else ""
     of_table = "diff_" if "diff_low" in difference else ""  # there low and high are of the row's own mAP
     low, high = difference[f"{of_table}low"], difference[f"{of_table}high"]
-    low, high = (low, high) if sign > 0 else (-high, -low)
+    figures = [f"{difference['difference']:+.2%} mAP"]
     if isnan(low):
-        return f"{claim}: **cannot be told** ({sign * difference['difference']:+.2%} mAP; one query: no interval)"
-    p = difference["p_holm"] if "p_holm" in difference else difference["p"]
-    decided = verdict({**difference, "low": low, "high": high}, p)
-    shown = f"{sign * difference['difference']:+.2%} mAP, 95 % interval {low:+.2%} to {high:+.2%}"
-    name = "corrected p" if "p_holm" in difference else "p"
-    return f"{claim}: **{decided}** ({shown}, {name} {p_text(p, difference['p'] <= difference['p_floor'])})"
+        decided, figures = "cannot be told", [f"{figures[0]}; one query: no interval"]
+    else:
+        p = difference["p_holm"] if "p_holm" in difference else difference["p"]
+        decided = verdict({**difference, "low": low, "high": high}, p)
+        name = "corrected p" if "p_holm" in difference else "p"
+        figures.append(f"95 % interval {low:+.2%} to {high:+.2%}")
+        figures.append(f"{name} {p_text(p, difference['p'] <= difference['p_floor'])}")
+    return f"{claim}: **{decided}** ({', '.join(figures)}{f'; {where}' if where else ''})"

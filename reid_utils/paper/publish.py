@@ -1,9 +1,10 @@
 """Show a finished study in figures/ and the README (`make figures`), or make it again and compare (`make verify`).
 
-`python -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
+`python -P -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
 figures/study.json and, from these files alone, the README's results section. `… publish verify [FOLDER]` compares every
-cell of the committed tables with those of another run of the study. Exit status: 0 done, or all cells agree; 1 some do
-not; 2 the study could not be run or read.
+cell of the committed tables with those of another run of the study. `… publish verdicts FOLDER OTHER` sets the findings
+of two studies, made with other seeds say, beside each other. Exit status: 0 done, or all agree; 1 some do not; 2 the
+study could not be run or read.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def refuse_overrides(folder):
 def summary(folder, runs, others):
     """The content of figures/study.json: where the committed numbers come from, `others` being runs from `beside`."""
     values = runs[LAST]["values"]
-    described = [result["values"].get("tables", {}) for result in (runs[LAST], *others.values())]
+    described = [result["values"].get("tables", {}) for result in (runs[LAST], *(runs | others).values())]
     seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
         "study": folder.name,
@@ -156,7 +157,7 @@ def results_section(figures):
         }
         for table, about in study["tables"].items()
     )
-    others = sorted({path.stem for path in (figures / "tables").glob("*.md")} - {"findings", *study["tables"]})
+    others = sorted({path.stem for path in (figures / "tables").glob("[!.]*.md")} - {"findings", *study["tables"]})
     links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
     return (
         f"## What the {study['study']} study says\n\n"
@@ -169,13 +170,13 @@ def results_section(figures):
     )
 
 
-def in_readme(text, section):
-    """README text with what stands between the two markers replaced. Raises ValueError where a marker is missing."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+def in_readme(text, section, markers=(BEGIN, END)):
+    """README text with what stands between two markers replaced. Raises ValueError where a marker is missing."""
+    head, begin, rest = text.partition(markers[0])
+    _, end, tail = rest.partition(markers[1])
     if not begin or not end:
-        raise ValueError(f"README.md lacks the line {BEGIN!r} or {END!r}")
-    return f"{head}{BEGIN}\n{section}{END}{tail}"
+        raise ValueError(f"README.md lacks the line {markers[0]!r} or {markers[1]!r}")
+    return f"{head}{begin}\n{section}{end}{tail}"
 
 
 def publish(folder, figures, readme):
@@ -218,7 +219,7 @@ def moved_cells(committed, again, same_machine):
     table, row or column that only one folder has is a cell that is not within. A verdict is within unless it turned
     into its opposite, or was lost although its p was below LOST.
     """
-    names = sorted({path.name for folder in (committed, again) for path in folder.glob("*.csv")})
+    names = sorted({path.name for folder in (committed, again) for path in folder.glob("[!.]*.csv")})
     count, moved = 0, []
     for name in names:
         old, new = (_lines(folder / name) for folder in (committed, again))
@@ -286,9 +287,10 @@ def run_again(study):
 def verify(folder, figures):
     """Compare a finished study's tables with the committed ones and print what moved -> whether all is within."""
     study, here = read_json(figures / "study.json"), machine(finished(folder))
-    same = here == {name: study[name] for name in here}
+    same = here == {name: study[name] for name in here} and folder.name == study["study"]
     count, moved = moved_cells(figures / "tables", folder / "tables", same)
-    where = "the same machine type: exact" if same else "another machine type: within the intervals, verdicts held"
+    other = "another study" if folder.name != study["study"] else "another machine type"
+    where = "the same machine type: exact" if same else f"{other}: within the intervals, verdicts held"
     print(f"committed: {study['device']}; here: {here['device']}")
     if not moved.empty:
         print(moved.to_string(index=False, na_rep="not held"))
@@ -297,12 +299,47 @@ def verify(folder, figures):
     return not outside
 
 
+def verdicts_beside(folder, other):
+    """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
+
+    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted", "lost" (only the
+    first folder tells), "gained" (only the second) or "missing" (one folder has no such finding).
+    """
+    keys = ["claim", "compared"]
+    first, second = (
+        pd.read_csv(each / "tables" / "findings.csv", dtype=str, keep_default_na=False).set_index(keys)["verdict"]
+        for each in (folder, other)
+    )
+    frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
+    return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
+
+
+def _became(first, second):
+    if not isinstance(first, str) or not isinstance(second, str):
+        return "missing"
+    was, now = _sign(first), _sign(second)
+    return "contradicted" if was * now < 0 else "lost" if abs(was) > abs(now) else "gained" if was != now else ""
+
+
+def compare_verdicts(folder, other):
+    """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
+    frame = verdicts_beside(folder, other)
+    print(frame.to_string(index=False, na_rep="no such finding"))
+    told = sum(_sign(text) != 0 for text in frame["first"].dropna())
+    counts = frame["became"].value_counts()
+    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in ("contradicted", "lost", "gained", "missing"))
+    print(f"{len(frame)} findings, {told} told by {folder}; in {other}: {of_all}")
+    return not counts.get("contradicted", 0) and counts.get("lost", 0) <= 1
+
+
 def main(arguments=None):
     """Run the command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("figures", "verify"))
+    parser.add_argument("action", choices=("figures", "verify", "verdicts"))
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
+    parser.add_argument("other", nargs="?", type=Path, help="with verdicts: another finished study, or figures")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     figures = REPOSITORY / "figures"
     try:
         if options.action == "figures":
@@ -310,6 +347,10 @@ def main(arguments=None):
             study = publish(folder, figures, REPOSITORY / "README.md")
             print(f"figures/ and README.md now show {folder}, made at commit {study['commit']}")
             return 0
+        if options.action == "verdicts":
+            if options.other is None:
+                raise ValueError("give two folders of finished studies, or one and figures")
+            return int(not compare_verdicts(options.folder, options.other))
         if not (figures / "study.json").exists():
             raise ValueError("figures/study.json does not exist; publish a study first with `make figures`")
         folder = options.folder or run_again(read_json(figures / "study.json")["study"])

@@ -1,4 +1,4 @@
-"""`python -m reid_utils.paper.report STUDY`: a study's executed notebooks as pages to send away, the tables first.
+"""`python -P -m reid_utils.paper.report STUDY`: a study's executed notebooks as pages to send away, the tables first.
 
 Every page stands alone: pictures and style lie within it, formulas are MathML, and no script is left, so that it reads
 the same from a disk, offline and on a phone.
@@ -6,13 +6,14 @@ the same from a disk, offline and on a phone.
 
 import argparse
 import base64
+import html
 import shutil
 import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from reid_utils.files import is_clutter, read_json
-from reid_utils.paper.results import REPOSITORY
+from reid_utils.files import is_clutter, read_json, write_text
+from reid_utils.paper.results import REPOSITORY, in_markdown
 
 _STATIC = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
 _STYLE = """
@@ -49,8 +50,8 @@ def build_report(root):
     part.mkdir()
     for name, book in books.items():
         book.cells.insert(0, nbformat.v4.new_markdown_cell("[← report](index.html)"))
-        (part / f"{name}.html").write_text(_page(export, book, name), encoding="utf-8")
-    (part / "index.html").write_text(_page(export, index, f"Report of the {root.name} study"), encoding="utf-8")
+        write_text(part / f"{name}.html", _page(export, book, name))
+    write_text(part / "index.html", _page(export, index, f"Report of the {root.name} study"))
     shutil.rmtree(root / "report", ignore_errors=True)
     return part.replace(root / "report")
 
@@ -62,13 +63,13 @@ def _opening(root, names):
     forest = root / "figures" / "06_paper_tables_forest.png"
     data = base64.b64encode(forest.read_bytes()).decode() if forest.exists() else ""
     picture = f'<img alt="All rows of the tables with their intervals" src="data:image/png;base64,{data}">'
-    parts = [f"# Report of the {root.name} study", study.get("question", ""), picture if data else "", links]
+    title, question = in_markdown(f"Report of the {root.name} study"), in_markdown(study.get("question", ""))
+    parts = [f"# {title}", question, picture if data else "", links]
     return "\n\n".join(filter(None, parts))
 
 
 def _exporter():
     """nbconvert's HTML exporter with formulas as MathML and static outputs only."""
-    import latex2mathml.converter
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
@@ -76,10 +77,10 @@ def _exporter():
         """nbconvert's own, but for formulas."""
 
         def block_math(self, body):
-            return latex2mathml.converter.convert(body, display="block")
+            return _formula(body, "block")
 
         def inline_math(self, body):
-            return latex2mathml.converter.convert(body)
+            return _formula(body, "inline")
 
     def to_html(source):
         return MarkdownWithMath(renderer=Renderer(escape=False, anchor_link_text="")).render(source)
@@ -87,6 +88,16 @@ def _exporter():
     exporter = HTMLExporter(filters={"markdown2html": to_html})
     exporter.config.NbConvertBase.display_data_priority = _STATIC
     return exporter
+
+
+def _formula(text, display):
+    """LaTeX (str) as MathML; as it is where it is none, such as a folder's name with two $ in it."""
+    import latex2mathml.converter
+
+    try:
+        return latex2mathml.converter.convert(text, display=display)
+    except Exception:  # it raises whatever its parser stumbles over
+        return html.escape(f"${text}$")
 
 
 def _page(exporter, notebook, title):
@@ -108,10 +119,11 @@ def _page(exporter, notebook, title):
 
 def main(arguments=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(prog="python -m reid_utils.paper.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -P -m reid_utils.paper.report", description=__doc__.splitlines()[0])
     parser.add_argument("study", nargs="?", default="quick", help="a folder in runs/ (default: quick)")
     parser.add_argument("--runs", default=REPOSITORY / "runs", type=Path, help="where results lie (default: runs/)")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     try:
         folder = build_report(options.runs / options.study)
     except (ValueError, OSError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from reid_utils.files import read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+GIT_LIMIT = 20  # seconds
 LIBRARIES = {  # module: distribution
     "numpy": "numpy",
     "pandas": "pandas",
@@ -129,8 +130,8 @@ def _git_state():
     command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "status", "--porcelain=v2"]
     command += ["--branch", "--untracked-files=no"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=GIT_LIMIT)
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that does not answer
         return {"commit": None, "dirty": None}
     lines = done.stdout.splitlines()
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
@@ -180,7 +181,7 @@ def write_table(run, name, frame, notes=()):
     stem = "_".join(filter(None, (name, run.run_id.partition("__")[2])))
     csv, markdown = run.tables / f"{stem}.csv", run.tables / f"{stem}.md"
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
-    text = markdown_table(frame) + "".join(f"\n{note}\n" for note in notes)
+    text = markdown_table(frame) + "".join(f"\n{in_markdown(note)}\n" for note in notes)
     write_text(markdown, text)
     run.files.extend((csv, markdown))
     return Markdown(text)
@@ -207,8 +208,23 @@ def _cell(value):
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
-    text = re.sub(r"[|$]|<(?=[A-Za-z/!])", r"\\\g<0>", str(value))  # a name is no markup
-    return text.replace("\n", " ")
+    return re.sub(r"(?<!\\)\|", r"\|", in_markdown(str(value)))  # in code too, a bar would end the cell
+
+
+_STEERING = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+"  # line ends, and what turns the direction of text
+_MARKS = r"[|$\\`*~\[]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|(?<!\w)_|_(?!\w)"
+
+
+def in_markdown(text):
+    """Text (str) as Markdown that shows it as it is, in one line: a name is no markup. `Code` stays."""
+    code_or_mark = rf"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|{_MARKS}"
+    return re.sub(code_or_mark, lambda found: found[0] if found[1] else f"\\{found[0]}", re.sub(_STEERING, " ", text))
+
+
+def in_code(text):
+    """Text (str) as code in Markdown, whatever backticks it holds."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f" {text} ".join(2 * [fence]) if len(fence) > 1 else f"`{text}`"
 
 
 def _is_number(text):

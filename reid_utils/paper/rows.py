@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist
 
-from reid_utils.paper.tables import Table, closest, differences, is_again, named, row, training_runs
+from reid_utils.paper.results import in_code
+from reid_utils.paper.tables import ALL_FOLDS, Table, closest, differences, is_again, named, row, training_runs
 from reid_utils.ranking.feature_files import load_features
 
 SELECTION = "Selection of the epoch: the last one."
@@ -248,8 +249,12 @@ def _equal(row, other):
 
 def data_note(runs):
     """What the tables call the data: the note of a run on the training split, where there is one."""
-    found = training_runs(runs) or runs["02_training"]
-    return found[0]["values"]["note"]
+    run = (training_runs(runs) or runs["02_training"])[0]
+    ranked = [table for table, stem in _RANKED.items() if stem in runs and run["settings"]["train_on"] == ALL_FOLDS]
+    return run["values"]["note"] + (f" ({', '.join(ranked)}: the test split)" if ranked else "")
+
+
+_RANKED = {"T3": "03_post_processing", "T5": "04_fusion"}  # on the trainings of the whole training split alone
 
 
 def published_rows(runs, command):
@@ -264,6 +269,7 @@ def published_rows(runs, command):
     year_of_training = next(filter(None, years), None)
     for run in runs.get("04_fusion", []):
         settings, values = run["settings"], run["values"]
+        data = values.get("note", data)
         year, fusion = values.get("year", year_of_training), settings["challenge_fusion"]
         tested = "train+test" not in (values.get("trained_on") or ["train"])
         own = f"ours: {' + '.join(settings['models'])}, {settings['post_processing']}, {fusion}"
@@ -276,7 +282,8 @@ def published_rows(runs, command):
             if values["challenge"].get(key) is not None and (score == "mAP" or column in PUBLISHED_COLUMNS):
                 line[column] = round(100 * values["challenge"][key], 2)
         lines.append(line)
-        commands.append(f"Row {len(lines)}: `{command} --only '{run['run']}'`")
+        make = in_code(f"{command} --only '{run['run']}'")
+        commands.append(f"Row {len(lines)}: {make}")
         official = official or bool(year)
     notes = [
         "Ours on test: the mean of the seeds' scores, last epoch; on the challenge split: one entry, each model's "

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.files import load_arrays, read_json
-from reid_utils.paper.results import load_results, write_table
-from reid_utils.ranking.statistics import compare_rows, holm, p_text
+from reid_utils.paper.results import in_code, load_results, write_table
+from reid_utils.ranking.statistics import compare_rows, enough_groups, holm, p_text
 from reid_utils.study.folders import StudyFolders
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
@@ -27,9 +27,10 @@ class Table:
     """Rows over the same queries, each set beside its baseline.
 
     question: what comparing a row with its baseline answers. rows: {name: arrays}, the arrays those of `stack_scores`
-    (aps (S, Q), mAP, rank1, rank5, mINP (S,)) and `run`, the id of the run that made the row. baselines: {row: the row
-    it is compared with, itself for none}. shared: the rows that rank with the networks of their baseline, so that
-    their seeds are paired. extra: {row: {column: number}}, columns put last. notes: lines below it.
+    (aps (S, Q), mAP, rank1, rank5, mINP (S,)), `groups` (see `row`) and `run`, the id of the run that made the row.
+    baselines: {row: the row it is compared with, itself for none}. shared: the rows that rank with the networks of
+    their baseline, so that their seeds are paired. extra: {row: {column: number}}, columns put last. notes: lines
+    below it.
     """
 
     name: str
@@ -51,10 +52,15 @@ class Table:
             members = dict.fromkeys([base, *(name for name in self.rows if self.baselines[name] == base)])
             aps = {name: self.rows[name]["aps"] for name in members}
             alpha = 0.05 * (len(members) - 1) / max(1, comparisons)  # compare_rows divides by its own comparisons
-            part = compare_rows(aps, base, shared, alpha=alpha)
+            part = compare_rows(aps, base, shared, alpha=alpha, groups=self.groups)
             parts.append(part[part["row"].map(self.baselines) == base])
         table = pd.concat(parts).set_index("row").loc[list(self.rows)].reset_index()
         return table.assign(p_holm=holm(table["p"]))
+
+    @property
+    def groups(self):
+        """The sequence of each query, None where they are drawn one by one."""
+        return next((row.get("groups") for row in self.rows.values()), None)
 
     @property
     def printable(self):
@@ -92,7 +98,8 @@ class Table:
         for run, members in groupby(row["run"] for row in self.rows.values()):
             stop = start + len(list(members))
             numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
-            lines.append(f"{numbers}: `{command} --only '{run}'`")
+            make = in_code(f"{command} --only '{run}'")
+            lines.append(f"{numbers}: {make}")
             start = stop
         return lines
 
@@ -110,7 +117,8 @@ INTERVALS = (
 
 def show(run, table, command):
     """Write a Table as tables/<name>.csv and .md, with its notes and the commands of its rows -> what a cell shows."""
-    notes = [*table.notes, INTERVALS, table.compared, *table.commands(command)]
+    drawn = [] if table.groups is None else [f"Queries of one sequence are one draw ({len(np.unique(table.groups))})."]
+    notes = [*table.notes, INTERVALS, *drawn, table.compared, *table.commands(command)]
     return write_table(run, table.name, table.printable, notes)
 
 
@@ -134,9 +142,9 @@ def pool_folds(runs):
     """Runs whose ids differ in their fold alone as one: `train_on` "every fold", scores over all their queries.
 
     `runs`: results as `gather` gives them, each with id (`run`), settings, scores ({"name|aps": (S, Q) …}) and folder.
-    A group keeps the place, values and folder of its first run; `run` is a pattern of their ids, `folders` are all of
-    theirs. Runs on a single fold (a search for settings) are left out; all others stay as they are. Raises ValueError
-    where a fold is missing or there twice.
+    A group keeps the place, values (but the note) and folder of its first run; `run` is a pattern of their ids,
+    `folders` are all of theirs. Runs on a single fold (a search for settings) are left out; all others stay as they
+    are. Raises ValueError where a fold is missing or there twice.
     """
     groups = {}
     for run in runs:
@@ -156,7 +164,7 @@ def _fold(run):
 
 def _pooled(members):
     """One run of those of several folds."""
-    runs = sorted(members, key=lambda run: int(_fold(run)[1]))
+    runs, values = sorted(members, key=lambda run: int(_fold(run)[1])), members[0]["values"]
     folds = [int(_fold(run)[1]) for run in runs]
     if folds != list(range(int(_fold(runs[0])[2] or len(folds)))):
         raise ValueError(f"{runs[0]['run']} and its like cover the folds {folds}; run each fold once")
@@ -164,6 +172,7 @@ def _pooled(members):
         **members[0],
         "run": _pattern(runs[0]),
         "settings": {**members[0]["settings"], "train_on": ALL_FOLDS},
+        "values": {**values, "note": values["note"].replace(members[0]["settings"]["train_on"], ALL_FOLDS)},
         "scores": concatenate_scores([run["scores"] for run in runs]),
         "folders": [run["folder"] for run in runs],
     }
@@ -172,14 +181,15 @@ def _pooled(members):
 def concatenate_scores(parts):
     """Scores of the same seeds over several sets of queries as scores over all of them.
 
-    `parts`: contents of scores.npz, {"name|aps": (S, Q_k), "name|firsts": (S, Q_k), "name|mAP": (S,) …} each. Per-query
-    arrays are put side by side; means over queries are weighted by the number of queries with a match.
+    `parts`: contents of scores.npz, {"name|aps": (S, Q_k), "name|firsts": (S, Q_k), "name|mAP": (S,) …, "groups":
+    (Q_k,)} each. Per-query arrays are put side by side; means over queries are weighted by the number of queries with a
+    match.
     """
     joined = {}
     for key in parts[0]:
         values = [part[key] for part in parts]
-        if values[0].ndim > 1:
-            joined[key] = np.concatenate(values, axis=1)
+        if values[0].ndim > 1 or key == "groups":
+            joined[key] = np.concatenate(values, axis=-1)
             continue
         aps = f"{key.partition('|')[0]}|aps"
         matched = np.array([np.isfinite(part[aps]).sum(axis=1) for part in parts])
@@ -225,9 +235,13 @@ def closest(run, others):
 
 
 def row(result, name):
-    """One row's arrays: what a run's scores hold under `name`; and the run's id and settings."""
+    """One row's arrays: what a run's scores hold under `name`; and the run's id, settings and queries' `groups`.
+
+    groups (Q,): the sequences that queries belong to, None where the run knows none or too few.
+    """
     arrays = {key: result["scores"][f"{name}|{key}"] for key in SCORES}
-    return arrays | {"run": result["run"], "settings": result["settings"]}
+    groups = enough_groups(result["scores"].get("groups"))
+    return arrays | {"groups": groups, "run": result["run"], "settings": result["settings"]}
 
 
 def training_runs(runs, recipes=None, pretrained=False, **settings):

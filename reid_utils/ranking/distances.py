@@ -1,6 +1,6 @@
 """Squared Euclidean distances, and the checks that features and distance matrices pass first."""
 
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -51,10 +51,19 @@ def check_matrix(matrix, name: str) -> np.ndarray:
     return np.ascontiguousarray(matrix)
 
 
-def check_count(value, name: str) -> None:
-    """Raise ValueError unless the value is a whole number of at least 1; True is none."""
+def check_count(value, name: str) -> int:
+    """The value as Python's int (numpy's short ones overflow); ValueError unless it is whole, at least 1, not True."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+    return int(value)
+
+
+def check_number(value, name: str, most: float = np.inf) -> float:
+    """The value as Python's float. Raises ValueError naming it unless it is a finite number from 0 to `most`."""
+    if not isinstance(value, Real) or not 0 <= value <= most or value == np.inf:
+        bounds = "be at least 0" if most == np.inf else f"lie in [0, {most:g}]"
+        raise ValueError(f"{name} must {bounds}, not {value!r}")
+    return float(value)
 
 
 def check_features(query, gallery) -> tuple[np.ndarray, np.ndarray]:

@@ -43,29 +43,31 @@ def load_features(path):
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
     unknown player. Optional: query_cameras and gallery_cameras (0 and 1 where both are absent, so nothing counts as
-    junk), query_images, gallery_images. Returns a dict with all of these, features float32. Raises ValueError naming
-    the file and what is wrong with it.
+    junk), query_groups and gallery_groups (a query is ranked among its own), query_images, gallery_images. Returns a
+    dict with what there is, features float32. Raises ValueError naming the file and what is wrong with it.
     """
     found = _read_npz(path)
     missing = [name for name in REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
-    sides_with_cameras = {role for role in ("query", "gallery") if f"{role}_cameras" in found}
+    for kind in ("cameras", "groups"):
+        sides = [role for role in ("query", "gallery") if f"{role}_{kind}" in found]
+        if len(sides) == 1:
+            raise ValueError(f"{path} has {sides[0]}_{kind} only; give the {kind} of both sides or of none")
     for camera, role in enumerate(("query", "gallery")):
         features = found[role]
         _check_features(path, role, features, found[f"{role}_players"])
-        found[f"{role}_players"] = as_ids(found[f"{role}_players"], f"{path}: {role}_players")
+        labels = [name for name in (f"{role}_players", f"{role}_groups") if name in found]
+        for name in labels:
+            found[name] = as_ids(found[name], f"{path}: {name}")
         found.setdefault(f"{role}_cameras", np.full(len(features), camera))
         found.setdefault(f"{role}_images", np.arange(len(features)).astype(np.str_))
-        for name in (f"{role}_cameras", f"{role}_images"):
+        for name in (*labels, f"{role}_cameras", f"{role}_images"):
             if found[name].shape != features.shape[:1]:
                 raise ValueError(f"{path}: {name} has shape {found[name].shape}; it needs an entry a row of {role}")
-    if len(sides_with_cameras) == 1:
-        raise ValueError(
-            f"{path} has {sides_with_cameras.pop()}_cameras only; give the cameras of both sides or of none"
-        )
-    names = (f"{path}: query_players", "gallery_players")
-    check_same_kind(found["query_players"], found["gallery_players"], names)
+    for kind in ("players", "groups") if "query_groups" in found else ("players",):
+        names = (f"{path}: query_{kind}", f"gallery_{kind}")
+        check_same_kind(found[f"query_{kind}"], found[f"gallery_{kind}"], names)
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
     return found

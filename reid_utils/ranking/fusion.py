@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_count, check_matrix
+from reid_utils.ranking.distances import check_count, check_matrix, check_number
 from reid_utils.ranking.metrics import as_ids, check_same_kind
 from reid_utils.ranking.neighbours import each_block, nearest_columns
 
@@ -120,8 +120,7 @@ def rank_average(matrices: Sequence) -> np.ndarray:
 
 def reciprocal_rank_fusion(matrices: Sequence, smoothing: float = 60.0) -> np.ndarray:
     """Control (Cormack et al. 2009): 1 − mean of (smoothing + 1) / (smoothing + rank), (Q, G) float64 in [0, 1)."""
-    if smoothing < 0:
-        raise ValueError(f"smoothing must be at least 0, not {smoothing}")
+    smoothing = check_number(smoothing, "smoothing")
     return 1 - _mean(_checked(matrices), lambda matrix: (smoothing + 1) / (smoothing + _ranks(matrix)))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_utils.ranking import fusion as fusions
-from reid_utils.ranking.distances import check_count, check_features, squared_euclidean
+from reid_utils.ranking.distances import check_count, check_features, check_number, squared_euclidean
 from reid_utils.ranking.feature_files import load_features, write_distance_csv
 from reid_utils.ranking.metrics import labels_of, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
@@ -44,11 +44,9 @@ def _neighbour_means(features: np.ndarray, gallery: np.ndarray, k: int, alpha: f
     return _unit(np.concatenate(blocks))
 
 
-def _unit_sides(query, gallery, k: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    check_count(k, "k")
-    if not 0 <= alpha < np.inf:
-        raise ValueError(f"alpha must be at least 0, not {alpha}")
-    return tuple(_unit(side) for side in check_features(query, gallery))
+def _checked(query, gallery, k: int, alpha: float) -> tuple[np.ndarray, np.ndarray, int, float]:
+    query, gallery = (_unit(side) for side in check_features(query, gallery))
+    return query, gallery, check_count(k, "k"), check_number(alpha, "alpha")
 
 
 def alpha_query_expansion(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,13 +56,13 @@ def alpha_query_expansion(query, gallery, k: int = 6, alpha: float = 3.0) -> tup
     power of alpha (itself: 1; negative similarities: 0). alpha 0 is average query expansion. Raises ValueError for NaN,
     unequal widths, and k or alpha out of range.
     """
-    query, gallery = _unit_sides(query, gallery, k, alpha)
+    query, gallery, k, alpha = _checked(query, gallery, k, alpha)
     return _neighbour_means(query, gallery, k, alpha, first=0), gallery
 
 
 def database_augmentation(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
     """Augment the gallery (DBA, Turcot and Lowe 2009), weighted as in αQE; shapes and errors as there."""
-    query, gallery = _unit_sides(query, gallery, k, alpha)
+    query, gallery, k, alpha = _checked(query, gallery, k, alpha)
     return query, _neighbour_means(gallery, gallery, k, alpha, first=1)
 
 
@@ -208,5 +206,5 @@ def csv_ids(model, name):
     kind = "images" if name == "challenge" else "players"
     try:
         return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None

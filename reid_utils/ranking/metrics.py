@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_count, check_matrix
+from reid_utils.ranking.distances import check_count, check_matrix, is_tensor
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
@@ -40,19 +40,24 @@ def as_ids(values, name: str) -> np.ndarray:
 
     Raises ValueError naming them for fractions, whole floats that may have lost digits, and mixed types.
     """
-    ids = np.asarray(values)
+    if str(getattr(values, "dtype", "")) == "torch.bfloat16":
+        raise ValueError(f"{name} must be whole numbers or text, not bfloat16, which holds them up to 256 alone")
+    ids = values.detach().cpu().numpy() if is_tensor(values) else np.asarray(values)
     # From 2^(mantissa + 1) on a float holds neighbouring whole numbers as the same.
     exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 0
     if exact and (ids == np.trunc(ids)).all() and (np.abs(ids) < exact).all():
         return ids.astype(np.int64)
     if ids.dtype.kind in "Uf" and not isinstance(values, np.ndarray):
         ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text or fractions
-    if ids.dtype.kind in "ST" or (ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids.flat)):
+    if ids.dtype.kind == "S":
+        ids = np.char.decode(ids, "utf-8", "surrogateescape")
+    if ids.dtype.kind == "T" or (ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids.flat)):
         return ids.astype(np.str_)
     if ids.dtype.kind == "O" and not all(isinstance(value, int | np.integer) for value in ids.flat):
         raise ValueError(f"{name} must be whole numbers or text throughout, not a mixture")
     if ids.dtype.kind not in "iubUO":
-        raise ValueError(f"{name} must be whole numbers or text, not {ids.dtype}")
+        fractions = " with fractions, NaN or more digits than it holds" if exact else ""
+        raise ValueError(f"{name} must be whole numbers or text, not {ids.dtype}{fractions}")
     if ids.dtype.kind in "uO" and ids.size and ids.max() > np.iinfo(np.int64).max:
         return ids.astype(object)
     return ids if ids.dtype.kind == "U" else ids.astype(np.int64)
@@ -65,9 +70,12 @@ def check_same_kind(first, other, names: tuple[str, str]) -> None:
         raise ValueError(f"{names[0]} are {kinds[0]}, {names[1]} {kinds[1]}; write both as the same kind")
 
 
+_UNKNOWN = ("-1", "-1.0", "", "nan", "NaN", "None", "<NA>")  # as text: what tables make of -1 and of an empty cell
+
+
 def known(ids: np.ndarray) -> np.ndarray:
-    """Mask of ids that are not -1."""
-    return ids != ("-1" if ids.dtype.kind == "U" else -1)
+    """Mask of ids that are not -1; of text, what is neither that nor how tables write an empty cell."""
+    return ~np.isin(np.char.strip(ids), _UNKNOWN) if ids.dtype.kind == "U" else ids != -1
 
 
 def _codes(query, gallery, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ CLAIMS = {  # name: (ours, theirs)
 }
 PUBLISHED = (0.727, 0.961, 0.976, 0.984)  # toolkit baseline; single models and entries of 2022 and 2023
 LEAST = 0.95  # mAP of a single model from which on the paper's claims are meant
+_WORDS = {1: "helps", -1: "harms", 0: "cannot be told"}  # by the sign of an effect
 _WIDTH = 0.35  # of the smoothing, in logits: 93.3 to 96.3 mAP about 95, 61.5 to 76.9 about 70
 _FEWEST_SETS = 3  # within the smoothing's reach; with fewer the curve would be a matter of one set's teams and scenes
 
@@ -63,20 +64,20 @@ def effects_at(models, query_players, gallery_players, post_processing="hard"):
     ]
 
 
-def points_in_set(features, test, gallery_images, few_players=0, post_processing="hard"):
+def points_in_set(features, test, gallery_images, few_players=(), post_processing="hard"):
     """The operating points of some models in one test set.
 
     features: one (N, d) array a model; test: the set's rows of the manifest, (N,) with role, player and frame;
-    gallery_images: numbers of gallery images per player to keep (the earliest); few_players: how many players make a
-    second, easier gallery with the first of these numbers (0: none). Returns a list of dicts: claim, images (a player),
+    gallery_images: numbers of gallery images per player to keep (the earliest); few_players: how many players make
+    further, easier galleries, each with the first of these numbers. Returns a list of dicts: claim, images (a player),
     single and effect, (Q,) over all queries of the set, NaN for those left out.
     """
     player, queries = test["player"].to_numpy(), (test["role"] == "query").to_numpy()
     rank = test.groupby(["role", "player"])["frame"].rank(method="first").to_numpy()
-    few = np.isin(player, np.unique(player)[:few_players])
-    everyone = np.ones(len(test), bool)
+    galleries = [(images, len(test)) for images in gallery_images] + [(gallery_images[0], few) for few in few_players]
     points = []
-    for images, there in [(n, everyone) for n in gallery_images] + [(gallery_images[0], few)] * bool(few_players):
+    for images, most in galleries:
+        there = np.isin(player, np.unique(player)[:most])
         query, gallery = queries & there, ~queries & there & (rank <= images)
         models = [(of_model[query], of_model[gallery]) for of_model in features]
         for claim, *scores in effects_at(models, player[query], player[gallery], post_processing):
@@ -127,12 +128,40 @@ def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000, seed=0):
 
 def ranges_told(curve):
     """In words, between which mAP of the single model a curve of `effect_curve` tells what: "helps 30–94, … mAP"."""
-    words = {1: "helps", -1: "harms", 0: "cannot be told"}
     curve = curve[curve["effect"].notna()]
     sign = (curve["low"] > 0).astype(int) - (curve["high"] < 0).astype(int)
-    parts = [(words[part.iloc[0]], curve["mAP"][part.index]) for _, part in sign.groupby(sign.diff().ne(0).cumsum())]
-    told = ", ".join(f"{word} {100 * at.iloc[0]:.0f}–{100 * at.iloc[-1]:.0f}" for word, at in parts)
+    parts = [(_WORDS[part.iloc[0]], curve["mAP"][part.index]) for _, part in sign.groupby(sign.diff().ne(0).cumsum())]
+    told = ", ".join(f"{word} {100 * at.iloc[0]:.3g}–{100 * at.iloc[-1]:.3g}" for word, at in parts)
     return f"{told} mAP" if told else "no three sets have such single models"
+
+
+def sign_changes(curve):
+    """Where a curve of `effect_curve` crosses zero: a list of dicts, one a crossing.
+
+    Each has `at` (mAP of the single model), `low` and `high`, the last mAP before and the first after it at which the
+    effect's interval leaves out zero (the 95 % interval of the crossing; None on a side where it nowhere does), and
+    `told`, all that in words. Crossings within one interval that undo each other are none.
+    """
+    curve = curve[curve["effect"].notna()]
+    at, effect = curve["mAP"].to_numpy(), curve["effect"].to_numpy()
+    clear = np.flatnonzero((curve["low"] > 0) | (curve["high"] < 0))
+    found = {}
+    for k in np.flatnonzero(effect[:-1] * effect[1:] < 0):
+        before, after = clear[clear <= k], clear[clear > k]
+        limits = float(at[before[-1]]) if len(before) else None, float(at[after[0]]) if len(after) else None
+        zero = at[k] + (at[k + 1] - at[k]) * effect[k] / (effect[k] - effect[k + 1])
+        found.setdefault(limits, []).append((float(zero), int(np.sign(effect[k + 1]))))
+    return [
+        {"at": zeros[-1][0], "low": low, "high": high, "told": _crossing(*zeros[-1], low, high)}
+        for (low, high), zeros in found.items()
+        if len(zeros) % 2
+    ]
+
+
+def _crossing(at, sign, low, high):
+    """A crossing in words; sign: that of the effect after it."""
+    ends = " to ".join("the end of the curve" if end is None else f"{100 * end:.1f}" for end in (low, high))
+    return f"turns from {_WORDS[-sign]} to {_WORDS[sign]} at {100 * at:.1f} mAP (95 % interval: {ends})"
 
 
 def _logit(share):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reid_utils.ranking import neighbours as nb
-from reid_utils.ranking.distances import check_count, check_features, check_matrix, is_tensor
+from reid_utils.ranking.distances import check_count, check_features, check_matrix, check_number, is_tensor
 
 VARIANTS = ("hard", "gaussian", "kreciprocal")
 
@@ -43,19 +43,18 @@ class Rows(NamedTuple):
     neighbours: np.ndarray  # (N, ...) int32, -1 where there are no more
 
 
-def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterable, in_place: bool) -> None:
+def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterable, in_place: bool) -> tuple:
+    """The lists of k1, k2 and weights as Python's own numbers."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
     if in_place and variant != "hard":
         raise ValueError(f"in_place=True exists for the hard variant only, not for {variant}")
-    for name, values in (("k1", k1s), ("k2", k2s), ("jaccard_weight", weights)):
+    weights = [check_number(weight, "jaccard_weight", 1) for weight in weights]
+    checked = [check_count(k, "k1") for k in k1s], [check_count(k, "k2") for k in k2s], weights
+    for name, values in zip(("k1", "k2", "jaccard_weight"), checked, strict=True):
         if not values:
             raise ValueError(f"no {name} is given; name at least one")
-        for value in values:
-            if name != "jaccard_weight":
-                check_count(value, name)
-            elif not 0 <= value <= 1:
-                raise ValueError(f"jaccard_weight must lie in [0, 1], not {value}")
+    return checked
 
 
 def _warn_if_clipped(k1: int, gallery: int) -> None:
@@ -251,7 +250,7 @@ def rerank(
     result does not depend on the images' order. `query_query=False` leaves out distances between queries.
     Warns where k1 exceeds the gallery; raises ValueError for NaN, unequal widths or impossible settings.
     """
-    _check_settings(variant, [k1], [k2], [jaccard_weight], in_place)
+    (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place)
     k = max(k1 + 1, k2)
     search, query, gallery = _search(query, gallery, k)
     _warn_if_clipped(k1, len(gallery))
@@ -274,7 +273,7 @@ def rerank_distances(
     Settings and errors as in `rerank`. `query_query=None` leaves out distances between queries. Given what the
     published codes were given, `gaussian` and `hard` with `in_place` return what they return. Memory: N × N.
     """
-    _check_settings(variant, [k1], [k2], [jaccard_weight], in_place)
+    (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place)
     distances, queries = _one_matrix(query_gallery, query_query, gallery_gallery), len(query_gallery)
     _warn_if_clipped(k1, len(distances) - queries)
     scale = _scale(distances.max(axis=1, where=np.isfinite(distances), initial=0), variant)
@@ -305,8 +304,7 @@ def rerank_sweep(
 
     Arguments and errors as in `rerank`, with which each yielded (Q, G) array agrees.
     """
-    k1s, k2s, weights = list(k1s), list(k2s), list(jaccard_weights)
-    _check_settings(variant, k1s, k2s, weights, in_place)
+    k1s, k2s, weights = _check_settings(variant, k1s, k2s, jaccard_weights, in_place)
     k = max(*k1s, *k2s) + 1
     search, query, gallery = _search(query, gallery, k)
     _warn_if_clipped(max(k1s), len(gallery))

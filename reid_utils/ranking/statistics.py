@@ -16,7 +16,9 @@ from scipy.optimize import brentq
 from scipy.special import betaincinv, stdtrit
 
 P_FLOOR = 1e-4  # below this the tails of t are no longer to be believed
-_FEW = 30  # informative queries; below this (and half of all) their skew would make the plain interval too short
+_FEW = 30  # informative queries; below this (and half of all) they are too few to know their spread as all n would
+_FEWEST_GROUPS = 5  # with fewer, Student's quantile alone is above 3 and the interval says nothing
+_SKEW = 2.25  # 1.5 for gamma distributions; as much more as `benchmarks.coverage` needs at 50 queries
 _MOST_SEEDS = 100  # who needs more seeds than this needs something else
 _ROUNDING = 1e-9  # scores closer than this are equal
 
@@ -37,14 +39,14 @@ class _Spread(NamedTuple):
         if self.informative < 2 and self.queries_df > 0:  # no spread to go by: a bound on the share that may differ
             return betaincinv(self.informative + 1, self.count - self.informative, 1 - alpha / 2)
         total = _t(alpha, power, self.queries_df) ** 2 * self.queries
-        if seeds and self.seeds > 0:
+        if seeds and np.any(self.seeds > 0):
             total = total + _t(alpha, power, self.seeds_df) ** 2 * self.seeds
         return np.sqrt(total)
 
 
 def _t(alpha, power, df):
     """Sum of Student's quantiles at 1 − alpha/2 and at `power`; NaN without degrees of freedom."""
-    return stdtrit(df, 1 - alpha / 2) + stdtrit(df, power) if df > 0 else np.nan
+    return stdtrit(df, 1 - alpha / 2) + stdtrit(df, power) if np.all(df > 0) else np.nan
 
 
 def _scores(aps):
@@ -97,24 +99,27 @@ def _spread(parts, per_query, groups):
     n, count = len(units), len(per_query)
     squares, df = np.sum((units - units.mean()) ** 2), _df(units)
     if informative < min(_FEW, count / 2):
-        # Two more of the largest size, one a side (in Agresti and Coull's manner), and no more df than they have.
-        squares, df = squares + 2 * np.max(units**2), min(df, max(1, informative - 1))
+        df = min(df, max(1, informative - 1))
     queries = squares / (n * (n - 1)) if n > 1 else np.nan
     added, seeds_df, residual = _added_by_seeds([_units(part, groups) for part in parts])
     return _Spread(queries, df, added, seeds_df, informative, count, residual)
 
 
 def _df(values):
-    """Degrees of freedom of the variance of (n,) values: n − 1, or fewer where tails are heavier than the normal's.
+    """Degrees of freedom of the variance of (n,) values: n − 1, or fewer where they are heavy-tailed or skewed.
 
-    By Satterthwaite's rule from Var(s²) = σ⁴(2 / (n − 1) + excess kurtosis / n).
+    By Satterthwaite's rule from Var(s²) = σ⁴(2 / (n − 1) + excess kurtosis / n). A sample of skewed values shows too
+    little of its kurtosis, and its mean goes with its spread: the kurtosis counts as _SKEW · skewness² at least (less
+    6 / n, the normal's by chance), and as n at most, which one outlier of n has.
     """
     n, left = len(values), values - values.mean()
     if n < 4 or not np.any(left):
         return n - 1
-    biased = n * np.sum(left**4) / np.sum(left**2) ** 2 - 3
-    excess = (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * biased + 6)
-    return 2 / (2 / (n - 1) + max(excess, 0.0) / n)
+    squares, cubes, fourths = (np.sum(left**power) for power in (2, 3, 4))
+    kurtosis = (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * (n * fourths / squares**2 - 3) + 6)
+    skewness2 = n**2 * (n - 1) / (n - 2) ** 2 * cubes**2 / squares**3
+    excess = max(kurtosis, _SKEW * (skewness2 - 6 / n), 0.0)
+    return 2 / (2 / (n - 1) + min(excess, n) / n)
 
 
 def _added_by_seeds(parts):
@@ -220,16 +225,19 @@ def _seeds_needed(value, spread, seeds, alpha, power):
     """The least number of seeds a row at which the difference seen would be told with that power, else NaN."""
     if min(seeds) < 2 or spread.informative < 2:
         return float("nan")
-    now = 1 / np.mean([1 / count for count in seeds])
-    of_queries = max(0.0, spread.queries - spread.residual / now)
-    for count in range(2, _MOST_SEEDS + 1):
-        df = spread.seeds_df * (count - 1) / (now - 1)
-        queries = of_queries + spread.residual / count
-        if spread._replace(queries=queries, seeds=spread.seeds * now / count, seeds_df=df).half(alpha, power) <= abs(
-            value
-        ):
-            return count
-    return float("nan")
+    now, counts = 1 / np.mean([1 / count for count in seeds]), np.arange(2, _MOST_SEEDS + 1)
+    queries = max(0.0, spread.queries - spread.residual / now) + spread.residual / counts
+    df = spread.seeds_df * (counts - 1) / (now - 1)
+    halves = spread._replace(queries=queries, seeds=spread.seeds * now / counts, seeds_df=df).half(alpha, power)
+    return float(next(iter(counts[halves <= abs(value)]), np.nan))
+
+
+def enough_groups(groups):
+    """Groups (Q,), as the functions here take them; None where there are none or fewer than five.
+
+    So few say nothing of their spread, and queries are then drawn one by one.
+    """
+    return groups if groups is not None and len(np.unique(groups)) >= _FEWEST_GROUPS else None
 
 
 def holm(p_values):

@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m reid_utils.study.worker JOB.json`; how it is started and what it came to.
+"""One run in a process of its own: how it is started, what it does with its job (a JSON file), what it came to.
 
 The job names the notebook, its parameters and its key. The run's record under state/ is written last, so that a run
 killed at any moment counts as not done; its results folder keeps what a resuming run with the same key can use.
@@ -21,12 +21,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reid_utils.files import read_json, write_json, write_text
+from reid_utils.files import is_clutter, read_json, write_json, write_text
 from reid_utils.study.folders import StudyFolders
 from reid_utils.study.keys import PACKAGE
 from reid_utils.study.machine import cache_folders
 from reid_utils.study.study_file import declared_parameters
 
+RUN = "from reid_utils.study.worker import main; sys.exit(main(sys.argv[1:]))"
+KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -86,7 +88,7 @@ def make_job(run, key, folders, notebooks, given, *, command, gpus=None, fresh=F
 
 
 def worker_environment(job, gpus=()):
-    """The environment of a run's process and its kernel: threads, determinism, GPUs, and this very package."""
+    """The environment of a run's process and its kernel: threads, determinism, GPUs, places for caches."""
     dropped = ("PYTHONDONTWRITEBYTECODE", "MPLBACKEND")  # bytecode halves a kernel's start; the kernel draws inline
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= dict.fromkeys(THREAD_VARIABLES, str(job["parts"]["threads"])) | cache_folders()
@@ -96,13 +98,22 @@ def worker_environment(job, gpus=()):
     return environment | {
         "OMP_WAIT_POLICY": "passive",
         "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, given)]),
+        "PYTHONPATH": os.pathsep.join(place for place in given if place and Path(place).resolve() != PACKAGE.parent),
         "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where the command was typed
         "SOURCE_DATE_EPOCH": PUBLISHED,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "IPYTHONDIR": str(Path(job["root"]) / "locks" / "ipython"),
         "REID_DATA_FINGERPRINT": job["parts"]["data"],
     }
+
+
+def python(statement):
+    """The command line of a process of this interpreter that finds this very package, and runs a statement.
+
+    The package's folder is looked at last: a file of the user's there must not stand in for a library's module.
+    """
+    place = ascii(str(PACKAGE.parent)).replace("{", r"\x7b")  # Jupyter formats a kernel's command line
+    return [sys.executable, "-c", f"import sys; sys.path.append({place}); {statement}"]
 
 
 def start_worker(job, gpus=()):
@@ -113,7 +124,7 @@ def start_worker(job, gpus=()):
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "reid_utils.study.worker", str(folders.job(job["run"]))],
+            [*python(RUN), str(folders.job(job["run"]))],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -233,7 +244,7 @@ def _run_notebook(job, saved):
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (job["notebook"], saved)]  # papermill formats
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
         private = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-        kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+        kernel = {"argv": [*python(KERNEL), "-f", "{connection_file}"], "language": "python"}
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", {**kernel, "display_name": "Python 3"})
         os.environ.update({"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder})
         papermill.execute_notebook(
@@ -252,7 +263,7 @@ def _run_notebook(job, saved):
 def _record(job, folders, saved, began):
     """Write the record that makes the run count as done: key, files, seconds, seconds until the kernel answered."""
     folder = folders.results(job["run"])
-    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file())]
+    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file() and not is_clutter(path.name))]
     listed = (read_json(folder / "results.json") or {}).get("files", [])
     record = {
         "key": job["key"],
@@ -301,7 +312,3 @@ def die_with(parent=None):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(f"the process {parent} that started this one is gone")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -32,7 +32,7 @@ def regime_map(curves, note=None):
         ax.set_ylabel("effect (mAP points)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     bands = Patch(color=GREY, alpha=0.3, linewidth=0, label="95 % bands; those of thin lines may be cut")
-    figure.legend([*handles, bands], [*labels, bands.get_label()], loc="outside upper center", ncols=2)
+    figure.legend([*handles, bands], [*labels, bands.get_label()], loc="outside upper center", ncols=2, fontsize=7)
     return finish(figure, note)
 
 

@@ -100,8 +100,11 @@ def looks(names):
 
 
 def legend_above(figure, ax):
-    """Moves an axes' legend above the figure."""
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    """Moves an axes' legend above the figure, in four columns or, where its labels are long, fewer and more rows."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = min(4, max(1, int(72 * figure.get_figwidth() / (34 + 3.7 * max(map(len, labels))))))  # points
+    figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) + -len(labels) // 4))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     ax.get_legend().remove()
 
 
