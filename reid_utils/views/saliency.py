@@ -116,7 +116,7 @@ def saliency_pairs(pairs, note=None):
     for part, pair in zip(parts.flat, pairs, strict=False):
         _draw_pair(part, *pair)
     scale = right.subplots()
-    right.colorbar(ScalarMappable(cmap=_MAP), cax=scale, ticks=(0, 1), label="share of the map's maximum")
+    right.colorbar(ScalarMappable(cmap=_MAP), cax=scale, ticks=(0, 1), label="share of maximum")
     scale.set_box_aspect(10)
     return finish(figure, note)
 
