@@ -14,6 +14,7 @@ from PIL import Image
 
 from reid_utils.ranking.statistics import compare_rows
 from reid_utils.views import galleries, plots, style
+from reid_utils.views.forest import forest_plot
 from reid_utils.views.saliency import saliency_pairs
 
 
@@ -95,7 +96,7 @@ def draw_one_of_each(rng):
             ["two-stage", "ViT", "ResNet"],
         ),
         "forest": (
-            plots.forest_plot(table(rng), ["T1", "T1", "T1"], **note),
+            forest_plot(table(rng), ["T1", "T1", "T1"], **note),
             2,
             ["T1", "flip", "mAP (%)", "difference to the baseline (mAP points)", "< 0.0002"],
         ),
@@ -160,7 +161,7 @@ def test_forest_plot_fills_only_what_differs(rng):
     noisy = np.clip(aps + rng.normal(0, 0.1, aps.shape), 0, 1)
     frame = compare_rows({"base": aps, "same": noisy, "better": np.clip(aps + 0.1, 0, 1)}, "base")
     frame["p_holm"] = [np.nan, 0.6, 0.001]
-    points = [line for line in plots.forest_plot(frame).axes[0].lines if line.get_marker() in "oD"]
+    points = [line for line in forest_plot(frame).axes[0].lines if line.get_marker() in "oD"]
     filled = [line.get_markerfacecolor() != "white" for line in points]
     assert list(zip((line.get_marker() for line in points), filled, strict=True)) == [
         ("D", True),
@@ -172,7 +173,7 @@ def test_forest_plot_fills_only_what_differs(rng):
 def test_forest_plot_draws_full_intervals_thin_and_those_of_queries_thick(rng):
     frame = table(rng).assign(queries_low=[np.nan, 0.09, 0.19], queries_high=[np.nan, 0.11, 0.21])
     frame = frame.assign(diff_low=[np.nan, 0.05, 0.1], diff_high=[np.nan, 0.15, 0.3])
-    figure = plots.forest_plot(frame)
+    figure = forest_plot(frame)
     segments = {(line.get_linewidth(), *np.round(line.get_xdata(), 1)) for line in figure.axes[1].lines}
     assert segments >= {(1, 5, 15), (1, 10, 30), (4, 9, 11), (4, 19, 21)}
     thick, thin = (
@@ -182,7 +183,7 @@ def test_forest_plot_draws_full_intervals_thin_and_those_of_queries_thick(rng):
     assert figure.axes[1].lines.index(thick) < figure.axes[1].lines.index(thin)  # the thin one lies on top
     assert thick.get_color() != thin.get_color() and {each.get_solid_capstyle() for each in (thick, thin)} == {"butt"}
     assert "over queries only" in texts(figure)
-    assert "over queries only" not in texts(plots.forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
+    assert "over queries only" not in texts(forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
 
 
 def test_epochs_without_a_measurement_are_no_solid_line():
@@ -308,7 +309,7 @@ def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
     frame = table(rng, (name, "other"))
     manifest = pd.DataFrame({"split": [name, "b"] * 3, "player": range(6)})
     drawn = [
-        plots.forest_plot(frame, [name, name], note=name),
+        forest_plot(frame, [name, name], note=name),
         plots.bar_with_intervals(frame, note=name),
         plots.error_overlap(np.eye(2), [name, "b"]),
         plots.cmc_curves({name: [0.5, 1]}),

@@ -9,6 +9,7 @@ from math import isnan
 
 import pandas as pd
 
+from reid_utils.paper.results import markdown_table
 from reid_utils.paper.tables import p_text
 from reid_utils.ranking.regimes import outside_regime
 from reid_utils.ranking.statistics import holm, paired_difference
@@ -196,3 +197,59 @@ def finding(claim, difference, single=None):
         figures.append(f"95 % interval {low:+.2%} to {high:+.2%}")
         figures.append(f"{name} {p_text(p, difference['p'] <= difference['p_floor'])}")
     return f"{claim}: **{decided}** ({', '.join(figures)}{f'; {where}' if where else ''})"
+
+
+def findings_text(findings):
+    """Findings (rows of findings.csv, read as text) as the README has them: Markdown, the difference in one column."""
+    difference = [
+        f"{line['difference']} ({line['diff low']} to {line['diff high']})" if line["difference"] else ""
+        for line in findings.to_dict("records")
+    ]
+    mark = findings["regime"].ne("").map({True: " †", False: ""})
+    shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
+    shown = shown.assign(**{"difference (95 %)": difference, "p (Holm)": findings["p (Holm)"]})
+    here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
+    outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
+    return (
+        f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
+        "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one claim, in "
+        f"the tables over all rows of a table.{outside if len(here) else ''}\n"
+    )
+
+
+def sign(verdict):
+    """1 where a verdict says supported, −1 where it says the opposite, else 0."""
+    return 1 if verdict.startswith("supported") else -int("the opposite holds" in verdict)
+
+
+def verdicts_beside(folder, other):
+    """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
+
+    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted", "lost" (only the
+    first folder tells), "gained" (only the second) or "missing" (one folder has no such finding).
+    """
+    keys = ["claim", "compared"]
+    first, second = (
+        pd.read_csv(each / "tables" / "findings.csv", dtype=str, keep_default_na=False).set_index(keys)["verdict"]
+        for each in (folder, other)
+    )
+    frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
+    return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
+
+
+def _became(first, second):
+    if not isinstance(first, str) or not isinstance(second, str):
+        return "missing"
+    was, now = sign(first), sign(second)
+    return "contradicted" if was * now < 0 else "lost" if abs(was) > abs(now) else "gained" if was != now else ""
+
+
+def compare_verdicts(folder, other):
+    """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
+    frame = verdicts_beside(folder, other)
+    print(frame.to_string(index=False, na_rep="no such finding"))
+    told = sum(sign(text) != 0 for text in frame["first"].dropna())
+    counts = frame["became"].value_counts()
+    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in ("contradicted", "lost", "gained", "missing"))
+    print(f"{len(frame)} findings, {told} told by {folder}; in {other}: {of_all}")
+    return not counts.get("contradicted", 0) and counts.get("lost", 0) <= 1

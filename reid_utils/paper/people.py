@@ -12,14 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
+from reid_utils.paper.claims import findings_text
 from reid_utils.paper.publish import LAST, finished, in_readme, machine
-from reid_utils.paper.results import REPOSITORY, markdown_table
+from reid_utils.paper.results import REPOSITORY
 
 MARKERS = (
     "<!-- people: begin; written by `python -m reid_utils.paper.people` from figures/people -->",
     "<!-- people: end -->",
 )
-SHOWN = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
 
 
 def summary(runs, about):
@@ -51,7 +51,7 @@ def section(figures):
     Of the findings those on pre-training, and those on the loss that start from pre-trained weights.
     """
     study, folder = read_json(figures / "study.json"), "figures/people/tables"
-    findings = pd.read_csv(figures / "tables" / "findings.csv", converters={"p (Holm)": _number_or_text})
+    findings = pd.read_csv(figures / "tables" / "findings.csv", dtype=str, keep_default_na=False)
     of_loss = (findings["claim"] == "InfoNCE beats the ID loss") & ~findings["compared"].str.contains("from scratch")
     shown = findings[(findings["claim"] == "pre-training helps") | of_loss]
     tables = study["commit of the tables"]
@@ -59,19 +59,12 @@ def section(figures):
     return (
         "## What real crops say\n\n"
         f"{study['about']} Study `people`: {study['queries']} queries, {study['seeds']} seeds, made at commit {made} "
-        f"by `make weights` and `python run_all.py people --data FOLDER` ({study['device']}). Differences "
-        "are points of mAP, ours minus theirs, with 95 % intervals over queries and seeds; losses from pre-trained "
-        "weights.\n\n"
-        f"{markdown_table(shown[SHOWN])}\n"
+        f"by `make weights` and `python run_all.py people --data FOLDER` ({study['device']}). Losses are "
+        f"compared from pre-trained weights.\n\n{findings_text(shown)}\n"
         f"All comparisons: [findings]({folder}/findings.md); all rows: [losses]({folder}/T2.md), "
         f"[re-ranking]({folder}/T3.md), [pre-training]({folder}/T4.md), [fusion]({folder}/T5.md). No image of the set "
         "is shown.\n"
     )
-
-
-def _number_or_text(cell):
-    """A corrected p as the table has it: "< 0.0003" at its floor, a number above it, blank without a test."""
-    return cell if cell.startswith("<") or not cell else float(cell)
 
 
 def publish(folder, figures, readme, about):

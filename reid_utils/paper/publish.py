@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
+from reid_utils.paper.claims import compare_verdicts, findings_text, sign
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 from reid_utils.study.folders import StudyFolders
 
@@ -147,13 +148,13 @@ def about(study):
 def results_section(figures):
     """The README's results section (Markdown) from study.json and tables/ in the folder `figures`."""
     study = read_json(figures / "study.json")
-    findings = (figures / "tables" / "findings.md").read_text(encoding="utf-8")
+    findings = pd.read_csv(figures / "tables" / "findings.csv", dtype=str, keep_default_na=False)
     tables = pd.DataFrame(
         {
             "table": f"[{table}](figures/tables/{table}.md)",
             "question": about["question"],
-            "notebook": about["notebook"],
-            "command": f"`python run_all.py {study['study']} --only '{about['notebook']}*'`",
+            "measured by": about["notebook"],
+            "made by": f"`python run_all.py {study['study']} --only '{'07' if about['notebook'] == '07' else '06'}*'`",
         }
         for table, about in study["tables"].items()
     )
@@ -163,7 +164,7 @@ def results_section(figures):
         f"## What the {study['study']} study says\n\n"
         f"Small encoders on {study['data']}: {study['seeds']} seeds, {study['queries']} queries, made at commit "
         f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
-        f"is put to the test:\n\n{findings}\n"
+        f"is put to the test ([more of each](figures/tables/findings.md)):\n\n{findings_text(findings)}\n"
         "## Which table, which notebook, which command\n\n"
         f"{markdown_table(tables)}\n"
         f"Each table ends with the commands of its rows.{f' Beside them: {links}.' if links else ''}\n"
@@ -240,18 +241,13 @@ def _judged(column, before, now, same_machine):
     if column not in before or column not in now:
         return 0.0, False
     if column == "verdict" and not same_machine:
-        was, became = _sign(before[column]), _sign(now[column])
+        was, became = sign(before[column]), sign(now[column])
         lost = was != 0 and became == 0 and (_number(before.get("p (Holm)")) or 1) < LOST
         return None, was * became >= 0 and not lost
     if "sets" in before and not same_machine and "" in (before[column], now[column]):
         return None, True  # T7: which sets have a model of that mAP depends on the trainings
     allowed, ends = tolerance(column, before, same_machine), [_number(each[column]) for each in (before, now)]
     return allowed, allowed is None or (None not in ends and round(abs(ends[1] - ends[0]), 9) <= allowed)
-
-
-def _sign(verdict):
-    """1 where a verdict says supported, −1 where it says the opposite, else 0."""
-    return 1 if verdict.startswith("supported") else -int("the opposite holds" in verdict)
 
 
 def _number(text):
@@ -297,39 +293,6 @@ def verify(folder, figures):
     outside = len(moved) - int(moved["within"].sum())
     print(f"{count} cells compared ({where}), {len(moved)} moved, {outside} outside the tolerance")
     return not outside
-
-
-def verdicts_beside(folder, other):
-    """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
-
-    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted", "lost" (only the
-    first folder tells), "gained" (only the second) or "missing" (one folder has no such finding).
-    """
-    keys = ["claim", "compared"]
-    first, second = (
-        pd.read_csv(each / "tables" / "findings.csv", dtype=str, keep_default_na=False).set_index(keys)["verdict"]
-        for each in (folder, other)
-    )
-    frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
-    return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
-
-
-def _became(first, second):
-    if not isinstance(first, str) or not isinstance(second, str):
-        return "missing"
-    was, now = _sign(first), _sign(second)
-    return "contradicted" if was * now < 0 else "lost" if abs(was) > abs(now) else "gained" if was != now else ""
-
-
-def compare_verdicts(folder, other):
-    """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
-    frame = verdicts_beside(folder, other)
-    print(frame.to_string(index=False, na_rep="no such finding"))
-    told = sum(_sign(text) != 0 for text in frame["first"].dropna())
-    counts = frame["became"].value_counts()
-    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in ("contradicted", "lost", "gained", "missing"))
-    print(f"{len(frame)} findings, {told} told by {folder}; in {other}: {of_all}")
-    return not counts.get("contradicted", 0) and counts.get("lost", 0) <= 1
 
 
 def main(arguments=None):

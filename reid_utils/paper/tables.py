@@ -81,11 +81,17 @@ class Table:
 
     @property
     def compared(self):
-        """The line "Compare rows i and j, … to answer: question", over the rows that have another as baseline."""
+        """Which rows are compared with which, to answer the question, as a sentence."""
         numbers = {name: number for number, name in enumerate(self.rows, start=1)}
-        pairs = [f"{numbers[base]} and {numbers[name]}" for name, base in self.baselines.items() if base != name]
-        to_answer = f"Compare rows {', '.join(pairs)} to answer" if pairs else "No two rows here answer"
-        return f"{to_answer}: {self.question}"
+        of = {}
+        for name, base in self.baselines.items():
+            if base != name:
+                of.setdefault(numbers[base], []).append(str(numbers[name]))
+        if not of:
+            return f"No two rows here answer: {self.question}"
+        whole = len(of) == 1 and len(next(iter(of.values()))) == len(self.rows) - 1
+        each = [f"{'each row' if whole else ', '.join(rows)} with row {base}" for base, rows in sorted(of.items())]
+        return f"Compared: {'; '.join(each)}, to answer: {self.question}"
 
     @property
     def about(self):
