@@ -201,10 +201,8 @@ def finding(claim, difference, single=None):
 
 def findings_text(findings):
     """Findings (rows of findings.csv, read as text) as the README has them: Markdown, the difference in one column."""
-    difference = [
-        f"{line['difference']} ({line['diff low']} to {line['diff high']})" if line["difference"] else ""
-        for line in findings.to_dict("records")
-    ]
+    numbers = findings[["difference", "diff low", "diff high"]].to_numpy()
+    difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
     mark = findings["regime"].ne("").map({True: " †", False: ""})
     shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
     shown = shown.assign(**{"difference (95 %)": difference, "p (Holm)": findings["p (Holm)"]})
