@@ -226,7 +226,7 @@ def test_a_set_of_one_player_is_drawn():
     [
         (lambda: galleries.sequence_samples([("a", [])]), "row 'a' has no image"),
         (lambda: galleries.sequence_samples([("a", [np.zeros((4, 4))])]), "RGB uint8"),
-        (lambda: galleries.augmentation_grid({"flip": [crop()], "none": []}), "examples an augmentation"),
+        (lambda: galleries.augmentation_grid({"flip": [crop()], "none": []}), "examples per augmentation"),
         (lambda: galleries.ranked_list_page([]), "no ranked lists"),
         (lambda: plots.sensitivity_map(np.eye(2), [1], [1, 2], "k1", "k2"), r"give \(2, 1\)"),
         (lambda: plots.sensitivity_map(np.eye(2), [1, 2], [1, 2], "k1", "k2", mark=(3, 1)), "off the map"),

@@ -206,7 +206,7 @@ def embedding_map(maps, dispersion, note=None):
     of the query features, printed above the map. Returns a text-width Figure with one axes per map.
     """
     names = np.unique(np.concatenate([np.asarray(players) for _, players in maps.values()]))
-    height = min(TEXT_WIDTH / len(maps), 3.4) + 0.8 + 0.15 * -(-len(names) // 7)
+    height = min(TEXT_WIDTH / len(maps), 3.4) + 1.2 + 0.15 * -(-len(names) // 7)
     figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps))
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         points, players = np.asarray(points), np.asarray(players)
