@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_publish import write_run
 
-from reid_utils.files import read_json
+from reid_utils.files import read_json, write_json
 from reid_utils.paper.people import MARKERS, publish, section
 from reid_utils.paper.publish import LAST
 from reid_utils.study.plan import expand
@@ -48,6 +48,8 @@ def finished_study(tmp_path):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
     (folder / "tables" / "findings.csv").write_text(FINDINGS)
+    (folder / "tables" / "findings.md").write_text("Row 1: `run_all.py people --data '/home/me/my crops' --only 'a'`\n")
+    write_json(folder / "study.json", {"options": {"data": "/home/me/my crops"}})
     readme.write_text(f"# Study\n{MARKERS[0]}\nold\n{MARKERS[1]}\nmore\n")
     return folder, tmp_path / "figures" / "people", readme
 
@@ -57,6 +59,7 @@ def test_numbers_of_real_people_are_shown_with_the_sets_terms_and_without_its_im
     publish(folder, figures, readme, ABOUT)
     assert not [path for path in figures.rglob("*") if path.suffix in (".png", ".svg")]
     assert (figures / "tables" / "findings.csv").read_text() == FINDINGS
+    assert (figures / "tables" / "findings.md").read_text() == "Row 1: `run_all.py people --data FOLDER --only 'a'`\n"
     text = readme.read_text()
     assert text == f"# Study\n{MARKERS[0]}\n{section(figures)}{MARKERS[1]}\nmore\n"
     shown = [line for line in text.splitlines() if line.startswith(("| InfoNCE", "| re-ranking", "| pre-training"))]

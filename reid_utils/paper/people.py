@@ -5,6 +5,7 @@ the README's section on real crops. ABOUT names the set, its source and its term
 """
 
 import argparse
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from reid_utils.files import read_json, write_json, write_text
 from reid_utils.paper.claims import findings_text
 from reid_utils.paper.publish import LAST, finished, in_readme, machine
 from reid_utils.paper.results import REPOSITORY
+from reid_utils.study.folders import StudyFolders
 
 MARKERS = (
     "<!-- people: begin; written by `python -m reid_utils.paper.people` from figures/people -->",
@@ -77,8 +79,10 @@ def publish(folder, figures, readme, about):
     in_readme(readme.read_text(encoding="utf-8"), "", MARKERS)
     shutil.rmtree(figures, ignore_errors=True)
     (figures / "tables").mkdir(parents=True)
+    place = shlex.quote((read_json(StudyFolders(folder).study) or {}).get("options", {}).get("data", "FOLDER"))
     for name in (name for result in runs.values() for name in result["files"] if name.startswith("tables/")):
-        shutil.copy(folder / name, figures / "tables")
+        text = (folder / name).read_text(encoding="utf-8")  # where the set lies is nobody's business
+        write_text(figures / name, text.replace(f"--data {place}", "--data FOLDER"))
     write_json(figures / "study.json", study)
     write_text(readme, in_readme(readme.read_text(encoding="utf-8"), section(figures), MARKERS))
     return study
