@@ -205,7 +205,12 @@ def findings_text(findings):
     difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
     mark = findings["regime"].ne("").map({True: " †", False: ""})
     shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
-    shown = shown.assign(**{"difference (95 %)": difference, "p (Holm)": findings["p (Holm)"]})
+    shown = shown.assign(
+        **{
+            "difference (95 %)": difference,
+            "p (Holm)": [float(p) if p[:1].isdigit() else p for p in findings["p (Holm)"]],
+        }
+    )
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
     outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
     return (
