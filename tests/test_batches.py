@@ -8,6 +8,8 @@ from reid_utils.data.images import (
     augment,
     draw_cutout,
     draw_erasing,
+    fill_at_once,
+    fill_in_turn,
     normalise,
     parse_augmentation,
     sharpen,
@@ -181,16 +183,30 @@ def test_sharpening_leaves_the_mean_of_a_flat_area_brightened_by_lightness():
 
 def test_normalisation_by_hand_and_zero_in_the_box():
     image = np.full((1, 4, 2, 3), 51, np.uint8)
-    pixels = normalise(image, MEAN, STD, [[(0, 2, 0, 1), (3, 4, 0, 1)]])
+    pixels = normalise(image, MEAN, STD, np.array([[(0, 2, 0, 1), (3, 4, 0, 1)]]))
     assert torch.allclose(pixels[0, :, 3, 1], torch.tensor([(0.2 - m) / s for m, s in zip(MEAN, STD, strict=True)]))
     assert (pixels[0, :, :2, 0] == 0).all() and (pixels[0, :, :2, 1] != 0).all()
     assert (pixels[0, :, 3, 0] == 0).all() and (pixels[0, :, 2, 0] != 0).all()
 
 
+def test_boxes_filled_at_once_are_those_filled_in_turn():
+    rng = np.random.default_rng(0)
+    boxes = [[draw_erasing(rng, 16, 8) or (0,) * 4, draw_cutout(rng, 16, 8) or (0,) * 4] for _ in range(40)]
+    at_once = torch.from_numpy(rng.random((40, 16, 8, 3)))
+    in_turn = at_once.clone()
+    fill_at_once(at_once, torch.tensor(boxes))
+    fill_in_turn(in_turn, torch.tensor(boxes))
+    assert torch.equal(at_once, in_turn) and 0 < (at_once == 0).double().mean() < 0.5
+
+
 def test_normalisation_into_a_former_result_leaves_no_trace_of_it():
     rng = np.random.default_rng(0)
     former, image = rng.integers(0, 255, (2, 3, 6, 4, 3), dtype=np.uint8)
-    out = normalise(former, MEAN, STD, [[(0, 6, 0, 4)]] * 3)
-    again = normalise(image, MEAN, STD, [[], [(1, 2, 1, 3)], [(0, 0, 0, 0)]], out=out)
-    assert torch.equal(again, normalise(image, MEAN, STD, [[], [(1, 2, 1, 3)], []]))
+    out = normalise(former, MEAN, STD, np.array([[(0, 6, 0, 4)]] * 3))
+    boxes = np.array([[(0, 0, 0, 0)], [(1, 2, 1, 3)], [(0, 0, 0, 0)]])
+    again = normalise(image, MEAN, STD, boxes, out=out)
+    assert torch.equal(again, normalise(image, MEAN, STD, boxes))
+    untouched = normalise(image, MEAN, STD)
+    assert torch.equal(again[0], untouched[0]) and (again[1, :, 1, 1:3] == 0).all()
+    assert torch.equal(again[1, :, 2:], untouched[1, :, 2:]) and torch.equal(again[1, :, 1, 0], untouched[1, :, 1, 0])
     assert again.data_ptr() == out.data_ptr()

@@ -112,8 +112,7 @@ class EpochBatches:
         """(images (n, 3, h, w) float32, labels (n,)) of an item, normalised and erased on a device; `out` as there."""
         images, boxes, labels = item
         images = images.to(device, non_blocking=True)
-        filled = [[box for box in of_image if any(box)] for of_image in boxes.tolist()]
-        return normalise(images, self.mean, self.std, filled, out), labels.to(device, non_blocking=True)
+        return normalise(images, self.mean, self.std, boxes, out), labels.to(device, non_blocking=True)
 
     def _draw(self, index, where):
         rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index, *where])

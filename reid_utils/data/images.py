@@ -6,6 +6,7 @@ cut-out and erasing, which fill a box of the normalised image with 0, the mean c
 right) in pixels, bottom and right excluded.
 """
 
+import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,23 +171,47 @@ def augment(image, parts, rng, flip=False):
     return image, [box for box in drawn if box]
 
 
-def normalise(images, mean, std, boxes=(), out=None):
+def normalise(images, mean, std, boxes=None, out=None):
     """(x / 255 − mean) / std of uint8 images, on the device where they are.
 
-    `images` (N, h, w, 3) uint8, tensor or array -> (N, 3, h, w) float32 tensor with channels last in memory; `boxes`, a
-    list of them an image, become 0. `out`: a former result of the same shape and device to write into, which saves the
-    allocation, the dearest part of a large batch on a CPU.
+    `images` (N, h, w, 3) uint8, tensor or array -> (N, 3, h, w) float32 tensor with channels last in memory; `boxes`
+    (N, k, 4) int64 (top, bottom, left, right; zeros for none) become 0. `out`: a former result of the same shape and
+    device to write into, which saves the allocation, the dearest part of a large batch on a CPU.
     """
     import torch
 
     images = torch.as_tensor(images)
     n, height, width, _ = images.shape
-    mean, std = (torch.tensor(values, dtype=torch.float32, device=images.device) for values in (mean, std))
+    scale, shift = _constants(tuple(mean), tuple(std), width, images.device)
     # Whole rows of pixels, so that the loops below run along w · 3 values and not along 3.
-    scale, shift = (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
     pixels = torch.empty(images.shape, device=images.device) if out is None else out.permute(0, 2, 3, 1)
     pixels.view(n * height, 3 * width).copy_(images.reshape(n * height, 3 * width)).mul_(scale).sub_(shift)
-    for i, of_image in enumerate(boxes):
-        for top, bottom, left, right in of_image:
-            pixels[i, top:bottom, left:right] = 0
+    if boxes is not None:
+        (fill_at_once if pixels.is_cuda else fill_in_turn)(pixels, torch.as_tensor(boxes))
     return pixels.permute(0, 3, 1, 2)
+
+
+def fill_in_turn(pixels, boxes):
+    """Set boxes (N, k, 4) of pixels (N, h, w, 3) to 0, one after the other: on a CPU the work of the boxes alone."""
+    for image, of_image in zip(pixels, boxes.tolist(), strict=True):
+        for top, bottom, left, right in of_image:
+            image[top:bottom, left:right] = 0
+
+
+def fill_at_once(pixels, boxes):
+    """The same in one masked operation: a GPU starts a handful of kernels instead of one a box."""
+    import torch
+
+    rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[1:3])
+    top, bottom, left, right = boxes.to(pixels.device, non_blocking=True)[..., None].unbind(2)
+    down, across = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    pixels.masked_fill_((down[..., None] & across[:, :, None]).any(1)[..., None], 0)
+
+
+@functools.cache
+def _constants(mean, std, width, device):
+    """What `normalise` multiplies a row of pixels by and takes off it, kept on the device."""
+    import torch
+
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
+    return (1 / (255 * std)).repeat(width), (mean / std).repeat(width)
