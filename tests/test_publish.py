@@ -219,24 +219,22 @@ def test_a_weak_verdict_may_be_lost_elsewhere_but_not_turn_into_its_opposite(tmp
 
 
 def test_findings_of_two_studies_beside_each_other_name_what_was_contradicted_lost_and_is_missing(tmp_path, capsys):
-    supported, opposite, unknown = (
-        "supported, holds over seeds and queries",
-        "not supported, the opposite holds",
-        "cannot",
-    )
+    supported, opposite = "supported, holds over seeds and queries", "not supported, the opposite holds"
+    suggested, unknown = "suggested, a rerun may not find it", "cannot be told"
     told = {"a": [supported, supported], "b": [supported, unknown], "c": [unknown, opposite], "d": [opposite, None]}
+    told |= {"e": [suggested, unknown], "f": [supported, suggested]}
     for k, name in enumerate(("first", "second")):
         (tmp_path / name / "tables").mkdir(parents=True)
         lines = [("helps", key, verdicts[k]) for key, verdicts in told.items() if verdicts[k]]
         frame = pd.DataFrame(lines, columns=["claim", "compared", "verdict"])
         frame.to_csv(tmp_path / name / "tables" / "findings.csv", index=False)
     found = verdicts_beside(tmp_path / "first", tmp_path / "second").set_index("compared")["became"]
-    assert found.to_dict() == {"a": "", "b": "lost", "c": "gained", "d": "missing"}
+    assert found.to_dict() == {"a": "", "b": "lost", "c": "stronger", "d": "missing", "e": "weaker", "f": "weaker"}
     command = ["verdicts", str(tmp_path / "first"), str(tmp_path / "second")]
     assert main(command) == 0
-    assert "0 contradicted, 1 lost, 1 gained, 1 missing" in capsys.readouterr().out
+    assert "0 contradicted, 1 lost, 2 weaker, 1 stronger, 1 missing" in capsys.readouterr().out
     frame.assign(verdict=opposite).to_csv(tmp_path / "second" / "tables" / "findings.csv", index=False)
-    assert main(command) == 1 and "2 contradicted, 0 lost" in capsys.readouterr().out
+    assert main(command) == 1 and "4 contradicted, 0 lost" in capsys.readouterr().out
     assert main(command[:2]) == 2
 
 

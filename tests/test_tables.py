@@ -296,7 +296,7 @@ def test_equal_rows_say_that_no_query_differs():
 
 def test_claims_are_decided_by_the_rows_they_compare():
     levels = {"a": 0.5, "b": 0.4, "c": 0.3}
-    levels |= {f"a + b + c: {name}": level for name, level in zip(FUSIONS, np.linspace(0.9, 0.6, 7), strict=True)}
+    levels |= {f"a + b + c: {name}": level for name, level in zip(FUSIONS, np.linspace(0.9, 0.3, 7), strict=True)}
     tables = {name: Table(name, "") for name in ("T1", "T2", "T3", "T4")}
     tables["T5"] = fusion_table({"04_fusion": [fused(levels, list("abc"))]})
     verdicts = paper_claims(tables).set_index("compared")["verdict"]
