@@ -93,7 +93,15 @@ def test_publishing_leaves_the_studys_files_and_a_readme_made_from_them(study):
     text = readme.read_text()
     assert "old numbers" not in text and text.startswith("# Study\n") and text.endswith(f"{END}\nmore\n")
     assert all(
-        part in text for part in (COMMIT[:10], "3 seeds, 150 queries", "does it help?", "--only '06*'", "flip helps")
+        part in text
+        for part in (
+            COMMIT[:10],
+            "3 seeds, 150 queries",
+            "does it help?",
+            "--only '06*'",
+            "flip helps",
+            "| [T1](figures/",
+        )
     )
     row = next(line for line in text.splitlines() if "flip helps" in line)
     assert [cell.strip() for cell in row.split("|")[3:6]] == [

@@ -33,6 +33,7 @@ ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hol
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
 NOT_HELD = ("seed sd", "p (Holm)", "smallest", "differ", "regime")  # they measure the seeds at hand
 CHANGES = ("difference", "diff low", "diff high", "queries low", "queries high")
+_ESCAPED = r"\["  # cells hold names, whose marks are escaped; here they hold links
 LOST = 0.01  # a verdict with a p below this must not be lost
 
 
@@ -166,7 +167,7 @@ def results_section(figures):
         f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
         f"is put to the test ([more of each](figures/tables/findings.md)):\n\n{findings_text(findings)}\n"
         "## Which table, which notebook, which command\n\n"
-        f"{markdown_table(tables)}\n"
+        f"{markdown_table(tables).replace(_ESCAPED, '[')}\n"
         f"Each table ends with the commands of its rows.{f' Beside them: {links}.' if links else ''}\n"
     )
 
