@@ -103,6 +103,7 @@ def test_publishing_leaves_the_studys_files_and_a_readme_made_from_them(study):
             "| [T1](figures/",
         )
     )
+    assert "| [T1](figures/tables/T1.md) |" in text
     row = next(line for line in text.splitlines() if "flip helps" in line)
     assert [cell.strip() for cell in row.split("|")[3:6]] == [
         "supported, holds over seeds and queries †", "2.57 (1.10 to 4.00)", "< 0.0002",
