@@ -86,7 +86,7 @@ def data_folder(args, study):
 
 def estimated(runs, study, folder):
     """The runs with the minutes that they would take on this data, where the study file says for how many images."""
-    if not study.images or not Path(folder).is_dir():
+    if not (study.images and folder and Path(folder).is_dir()):
         return runs
     from reid_utils.data import synergy
 
@@ -168,8 +168,7 @@ def main(arguments=None):
                 place = f"{engine.slots(client)} workers at {args.scheduler}; dashboard: {client.dashboard_link}"
                 print(f"cluster: {place}", flush=True)
             folder, fingerprint = data_folder(args, study)
-            runs = estimated(runs, study, folder) if folder else runs
-            return run_study(args, study, runs, picked, folders, client, folder, fingerprint)
+            return run_study(args, study, estimated(runs, study, folder), picked, folders, client, folder, fingerprint)
     except (ValueError, OSError) as error:
         print(f"run_all: {progress.shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

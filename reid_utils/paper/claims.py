@@ -14,7 +14,7 @@ from reid_utils.paper.tables import p_text
 from reid_utils.ranking.regimes import outside_regime
 from reid_utils.ranking.statistics import holm, paired_difference
 
-# A rerun with other seeds finds about half of what has a p just below 5 %, and nearly all of what has one below 1 %.
+# A rerun with other seeds finds about half of what has a p just below 5 %, and most of what has one below 1 %.
 CERTAIN, SUGGESTED = 0.01, 0.05
 COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)", "smallest", "regime"]
 
@@ -203,8 +203,13 @@ def finding(claim, difference, single=None):
     return f"{claim}: **{decided}** ({', '.join(figures)}{f'; {where}' if where else ''})"
 
 
+def read_findings(folder):
+    """The findings below a study's folder, or figures: tables/findings.csv with every cell as text."""
+    return pd.read_csv(folder / "tables" / "findings.csv", dtype=str, keep_default_na=False)
+
+
 def findings_text(findings):
-    """Findings (rows of findings.csv, read as text) as the README has them: Markdown, the difference in one column."""
+    """Findings (rows as `read_findings` gives them) as the README has them: Markdown, the difference in one column."""
     numbers = findings[["difference", "diff low", "diff high"]].to_numpy()
     difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
     mark = findings["regime"].ne("").map({True: " †", False: ""})
@@ -240,10 +245,7 @@ def verdicts_beside(folder, other):
     (one folder has no such finding).
     """
     keys = ["claim", "compared"]
-    first, second = (
-        pd.read_csv(each / "tables" / "findings.csv", dtype=str, keep_default_na=False).set_index(keys)["verdict"]
-        for each in (folder, other)
-    )
+    first, second = (read_findings(each).set_index(keys)["verdict"] for each in (folder, other))
     frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
     return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
 
@@ -258,15 +260,12 @@ def _became(first, second):
     return lost if abs(was) > abs(now) else "stronger" if was != now else ""
 
 
-KINDS = ("contradicted", "lost", "weaker", "stronger", "missing")
-
-
 def compare_verdicts(folder, other):
     """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
     frame = verdicts_beside(folder, other)
     print(frame.to_string(index=False, na_rep="no such finding"))
     certain = sum(abs(sign(text)) == 1 for text in frame["first"].dropna())
-    counts = frame["became"].value_counts()
-    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in KINDS)
+    counts, kinds = frame["became"].value_counts(), ("contradicted", "lost", "weaker", "stronger", "missing")
+    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in kinds)
     print(f"{len(frame)} findings, {certain} of them certain in {folder}; in {other}: {of_all}")
     return not counts.get("contradicted", 0) and counts.get("lost", 0) <= 1

@@ -10,11 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.paper.claims import findings_text
-from reid_utils.paper.publish import LAST, finished, in_readme, machine
+from reid_utils.paper.claims import findings_text, read_findings
+from reid_utils.paper.publish import LAST, check_clean, finished, in_readme, machine
 from reid_utils.paper.results import REPOSITORY
 from reid_utils.study.folders import StudyFolders
 
@@ -29,9 +27,7 @@ def summary(runs, about):
 
     Trainings and tables may be of two commits, each free of changes. Raises ValueError naming a run that is not.
     """
-    for name, git in ((name, result["git"]) for name, result in runs.items()):
-        if git["commit"] is None or git["dirty"]:
-            raise ValueError(f"{name} was not made at a clean commit; commit, then run the study into a fresh folder")
+    check_clean(runs)
     trained = [result for result in runs.values() if result["notebook"] == "02_training"]
     commits = sorted({result["git"]["commit"] for result in trained})
     if len(commits) > 1:
@@ -53,7 +49,7 @@ def section(figures):
     Of the findings those on pre-training, and those on the loss that start from pre-trained weights.
     """
     study, folder = read_json(figures / "study.json"), "figures/people/tables"
-    findings = pd.read_csv(figures / "tables" / "findings.csv", dtype=str, keep_default_na=False)
+    findings = read_findings(figures)
     of_loss = (findings["claim"] == "InfoNCE beats the ID loss") & ~findings["compared"].str.contains("from scratch")
     shown = findings[(findings["claim"] == "pre-training helps") | of_loss]
     tables = study["commit of the tables"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.paper.claims import compare_verdicts, findings_text, sign
+from reid_utils.paper.claims import CERTAIN, compare_verdicts, findings_text, read_findings, sign
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 from reid_utils.study.folders import StudyFolders
 
@@ -33,8 +33,6 @@ ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hol
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
 NOT_HELD = ("seed sd", "p (Holm)", "smallest", "differ", "regime")  # they measure the seeds at hand
 CHANGES = ("difference", "diff low", "diff high", "queries low", "queries high")
-_ESCAPED = r"\["  # cells hold names, whose marks are escaped; here they hold links
-LOST = 0.01  # a verdict with a p below this must not be lost
 
 
 def finished(folder):
@@ -63,14 +61,20 @@ def beside(folder, runs):
     return {name: result for name, result in others.items() if result["git"] == runs[LAST]["git"]}
 
 
+def check_clean(runs):
+    """Raise ValueError naming a run that was not made at a commit, or at one with changes."""
+    for name, result in runs.items():
+        if result["git"]["commit"] is None or result["git"]["dirty"]:
+            raise ValueError(f"{name} was not made at a clean commit; commit, then run the study into a fresh folder")
+
+
 def clean_commit(runs):
     """The one commit, free of changes, that all runs were made at. Raises ValueError naming a run that differs."""
+    check_clean(runs)
     commit = runs[LAST]["git"]["commit"]
-    for name, git in ((name, result["git"]) for name, result in runs.items()):
-        if git["commit"] is None or git["dirty"]:
-            raise ValueError(f"{name} was not made at a clean commit; commit, then run the study into a fresh folder")
-        if git["commit"] != commit:
-            both = f"{name} was made at commit {git['commit'][:10]}, {LAST} at {commit[:10]}"
+    for name, own in ((name, result["git"]["commit"]) for name, result in runs.items()):
+        if own != commit:
+            both = f"{name} was made at commit {own[:10]}, {LAST} at {commit[:10]}"
             raise ValueError(f"{both}; run the study into a fresh folder")
     return commit
 
@@ -149,7 +153,7 @@ def about(study):
 def results_section(figures):
     """The README's results section (Markdown) from study.json and tables/ in the folder `figures`."""
     study = read_json(figures / "study.json")
-    findings = pd.read_csv(figures / "tables" / "findings.csv", dtype=str, keep_default_na=False)
+    findings = read_findings(figures)
     tables = pd.DataFrame(
         {
             "table": f"[{table}](figures/tables/{table}.md)",
@@ -167,7 +171,7 @@ def results_section(figures):
         f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
         f"is put to the test ([more of each](figures/tables/findings.md)):\n\n{findings_text(findings)}\n"
         "## Which table, which notebook, which command\n\n"
-        f"{markdown_table(tables).replace(_ESCAPED, '[')}\n"
+        f"{markdown_table(tables, links=['table'])}\n"
         f"Each table ends with the commands of its rows.{f' Beside them: {links}.' if links else ''}\n"
     )
 
@@ -219,7 +223,7 @@ def moved_cells(committed, again, same_machine):
 
     Returns (cells compared, DataFrame with table, row, column, committed, now, allowed (None: not held), within). A
     table, row or column that only one folder has is a cell that is not within. A verdict is within unless it turned
-    into its opposite, or was lost although its p was below LOST.
+    into its opposite, or was lost although its p was below CERTAIN.
     """
     names = sorted({path.name for folder in (committed, again) for path in folder.glob("[!.]*.csv")})
     count, moved = 0, []
@@ -243,7 +247,7 @@ def _judged(column, before, now, same_machine):
         return 0.0, False
     if column == "verdict" and not same_machine:
         was, became = sign(before[column]), sign(now[column])
-        lost = was != 0 and became == 0 and (_number(before.get("p (Holm)")) or 1) < LOST
+        lost = was != 0 and became == 0 and (_number(before.get("p (Holm)")) or 1) < CERTAIN
         return None, was * became >= 0 and not lost
     if "sets" in before and not same_machine and "" in (before[column], now[column]):
         return None, True  # T7: which sets have a model of that mAP depends on the trainings

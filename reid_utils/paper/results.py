@@ -187,12 +187,15 @@ def write_table(run, name, frame, notes=()):
     return Markdown(text)
 
 
-def markdown_table(frame):
-    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank."""
+def markdown_table(frame, links=()):
+    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank.
+
+    Cells show names as they are, but in the columns `links`, which hold Markdown already.
+    """
     columns = []
     for position, name in enumerate(map(_cell, map(str, frame.columns))):
         values = list(frame.iloc[:, position])
-        cells = [_cell(value) for value in values]
+        cells = values if frame.columns[position] in links else [_cell(value) for value in values]
         numeric = any(cells) and all(_is_number(cell) for cell in cells if cell)
         width = max(3, len(name), *map(len, cells))
         fill = str.rjust if numeric else str.ljust
