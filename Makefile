@@ -10,7 +10,7 @@ PIP_SETTINGS = index="$(call PIP_SETTING,index-url)"; test -z "$$index" || expor
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study weights verify figures report test test-faults test-pythons lint lab bench bench-peers clean clean-superseded
+.PHONY: env study weights verify figures report test test-faults test-gpu test-pythons lint lab bench bench-peers clean clean-superseded
 .DELETE_ON_ERROR:
 
 study: env
@@ -48,6 +48,9 @@ test: env
 
 test-faults: env
 	$(BIN)/python tests/faults.py
+
+test-gpu: env  # on a machine with a CUDA GPU
+	TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu.py tests/test_gpu_benchmark.py -rs
 
 test-pythons: env  # the lock and the core on other versions of Python, where uv finds or fetches them
 	PYTHONS="3.12 3.13" $(BIN)/python -m pytest tests/test_environment.py -rs

@@ -5,6 +5,10 @@ import os
 # One quiet thread, as studies run: spinning pools of several processes slow each other down many times over.
 os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "agg"})
 
+# The suite's byte-for-byte comparisons are of CPUs; `make test-gpu` runs what is about a GPU.
+if "TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import shutil
 import subprocess
 import sys

@@ -6,14 +6,23 @@ import torch
 from benchmarks import gpu
 
 
-def test_the_tiny_benchmark_goes_through_training_and_search_and_the_search_agrees(capsys):
+def test_the_tiny_benchmark_goes_through_all_its_tables_and_the_search_agrees(capsys):
     torch.set_num_threads(1)
-    assert gpu.main(["--tiny", "--steps", "2", "--rounds", "1", "--workers", "0"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for precision in gpu.TINY["precisions"]:
-        (row,) = (line for line in lines if line.startswith(f"| {precision} |"))
-        assert all(float(cell) > 0 for cell in row.split("|")[2:5])
-    assert lines[-1].startswith("| 20×200 | ") and float(lines[-1].split("|")[3]) > 0.99
+    given = ["--tiny", "--steps", "2", "--rounds", "1", "--workers", "0", "--settings", "deterministic"]
+    assert gpu.main(given) == 0
+    torch.use_deterministic_algorithms(False)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    (search,) = (row for row in rows if row[:1] == ["20×200"])
+    assert float(search[2]) > 0.99
+    for start in (["float32", "–"], ["bf16", "–"], ["float32", "deterministic"], ["test_byobnet", "32×16"]):
+        (row,) = (row for row in rows if row[:2] == start)
+        assert all(float(cell) > 0 for cell in row[2:])
+
+
+def test_the_encoders_are_those_of_the_paper_study():
+    found = {(shape["backbone"].split(".")[0], shape["size"], shape["pairs"]) for shape in gpu.encoders_of("paper")}
+    assert ("eva_giant_patch14_336", (336, 336), 32) in found and ("resnet50", (224, 224), 64) in found
+    assert len(found) == 7
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -19,7 +19,7 @@ from reid_utils.data.layouts import find_layout
 from reid_utils.data.synergy import load_manifest
 from reid_utils.files import file_hash, is_clutter, replacing, save_arrays
 from reid_utils.learning.models import build_encoder, load_weights
-from reid_utils.learning.processes import default_device, half_precision
+from reid_utils.learning.processes import default_device, half_precision, without_tf32
 
 
 def extract_features(encoder, images, batch_size=128, flip=False, rows=None, precision="float32"):
@@ -32,6 +32,7 @@ def extract_features(encoder, images, batch_size=128, flip=False, rows=None, pre
     taken = np.arange(len(images)) if rows is None else rows
     device = next(encoder.parameters()).device
     half = half_precision(precision, device)
+    without_tf32()
     was_training = encoder.training
     encoder.eval()
     found = []

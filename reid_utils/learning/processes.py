@@ -125,6 +125,11 @@ def from_all(value):
     return found
 
 
+def without_tf32():
+    """Let float32 be float32 on a GPU too: convolutions would use TF32 there, of 10 bits, unless told otherwise."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def set_backends(cudnn_benchmark=False, deterministic=False):
     """Let cuDNN try its algorithms at the first step, or let every operation give equal bits or else fail.
 
@@ -132,6 +137,7 @@ def set_backends(cudnn_benchmark=False, deterministic=False):
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    without_tf32()
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, cudnn_benchmark
 
