@@ -7,8 +7,12 @@ the components as estimated; "equal seeds", no seed better than another; "skewed
 residuals; "games", queries in eights that share 0.1 of the variances by queries, drawn and compared by eights; "few",
 average precision 1 on all but some 15 queries, and a true difference.
 
+Then: do verdicts survive a rerun? Pairs of studies over the same queries with other seeds, over a range of true
+differences: how often is a difference certain in the first and not found (p < 0.05, same sign) by the second, at the
+true difference where that happens most? Beside it the former rule, by which p < 0.01 was certain.
+
 `python -m benchmarks.coverage RUNS` estimates the components from the trainings below a runs folder (runs/quick, say);
-without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 4 minutes.
+without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 7 minutes.
 """
 
 import argparse
@@ -18,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_utils.files import load_arrays
+from reid_utils.paper.claims import SURE
 from reid_utils.ranking.statistics import mean_interval, paired_difference
 
 # Standard deviations in points of mAP, of the quick study with eight seeds: a difference over queries; a row over
@@ -26,6 +31,7 @@ COMPONENTS = {"difference": 9.2, "queries": 20.4, "seeds": 1.2, "residual": 10.2
 SCENARIOS = ("study", "equal seeds", "skewed", "games", "few")
 GAME, SHARED = 8, 0.1  # queries of a game, and what they share of the variances by queries
 SEEDS, QUERIES, RESAMPLES, BLOCK = (3, 5, 8, 12), (50, 150), 2000, 250
+TRUTHS = np.arange(0.5, 12.1, 0.5)  # points of mAP
 HARD = 15  # queries, on the average, that are not perfect in scenario "few"
 
 
@@ -134,6 +140,41 @@ def simulate(scenario, components, seeds, queries, rng):
     return np.column_stack([former, np.array(lines)[:, :3], np.minimum(wider, 10)])
 
 
+def draw_pair(components, seeds, queries, truth, rng):
+    """Two studies (ours, theirs), (S, Q) each, over the same queries with other seeds; effects halved as above."""
+    change = truth + rng.normal(0, components["difference"], queries)
+
+    def trained(effect):
+        of_seeds = rng.normal(0, components["seeds"], (seeds, 1))
+        return np.clip(0.5 + (effect + of_seeds + rng.normal(0, components["residual"], (seeds, queries))) / 200, 0, 1)
+
+    return [(trained(change / 2), trained(-change / 2)) for _ in range(2)]
+
+
+def rerun(components, seeds, queries, truth, rng, pairs):
+    """Shares of pairs of studies: certain by p < 0.01 and lost, certain by the chance of a rerun and lost, certain."""
+    counts = np.zeros(3)
+    for _ in range(pairs):
+        first, second = (paired_difference(*study) for study in draw_pair(components, seeds, queries, truth, rng))
+        lost = second["p"] >= 0.05 or second["difference"] * first["difference"] < 0
+        certain = first["p"] < 0.05 and first["found_again"] >= SURE
+        counts += first["p"] < 0.01 and lost, certain and lost, certain
+    return counts / pairs
+
+
+def print_reruns(components, pairs):
+    """Prints, by seeds and queries, the worst of all true differences for both rules."""
+    print(f"\n{pairs} pairs of studies for each of {len(TRUTHS)} true differences, {TRUTHS[0]} to {TRUTHS[-1]} points")
+    print("             certain, then lost, at worst     smallest difference that")
+    print("     S    Q  p < 0.01   found again 95 %      is certain in 80 of 100")
+    for queries, seeds in product(QUERIES, SEEDS):
+        rng = np.random.default_rng([seeds, queries, len(SCENARIOS)])
+        found = np.array([rerun(components, seeds, queries, truth, rng, pairs) for truth in TRUTHS])
+        former, new = 100 * found[:, :2].max(axis=0)
+        enough = TRUTHS[found[:, 2] >= 0.8]
+        print(f"    {seeds:2d} {queries:4d} {former:9.1f} {new:18.1f} {min(enough, default=np.inf):26.1f}", flush=True)
+
+
 def main():
     """Prints coverage, size and width by scenario, seeds and queries."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,6 +193,7 @@ def main():
         former, new, size, row, wider = np.mean(np.concatenate(blocks), axis=0) * [100, 100, 100, 100, 1]
         figures = f"{former:6.1f} {new:5.1f} {wider:5.2f}× {size:10.1f} {row:10.1f}"
         print(f"{scenario:11s} {seeds:2d} {queries:4d} {figures}", flush=True)
+    print_reruns(components, max(1, options.simulations // 5))
 
 
 if __name__ == "__main__":

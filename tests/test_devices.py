@@ -150,7 +150,8 @@ def work():
 launch(work, (), 2)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1 and "signal 9 (SIGKILL)" in done.stderr.lower().replace("sigkill", "SIGKILL")
+    # Named is the process that ended first, or one that lost its connection to it.
+    assert done.returncode == 1 and any(told in done.stderr for told in ("SIGKILL", "exitcode: 1", "Connection closed"))
 
 
 def test_a_batch_that_cannot_be_shared_alike_is_an_error():

@@ -241,7 +241,7 @@ def test_table_of_rows(aps):
     before = {name: scores.copy() for name, scores in rows.items()}
     table = compare_rows(rows, "a", shared_weights={"b": True})
     expected = "row mAP low high difference diff_low diff_high queries_low queries_high p p_holm smallest"
-    expected += " informative seeds_needed seed_sd seeds queries p_floor over"
+    expected += " found_again informative seeds_needed seed_sd seeds queries p_floor over"
     assert table.columns.tolist() == expected.split()
     assert table.row.tolist() == ["b", "a", "one seed"]
     assert table.seeds.tolist() == [3, 3, 1]
@@ -288,6 +288,24 @@ def test_smallest_difference_of_trainings_is_found_at_about_the_stated_power():
     smallest = np.mean([paired_difference(*pair)["smallest"] for pair in pairs])
     found = np.mean([paired_difference(ours + smallest, theirs)["p"] < 0.05 for ours, theirs in pairs])
     assert found == pytest.approx(0.8, abs=0.08)
+
+
+def test_the_chance_that_other_seeds_find_it_again_is_how_often_they_do():
+    rng = np.random.default_rng(3)
+    change = rng.normal(0.06, 0.1, 80)
+    studies = [(drawn(rng, 8, 80, change=change), drawn(rng, 8, 80)) for _ in range(120)]
+    found = [paired_difference(*study, alpha=0.01) for study in studies]
+    chances, again = np.mean([each["found_again"] for each in found]), np.mean([each["p"] < 0.01 for each in found])
+    assert 0.3 < again < 0.95 and abs(chances - again) < 0.12
+    sure = [each for each in found if each["found_again"] >= 0.95]
+    assert all(each["p"] < 0.01 for each in sure)
+
+
+def test_networks_that_are_not_drawn_again_give_what_they_gave():
+    rng = np.random.default_rng(4)
+    far, near = rng.uniform(0.5, 1, 60), rng.uniform(0.4, 0.9, 60)
+    assert paired_difference(far, near)["found_again"] == float(paired_difference(far, near)["p"] < 0.05)
+    assert paired_difference(far, far)["found_again"] == 0
 
 
 def test_seeds_needed_are_enough_and_one_fewer_is_not():

@@ -14,9 +14,10 @@ from reid_utils.paper.tables import p_text
 from reid_utils.ranking.regimes import outside_regime
 from reid_utils.ranking.statistics import holm, paired_difference
 
-# A rerun with other seeds finds about half of what has a p just below 5 %, and most of what has one below 1 %.
-CERTAIN, SUGGESTED = 0.01, 0.05
-COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)", "smallest", "regime"]
+LEVEL, SURE = 0.05, 0.95  # of the corrected p, and of the chance that a rerun with other seeds comes below it
+COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
+COLUMNS += ["found again (%)", "smallest", "regime"]
+OVER_SEEDS = "queries and seeds"  # what `paired_difference` says where both rows have several seeds
 
 
 def paper_claims(tables):
@@ -24,8 +25,8 @@ def paper_claims(tables):
 
     tables: {name: Table}. Returns a DataFrame with claim, compared ("ours against theirs"), verdict (supported / not
     supported / suggested / cannot be told), difference and its 95 % interval in points of mAP, the corrected p, the
-    smallest difference that would be found, and regime: what to say where a single model's plain mAP lies below what
-    the paper speaks of. Blank where the claim is not about that.
+    chance that a rerun with other seeds finds it, the smallest difference that would be found, and regime: what to say
+    where a single model's plain mAP lies below what the paper speaks of. Blank where the claim is not about that.
     """
     lines = [
         *_tested(_augmentations(tables["T1"])),
@@ -43,7 +44,7 @@ def _tested(family):
 
     A fourth item is the row of the single model by which the claim's regime is judged.
     """
-    alpha = 0.05 / max(1, len(family))
+    alpha = LEVEL / max(1, len(family))
     found = {
         key: paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha, groups=ours["groups"])
         for key, (ours, theirs, shared, *_) in family.items()
@@ -54,7 +55,8 @@ def _tested(family):
         points = [round(100 * each[name], 2) for name in ("difference", "low", "high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
         regimes = [outside_regime(single["mAP"].mean()) for single in family[key][3:]]
-        line = [*key, verdict(each, p), *points, shown, round(100 * each["smallest"], 2), "".join(regimes)]
+        again = min(99, int(100 * each["found_again"])) if each["over"] == OVER_SEEDS else ""
+        line = [*key, verdict(each, p), *points, shown, again, round(100 * each["smallest"], 2), "".join(regimes)]
         lines.append(dict(zip(COLUMNS, line, strict=True)))
     return lines
 
@@ -166,15 +168,15 @@ def verdict(difference, p):
     """What a difference says of the claim that it is positive, as text.
 
     difference: as `paired_difference` gives it; p: its (corrected) p-value. A verdict needs the interval on one side of
-    zero and p below CERTAIN; up to SUGGESTED the text says that a rerun may not find it.
+    zero, p below LEVEL, and a chance of SURE that a rerun finds the same; without that chance it is suggested.
     """
-    scope = "over seeds and queries" if difference["over"] == "queries and seeds" else "for these networks"
+    scope = "over seeds and queries" if difference["over"] == OVER_SEEDS else "for these networks"
     for apart, certain, suggested in (
         (difference["low"] > 0, f"supported, holds {scope}", "suggested"),
         (difference["high"] < 0, f"not supported, the opposite holds {scope}", "the opposite is suggested"),
     ):
-        if apart and p < SUGGESTED:
-            return certain if p < CERTAIN else f"{suggested}, a rerun may not find it"
+        if apart and p < LEVEL:
+            return certain if difference["found_again"] >= SURE else f"{suggested}, a rerun may not find it"
     if not difference["informative"]:
         return "cannot be told (no query differs)"
     seeds = difference["seeds_needed"]
@@ -208,6 +210,13 @@ def read_findings(folder):
     return pd.read_csv(folder / "tables" / "findings.csv", dtype=str, keep_default_na=False)
 
 
+RULES = {  # by which findings were judged: the second is of tables made before the chance of a rerun was computed
+    True: "A verdict needs a p below 5 % and a chance of at least 95 % that a rerun with other seeds finds the same; "
+    "else it is only suggested.",
+    False: "A verdict needed a p below 1 %; up to 5 % it is only suggested.",
+}
+
+
 def findings_text(findings):
     """Findings (rows as `read_findings` gives them) as the README has them: Markdown, the difference in one column."""
     numbers = findings[["difference", "diff low", "diff high"]].to_numpy()
@@ -222,10 +231,12 @@ def findings_text(findings):
     )
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
     outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
+    if "found again (%)" in findings:
+        shown["found again (%)"] = findings["found again (%)"]
     return (
         f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
         "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one claim, in "
-        "the tables over all rows of a table; a verdict needs a p below 1 %, up to 5 % it is only suggested."
+        f"the tables over all rows of a table. {RULES['found again (%)' in findings]}"
         f"{outside if len(here) else ''}\n"
     )
 

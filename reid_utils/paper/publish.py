@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.paper.claims import CERTAIN, compare_verdicts, findings_text, read_findings, sign
+from reid_utils.paper.claims import compare_verdicts, findings_text, read_findings, sign
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 from reid_utils.study.folders import StudyFolders
 
@@ -31,7 +31,7 @@ END = "<!-- results: end -->"
 POINTS, ONE_SEED_POINTS = 6.0, 12.0
 ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hold one seed's numbers or one entry's
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
-NOT_HELD = ("seed sd", "p (Holm)", "smallest", "differ", "regime")  # they measure the seeds at hand
+NOT_HELD = ("seed sd", "p (Holm)", "found again (%)", "smallest", "differ", "regime")  # of the seeds at hand
 CHANGES = ("difference", "diff low", "diff high", "queries low", "queries high")
 
 
@@ -223,7 +223,7 @@ def moved_cells(committed, again, same_machine):
 
     Returns (cells compared, DataFrame with table, row, column, committed, now, allowed (None: not held), within). A
     table, row or column that only one folder has is a cell that is not within. A verdict is within unless it turned
-    into its opposite, or was lost although its p was below CERTAIN.
+    into its opposite, or was certain and can no longer be told.
     """
     names = sorted({path.name for folder in (committed, again) for path in folder.glob("[!.]*.csv")})
     count, moved = 0, []
@@ -247,8 +247,7 @@ def _judged(column, before, now, same_machine):
         return 0.0, False
     if column == "verdict" and not same_machine:
         was, became = sign(before[column]), sign(now[column])
-        lost = was != 0 and became == 0 and (_number(before.get("p (Holm)")) or 1) < CERTAIN
-        return None, was * became >= 0 and not lost
+        return None, was * became >= 0 and not (abs(was) == 1 and became == 0)
     if "sets" in before and not same_machine and "" in (before[column], now[column]):
         return None, True  # T7: which sets have a model of that mAP depends on the trainings
     allowed, ends = tolerance(column, before, same_machine), [_number(each[column]) for each in (before, now)]

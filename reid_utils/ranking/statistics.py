@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import betaincinv, stdtrit
+from scipy.special import betaincinv, stdtr, stdtrit
 
 P_FLOOR = 1e-4  # below this the tails of t are no longer to be believed
 _FEW = 30  # informative queries; below this (and half of all) they are too few to know their spread as all n would
@@ -33,6 +33,8 @@ class _Spread(NamedTuple):
     informative: int  # queries that say something: the rows differ, or the score is not perfect
     count: int  # all queries
     residual: float  # seeds × queries in the squared error, times the seeds
+    redrawn: float  # variance of the value over trainings with other seeds and the same queries; 0 with one seed
+    redrawn_df: float
 
     def half(self, alpha, power=0.5, seeds=True):
         """Half of the 1 − alpha interval; with a power, the difference that a test at alpha finds so often."""
@@ -101,8 +103,8 @@ def _spread(parts, per_query, groups):
     if informative < min(_FEW, count / 2):
         df = min(df, max(1, informative - 1))
     queries = squares / (n * (n - 1)) if n > 1 else np.nan
-    added, seeds_df, residual = _added_by_seeds([_units(part, groups) for part in parts])
-    return _Spread(queries, df, added, seeds_df, informative, count, residual)
+    added, seeds_df, *rest = _added_by_seeds([_units(part, groups) for part in parts])
+    return _Spread(queries, df, added, seeds_df, informative, count, *rest)
 
 
 def _df(values):
@@ -123,19 +125,20 @@ def _df(values):
 
 
 def _added_by_seeds(parts):
-    """Variance that seeds add to the mean over queries, its degrees of freedom, and the residual's share.
+    """Variance that seeds add to the mean over queries and its degrees of freedom; the residual's share; the variance
+    of the seeds' means itself, of which both are parts, and its degrees of freedom.
 
     The seeds' means vary by what a seed does to all queries and by the residual; the spread over queries holds the
     residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
     """
     if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
-        return 0.0, np.nan, 0.0
+        return 0.0, np.nan, 0.0, 0.0, np.nan
     seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
     residual = np.array([_residual(part) / part.shape[1] for part in parts])
     df = np.array([len(part) - 1 for part in parts])
     added = max(0.0, float(np.sum(seen - residual / (df + 1))))
-    welch = np.sum(seen) ** 2 / np.sum(seen**2 / df) if added > 0 else np.nan
-    return added, float(welch), float(np.sum(residual))
+    welch = float(np.sum(seen) ** 2 / np.sum(seen**2 / df)) if seen.any() else np.nan
+    return added, welch if added > 0 else np.nan, float(np.sum(residual)), float(np.sum(seen)), welch
 
 
 def _residual(part):
@@ -151,6 +154,18 @@ def _p_value(value, spread):
     if abs(value) >= spread.half(P_FLOOR):
         return P_FLOOR
     return float(np.exp(brentq(lambda log: spread.half(np.exp(log)) - abs(value), np.log(P_FLOOR), 0.0)))
+
+
+def _found_again(value, spread, alpha):
+    """Chance that trainings with other seeds, on the same queries, differ by so much that a test at alpha finds it.
+
+    Two studies draw their seeds: their values differ by a Student variable of twice the variance over seeds. 1 or 0
+    where no seeds are drawn anew.
+    """
+    margin = abs(value) - spread.half(alpha)
+    if spread.informative < 2 or np.isnan(margin) or not spread.redrawn > 0:
+        return float(spread.informative > 1 and margin > 0)
+    return float(stdtr(spread.redrawn_df, margin / np.sqrt(2 * spread.redrawn)))
 
 
 def mean_interval(aps, confidence=0.95, groups=None):
@@ -191,14 +206,16 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
     aps, baseline_aps: (seeds, queries) in [0, 1] over the same queries in the same order, NaN (left out) where one has
     no match. shared_weights: both rows rank with the same networks (re-rankings, fusions), so that seed s of one
     belongs to seed s of the other; else the seeds are unpaired and their numbers may differ. groups: see
-    `mean_interval`. alpha: level of `smallest` and `seeds_needed` (divide it by the number of comparisons for a
-    Holm-corrected table).
+    `mean_interval`. alpha: level of `smallest`, `found_again` and `seeds_needed` (divide it by the number of
+    comparisons for a Holm-corrected table).
 
     Returns a dict: difference; low, high over queries and seeds; queries_low, queries_high over queries alone ("for
     these trained networks"); p of the wider interval and p_floor, the least that p can be; smallest difference that
-    this comparison could have told with that power; informative, the number of queries that differ; seeds_needed to
-    tell the difference seen (NaN: more than 100, or more queries are needed); over, "queries and seeds" or, where a
-    row has one seed, "queries". Raises ValueError if the rows differ in their queries.
+    this comparison could have told with that power; found_again, the chance that a rerun with other seeds on these
+    queries finds a difference of this sign at alpha (1 or 0 where a row has one seed); informative, the number of
+    queries that differ; seeds_needed to tell the difference seen (NaN: more than 100, or more queries are needed);
+    over, "queries and seeds" or, where a row has one seed, "queries". Raises ValueError if the rows differ in their
+    queries.
     """
     parts = _parts(aps, baseline_aps, shared_weights)
     kept = [_matched(part, groups) for part in parts]
@@ -215,6 +232,7 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
         "p": _p_value(value, spread),
         "p_floor": P_FLOOR,
         "smallest": float(spread.half(alpha, power)),
+        "found_again": _found_again(value, spread, alpha),
         "informative": spread.informative,
         "seeds_needed": _seeds_needed(value, spread, [len(part) for part in parts], alpha, power),
         "over": "queries" if min(map(len, parts)) < 2 else "queries and seeds",
@@ -271,9 +289,10 @@ def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.
     shared_weights: whether a row ranks with the baseline's networks, one bool or {row: bool}; the rest as in
     `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP (named `metric`), low, high (its own),
     difference, diff_low, diff_high (over queries and seeds), queries_low, queries_high (of the difference, over
-    queries), p, p_holm (over the table), smallest (at alpha over the number of comparisons), informative,
-    seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor, over. All scores are fractions;
-    the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows over different queries.
+    queries), p, p_holm (over the table), smallest, found_again (both at alpha over the number of comparisons),
+    informative, seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor, over. All scores are
+    fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows over
+    different queries.
     """
     if baseline not in rows:
         raise ValueError(f"baseline {baseline!r} is not a row; the rows are {', '.join(map(str, rows))}")
@@ -287,7 +306,7 @@ def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.
             line |= {"diff_low": against.pop("low"), "diff_high": against.pop("high")} | against
         lines.append(line)
     columns = ["row", metric, "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
-    columns += ["p", "p_holm", "smallest", "informative", "seeds_needed", "seed_sd", "seeds", "queries"]
+    columns += ["p", "p_holm", "smallest", "found_again", "informative", "seeds_needed", "seed_sd", "seeds", "queries"]
     table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor", "over"])
     return table.assign(p_holm=holm(table["p"]))
 
