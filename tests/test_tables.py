@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reid_utils.paper import rows
-from reid_utils.paper.claims import finding, paper_claims
+from reid_utils.paper.claims import finding, paper_claims, verdict
 from reid_utils.paper.results import start_run
 from reid_utils.paper.rows import (
     augmentation_table,
@@ -281,10 +281,22 @@ def test_a_p_value_at_its_floor_and_a_verdict_of_one_seed_say_so():
         runs = {"02_training": [trained(seeds=seeds), trained(0.9, augmentation="flip", seeds=seeds)]}
         (line,) = paper_claims({**tables, "T1": augmentation_table(runs)}).to_dict("records")
         assert line["verdict"] == f"supported, holds {scope}" and line["smallest"] > 0
+        assert line["found again (%)"] == ("" if scope == "for these networks" else "99")
     (line,) = paper_claims({**tables, "T1": augmentation_table({"02_training": [
         trained(seeds=[0]), trained(0.501, augmentation="flip", seeds=[0]),
     ]})}).to_dict("records")  # fmt: skip
     assert line["verdict"] == "cannot be told (would need several seeds)"
+
+
+def test_a_verdict_over_seeds_needs_a_rerun_to_find_it_and_one_of_these_networks_does_not():
+    found = {"difference": 0.03, "low": 0.01, "high": 0.05, "over": "queries and seeds", "informative": 9}
+    told = [verdict({**found, "found_again": chance}, 0.001) for chance in (0.96, 0.94)]
+    assert told == ["supported, holds over seeds and queries", "suggested, a rerun may not find it"]
+    opposite = {**found, "low": -0.05, "high": -0.01, "seeds_needed": 9}
+    assert verdict({**opposite, "found_again": 0.94}, 0.001) == "the opposite is suggested, a rerun may not find it"
+    assert verdict({**opposite, "found_again": 0.99}, 0.06) == "cannot be told (would need about 9 seeds)"
+    alone = {**found, "over": "queries", "found_again": np.nan}
+    assert verdict(alone, 0.04) == "supported, holds for these networks"
 
 
 def test_equal_rows_say_that_no_query_differs():

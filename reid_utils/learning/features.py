@@ -27,7 +27,7 @@ def extract_features(encoder, images, batch_size=128, flip=False, rows=None, pre
 
     images (N, h, w, 3) uint8 -> (N, d) float32, or (n, d) for the indices `rows` (n,) alone; computed in evaluation
     mode on the encoder's device. `flip` averages with the mirrored image (off in the paper); `precision` as
-    `half_precision` takes it. The encoder's mode is left as it was.
+    `half_precision` takes it, convolutions without TF32 from here on. The encoder's mode is left as it was.
     """
     taken = np.arange(len(images)) if rows is None else rows
     device = next(encoder.parameters()).device

@@ -126,8 +126,8 @@ def from_all(value):
 
 
 def without_tf32():
-    """Let float32 be float32 on a GPU too: convolutions would use TF32 there, of 10 bits, unless told otherwise."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """Let float32 be float32 in a GPU's convolutions, from here on: unless told so they use TF32, of 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def set_backends(cudnn_benchmark=False, deterministic=False):

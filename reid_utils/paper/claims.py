@@ -55,7 +55,7 @@ def _tested(family):
         points = [round(100 * each[name], 2) for name in ("difference", "low", "high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
         regimes = [outside_regime(single["mAP"].mean()) for single in family[key][3:]]
-        again = min(99, int(100 * each["found_again"])) if each["over"] == OVER_SEEDS else ""
+        again = "" if isnan(each["found_again"]) else str(min(99, int(100 * each["found_again"])))
         line = [*key, verdict(each, p), *points, shown, again, round(100 * each["smallest"], 2), "".join(regimes)]
         lines.append(dict(zip(COLUMNS, line, strict=True)))
     return lines
@@ -168,7 +168,7 @@ def verdict(difference, p):
     """What a difference says of the claim that it is positive, as text.
 
     difference: as `paired_difference` gives it; p: its (corrected) p-value. A verdict needs the interval on one side of
-    zero, p below LEVEL, and a chance of SURE that a rerun finds the same; without that chance it is suggested.
+    zero, p below LEVEL, and, over seeds, a chance of SURE that a rerun finds the same; without it it is suggested.
     """
     scope = "over seeds and queries" if difference["over"] == OVER_SEEDS else "for these networks"
     for apart, certain, suggested in (
@@ -176,7 +176,7 @@ def verdict(difference, p):
         (difference["high"] < 0, f"not supported, the opposite holds {scope}", "the opposite is suggested"),
     ):
         if apart and p < LEVEL:
-            return certain if difference["found_again"] >= SURE else f"{suggested}, a rerun may not find it"
+            return f"{suggested}, a rerun may not find it" if difference["found_again"] < SURE else certain
     if not difference["informative"]:
         return "cannot be told (no query differs)"
     seeds = difference["seeds_needed"]

@@ -33,7 +33,7 @@ class _Spread(NamedTuple):
     informative: int  # queries that say something: the rows differ, or the score is not perfect
     count: int  # all queries
     residual: float  # seeds × queries in the squared error, times the seeds
-    redrawn: float  # variance of the value over trainings with other seeds and the same queries; 0 with one seed
+    redrawn: float  # variance of the value over trainings with other seeds and the same queries; NaN with one
     redrawn_df: float
 
     def half(self, alpha, power=0.5, seeds=True):
@@ -132,7 +132,7 @@ def _added_by_seeds(parts):
     residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
     """
     if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
-        return 0.0, np.nan, 0.0, 0.0, np.nan
+        return 0.0, np.nan, 0.0, np.nan, np.nan
     seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
     residual = np.array([_residual(part) / part.shape[1] for part in parts])
     df = np.array([len(part) - 1 for part in parts])
@@ -157,13 +157,14 @@ def _p_value(value, spread):
 
 
 def _found_again(value, spread, alpha):
-    """Chance that trainings with other seeds, on the same queries, differ by so much that a test at alpha finds it.
+    """Chance that trainings with other seeds, on the same queries, differ by more than half the 1 − alpha interval.
 
-    Two studies draw their seeds: their values differ by a Student variable of twice the variance over seeds. 1 or 0
-    where no seeds are drawn anew.
+    Two studies draw their seeds, so twice the variance over seeds lies between their values. NaN with one seed.
     """
+    if np.isnan(spread.redrawn):
+        return np.nan
     margin = abs(value) - spread.half(alpha)
-    if spread.informative < 2 or np.isnan(margin) or not spread.redrawn > 0:
+    if spread.informative < 2 or not spread.redrawn > 0:
         return float(spread.informative > 1 and margin > 0)
     return float(stdtr(spread.redrawn_df, margin / np.sqrt(2 * spread.redrawn)))
 
@@ -212,7 +213,7 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
     Returns a dict: difference; low, high over queries and seeds; queries_low, queries_high over queries alone ("for
     these trained networks"); p of the wider interval and p_floor, the least that p can be; smallest difference that
     this comparison could have told with that power; found_again, the chance that a rerun with other seeds on these
-    queries finds a difference of this sign at alpha (1 or 0 where a row has one seed); informative, the number of
+    queries finds a difference of this sign at alpha (NaN where a row has one seed); informative, the number of
     queries that differ; seeds_needed to tell the difference seen (NaN: more than 100, or more queries are needed);
     over, "queries and seeds" or, where a row has one seed, "queries". Raises ValueError if the rows differ in their
     queries.
