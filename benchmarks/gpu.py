@@ -216,6 +216,8 @@ def main(arguments=None):
     parser.add_argument("--data", help="a data set, for --weights")
     parser.add_argument("--tiny", action="store_true", help="small encoders and a small search, on a CPU too")
     given = parser.parse_args(arguments)
+    if bool(given.weights) != bool(given.data):
+        parser.error("--weights and --data belong together")
     if not given.tiny and not torch.cuda.is_available():
         print(
             "benchmarks.gpu needs a CUDA GPU, and torch sees none here; --tiny tries the code without", file=sys.stderr

@@ -142,7 +142,8 @@ def test_where_one_process_dies_the_others_do_not_wait_for_it():
 import os, signal, torch
 from reid_utils.learning.processes import from_all, launch, process_index
 def work():
-    from_all(1)  # they have met
+    from_all(1)
+    print("they have met", flush=True)
     if process_index() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.all_reduce(torch.ones(1))
@@ -150,8 +151,8 @@ def work():
 launch(work, (), 2)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=100)
-    # Named is the process that ended first, or one that lost its connection to it.
-    assert done.returncode == 1 and any(told in done.stderr for told in ("SIGKILL", "exitcode: 1", "Connection closed"))
+    assert done.stdout.count("they have met") == 2 and done.returncode == 1
+    assert "ChildFailedError" in done.stderr  # which names the one that was killed, or one that lost touch with it
 
 
 def test_a_batch_that_cannot_be_shared_alike_is_an_error():

@@ -1,6 +1,5 @@
 """What only a GPU shows: `make test-gpu`. Everywhere else these tests are skipped."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +13,7 @@ from benchmarks import gpu
 from reid_utils.data.images import fill_at_once, fill_in_turn
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import build_encoder, load_weights
-from reid_utils.learning.training import Recipe, train
+from reid_utils.learning.training import Recipe, prepare, train
 from reid_utils.ranking.neighbours import search_features, search_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: make test-gpu")
@@ -92,8 +91,10 @@ def test_an_overflow_of_fp16_names_the_precision_to_set(tmp_path):
 
 
 def test_auto_is_fp16_with_a_scaler_and_seconds_and_memory_are_told(tmp_path):
-    told = []
-    _, history = fit("test_byobnet", replace(RECIPE, epochs=4), tmp_path, told.append)
+    told, recipe = [], replace(RECIPE, epochs=4)
+    parts, _, half = prepare(build_encoder("test_byobnet", (32, 32)).to(DEVICE), recipe, 16)
+    assert half is torch.float16 and parts["scaler"].is_enabled()
+    _, history = fit("test_byobnet", recipe, tmp_path, told.append)
     assert history[-1]["loss"] < history[1]["loss"]
     (line,) = (line for line in told if "ms a step" in line)
     assert 0 < float(line.split("peak memory ")[1].split()[0]) < 20
@@ -153,9 +154,8 @@ def test_a_study_gives_each_run_a_gpu_of_its_own(tmp_path):
     study.write_text(
         text.replace("    minutes: 0.25\n    parameters:", "    minutes: 0.25\n    gpus: 1\n    parameters:")
     )
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "run_all.py", str(study), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     count = torch.cuda.device_count()
     assert f"with {count} at once" in done.stdout

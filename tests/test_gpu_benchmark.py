@@ -1,5 +1,7 @@
 """The GPU benchmark's code, as far as a CPU goes."""
 
+import json
+
 import pytest
 import torch
 
@@ -17,6 +19,18 @@ def test_the_tiny_benchmark_goes_through_all_its_tables_and_the_search_agrees(ca
     for start in (["float32", "–"], ["bf16", "–"], ["float32", "deterministic"], ["test_byobnet", "32×16"]):
         (row,) = (row for row in rows if row[:2] == start)
         assert all(float(cell) > 0 for cell in row[2:])
+
+
+def test_half_precision_features_of_trained_weights_are_scored(small_study, capsys):
+    weights = next(small_study.glob("results/02_training__test-byobnet*/seed0/weights.safetensors"))
+    data = json.loads((small_study / "study.json").read_text())["data folder"]
+    given = ["--tiny", "--only", "search", "--weights", str(weights), "--data", data]
+    assert gpu.main(given) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "02_training" in line]
+    full, half = (float(row[2]) for row in rows)
+    assert [row[1].strip() for row in rows] == ["float32", "bf16"] and full > 10 and abs(full - half) < 2
+    with pytest.raises(SystemExit):
+        gpu.main(["--tiny", "--weights", str(weights)])
 
 
 def test_the_encoders_are_those_of_the_paper_study():

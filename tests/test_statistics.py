@@ -358,3 +358,10 @@ def test_components_of_the_coverage_study_are_found_again(tmp_path):
     assert found == pytest.approx(components, rel=0.35)
     with pytest.raises(SystemExit, match="no two trainings"):
         coverage.estimate(tmp_path / "02_training__net_id_none")
+
+
+def test_reruns_of_a_large_difference_find_it_and_of_none_do_not():
+    none, large = (
+        coverage.rerun(coverage.COMPONENTS, 5, 60, truth, np.random.default_rng(0), pairs=8) for truth in (0.0, 25.0)
+    )
+    assert none[3] <= 1 / 8 and list(large) == [0, 0, 1, 1]
