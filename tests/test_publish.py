@@ -215,6 +215,9 @@ def test_elsewhere_a_number_is_held_to_the_interval_of_its_row_and_to_points_whe
     columns |= {"seed sd": None, "p (Holm)": None}
     assert {column: tolerance(column, line, same_machine=False) for column in columns} == columns
     assert {tolerance(column, line, same_machine=True) for column in columns} == {0}
+    of_map = {"diff low": "-1.0", "diff high": "3.0", "sets": "4"}
+    assert tolerance("diff low", of_map, False) is None and tolerance("difference", of_map, False) == 2.83
+    assert tolerance("diff low", {**of_map, "sets": "5"}, False) == 2.83
     bare = {"mAP": 6, "first seed mAP": 12, "rendered data challenge mAP": 12}
     assert {column: tolerance(column, {}, same_machine=False) for column in bare} == bare
 

@@ -150,7 +150,7 @@ def test_a_change_of_sign_has_an_interval_and_a_wiggle_about_zero_is_none():
     assert change["at"] == pytest.approx(0.75) and (change["low"], change["high"]) == (0.5, 0.9)
     assert change["told"] == "turns from helps to harms at 75.0 mAP (95 % interval: 50.0 to 90.0)"
     (change,) = sign_changes(certain.assign(high=0.3))  # never certain that it harms
-    assert change["high"] is None and change["told"].endswith("50.0 to the end of the curve)")
+    assert change["high"] is None and change["told"].endswith("50.0 to the curve's end)")
     assert sign_changes(certain.assign(effect=[0.2, 0.1, -0.02, 0.06, np.nan], high=0.3)) == []
 
 

@@ -32,6 +32,7 @@ POINTS, ONE_SEED_POINTS = 6.0, 12.0
 ONE_SEED = ("first seed", "challenge")  # words in the names of columns that hold one seed's numbers or one entry's
 EXACT = ("no.", "level", "seeds", "queries", "parameters (M)", "GFLOPs")  # the same everywhere, as are all texts
 NOT_HELD = ("seed sd", "p (Holm)", "found again (%)", "smallest", "differ", "regime")  # of the seeds at hand
+FEW_SETS = 5  # T7: the ends of an interval over fewer test sets are too uncertain themselves to be held
 CHANGES = ("difference", "diff low", "diff high", "queries low", "queries high")
 
 
@@ -209,7 +210,8 @@ def tolerance(column, line, same_machine):
     """
     if same_machine or column in EXACT:
         return 0.0
-    if column in NOT_HELD:
+    few_sets = column in ("diff low", "diff high") and (_number(line.get("sets")) or FEW_SETS) < FEW_SETS
+    if column in NOT_HELD or few_sets:
         return None
     ends = [_number(line.get(f"{'diff' if column in CHANGES else 'mAP'} {end}")) for end in ("low", "high")]
     if None not in ends and column not in ("dispersion", "zero-shot"):

@@ -160,7 +160,8 @@ def sign_changes(curve):
 
 def _crossing(at, sign, low, high):
     """A crossing in words; sign: that of the effect after it."""
-    ends = " to ".join("the end of the curve" if end is None else f"{100 * end:.1f}" for end in (low, high))
+    limits = zip((low, high), ("the curve's beginning", "the curve's end"), strict=True)
+    ends = " to ".join(mark if end is None else f"{100 * end:.1f}" for end, mark in limits)
     return f"turns from {_WORDS[-sign]} to {_WORDS[sign]} at {100 * at:.1f} mAP (95 % interval: {ends})"
 
 
