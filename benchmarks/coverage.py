@@ -12,7 +12,7 @@ differences: how often is a difference certain in the first and not found (p < 0
 true difference where that happens most? Beside it the former rule, by which p < 0.01 was certain.
 
 `python -m benchmarks.coverage RUNS` estimates the components from the trainings below a runs folder (runs/quick, say);
-without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 7 minutes.
+without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 10 minutes.
 """
 
 import argparse
