@@ -330,7 +330,7 @@ def test_a_run_whose_dask_worker_dies_goes_on_elsewhere_and_a_killed_command_end
     address, processes = workers
     clone = make_clone(tmp_path / "a {b} c")
     study = start(clone, "--scheduler", address, *SLOW)
-    wait_until(steps_of(clone).exists)
+    wait_until(lambda: all(steps_of(clone, f"02_training__{name}").exists() for name in ("none", "flip")))
     victim = processes.pop(0)
     orphans = [pid for pid in processes_of(clone) if parent_of(pid) == victim.pid]
     victim.kill()
