@@ -32,6 +32,12 @@ SCENARIOS = ("study", "equal seeds", "skewed", "games", "few")
 GAME, SHARED = 8, 0.1  # queries of a game, and what they share of the variances by queries
 SEEDS, QUERIES, RESAMPLES, BLOCK = (3, 5, 8, 12), (50, 150), 2000, 250
 TRUTHS = np.arange(0.5, 12.1, 0.5)  # points of mAP
+RERUNS = """\
+certain by p < 0.01, or by a chance of 95 % to be found again. At worst: at the true difference where most are
+lost, of all pairs. Of the certain ones: over all true differences alike. Needed: the smallest true difference
+that is certain, by the chance to be found again, in 80 of 100 studies.
+              lost at worst    lost of the certain ones
+     S    Q    p   found again        p   found again    needed"""
 HARD = 15  # queries, on the average, that are not perfect in scenario "few"
 
 
@@ -165,15 +171,7 @@ def rerun(components, seeds, queries, truth, rng, pairs):
 def print_reruns(components, pairs):
     """Prints, by seeds and queries, how often verdicts are lost under both rules."""
     print(f"\n{pairs} pairs of studies for each of {len(TRUTHS)} true differences, {TRUTHS[0]} to {TRUTHS[-1]} points;")
-    print(
-        "certain by p < 0.01, or by a chance of 95 % to be found again. At worst: at the true difference where most are"
-    )
-    print(
-        "lost, of all pairs. Of the certain ones: over all true differences alike. Needed: the smallest true difference"
-    )
-    print("that is certain, by the chance to be found again, in 80 of 100 studies.")
-    print("              lost at worst    lost of the certain ones")
-    print("     S    Q    p   found again        p   found again    needed")
+    print(RERUNS)
     for queries, seeds in product(QUERIES, SEEDS):
         rng = np.random.default_rng([seeds, queries, len(SCENARIOS)])
         found = np.array([rerun(components, seeds, queries, truth, rng, pairs) for truth in TRUTHS])

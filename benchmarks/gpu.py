@@ -114,37 +114,36 @@ def measure_steps(shape, precision, steps, rounds, workers, **settings):
     return bare, own, 1000 * statistics.median(waited), peak_gib()
 
 
+def timed_features(encoder, images, precision, batch_size=128):
+    """(features, images a second) of a second extraction, the first being the warm-up."""
+    kept = []
+
+    def extract():
+        kept.append(extract_features(encoder, images, batch_size, precision=precision))
+
+    _, seconds = (synchronised_seconds(extract, default_device()) for _ in range(2))
+    return kept[-1], len(images) / seconds
+
+
 def measure_extraction(shape, precisions, batch_size=64):
     """Images a second of feature extraction, one figure a precision."""
-    device = default_device()
-    encoder = build(shape, device)
+    encoder = build(shape, default_device())
     images = np.random.default_rng(0).integers(0, 255, (2 * batch_size, *shape["size"], 3), dtype=np.uint8)
-
-    def extract(precision):
-        extract_features(encoder, images, batch_size, precision=precision)
-
-    seconds = [
-        [synchronised_seconds(lambda p=precision: extract(p), device) for _ in range(2)] for precision in precisions
-    ]
-    return [len(images) / last for _, last in seconds]
+    return [timed_features(encoder, images, precision, batch_size)[1] for precision in precisions]
 
 
 def measure_half_features(weights, folder, precisions):
     """[(precision, mAP in %, images a second)] of trained weights over the test split of a data set."""
     encoder, _ = trained_encoder(weights)
-    rows, device = crops_of(folder), default_device()
+    rows = crops_of(folder)
     images = np.stack([letterbox(decode(Path(folder) / path), *encoder.image_size) for path in rows["path"]])
-    encoder, sides = encoder.to(device), [(rows["role"] == role).to_numpy() for role in ("query", "gallery")]
+    encoder, sides = encoder.to(default_device()), [(rows["role"] == role).to_numpy() for role in ("query", "gallery")]
     labels = [rows.loc[side, name].to_numpy(np.int64) for name in ("player", "camera") for side in sides]
     found = []
     for precision in precisions:
-        kept = []
-        times = [
-            synchronised_seconds(lambda: kept.append(extract_features(encoder, images, precision=precision)), device)  # noqa: B023
-            for _ in range(2)
-        ]
-        distances = squared_euclidean(*(kept[-1][side] for side in sides))
-        found.append((precision, 100 * score(distances, *labels)["mAP"], len(images) / times[-1]))
+        features, speed = timed_features(encoder, images, precision)
+        distances = squared_euclidean(*(features[side] for side in sides))
+        found.append((precision, 100 * score(distances, *labels)["mAP"], speed))
     return found
 
 
@@ -168,9 +167,8 @@ def write_header(*names):
 
 def write_row(*cells):
     """A row of a Markdown table, at once; floats with four significant digits."""
-    print(
-        "| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True
-    )
+    texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    print("| " + " | ".join(texts) + " |", flush=True)
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -232,7 +230,7 @@ def main(arguments=None):
             seconds, equal = measure_search(queries, images)
             write_row(f"{queries}×{images}", seconds, "–" if equal is None else equal)
     if given.weights:
-        precisions = ("float32", *HALVES["large"]) if name != "CPU" else HALVES["tiny"]
+        precisions = dict.fromkeys(("float32", *HALVES[size]))
         write_header("weights", "precision", "mAP, %", "images a second")
         for weights in given.weights:
             for row in measure_half_features(weights, given.data, precisions):

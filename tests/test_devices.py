@@ -139,20 +139,19 @@ def test_no_process_outlives_the_session_that_launched_it(tmp_path):
 
 def test_where_one_process_dies_the_others_do_not_wait_for_it():
     source = """
-import os, signal, torch
+import contextlib, os, signal, torch
 from reid_utils.learning.processes import from_all, launch, process_index
 def work():
-    from_all(1)
-    print("they have met", flush=True)
+    from_all(1)  # they have met
     if process_index() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    torch.distributed.all_reduce(torch.ones(1))
+    with contextlib.suppress(RuntimeError):  # a lost connection would end this one first, and be named instead
+        torch.distributed.all_reduce(torch.ones(1))
     signal.pause()
 launch(work, (), 2)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=100)
-    assert done.stdout.count("they have met") == 2 and done.returncode == 1
-    assert "ChildFailedError" in done.stderr  # which names the one that was killed, or one that lost touch with it
+    assert done.returncode == 1 and "signal 9 (SIGKILL)" in done.stderr.lower().replace("sigkill", "SIGKILL")
 
 
 def test_a_batch_that_cannot_be_shared_alike_is_an_error():

@@ -19,7 +19,7 @@ from reid_utils.ranking.neighbours import search_features, search_tensors
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: make test-gpu")
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda")
 IMAGES = np.random.default_rng(0).integers(0, 255, (64, 32, 32, 3), dtype=np.uint8)
 LABELS = np.repeat(np.arange(16), 4)
 RECIPE = Recipe(augmentation="flip+erasing+sharpen", epochs=2, batch_pairs=8, learning_rate=1e-3, check_steps=1)
@@ -123,9 +123,8 @@ def test_features_are_those_of_the_cpu_and_half_precision_is_near(backbone):
 
 def test_boxes_are_filled_at_once_as_in_turn():
     boxes = torch.tensor([[[0, 5, 2, 9], [3, 8, 0, 4]], [[0, 0, 0, 0], [30, 32, 30, 32]]])
-    one, other = (
-        torch.rand(2, 32, 32, 3, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0)) for _ in "ab"
-    )
+    one = torch.rand(2, 32, 32, 3, device=DEVICE)
+    other = one.clone()
     fill_at_once(one, boxes)
     fill_in_turn(other, boxes)
     assert torch.equal(one, other) and (one == 0).any()
@@ -151,9 +150,7 @@ def test_the_benchmark_goes_through_its_tables(capsys):
 def test_a_study_gives_each_run_a_gpu_of_its_own(tmp_path):
     text = (ROOT / "studies" / "micro.yaml").read_text()
     study = tmp_path / "one_gpu.yaml"
-    study.write_text(
-        text.replace("    minutes: 0.25\n    parameters:", "    minutes: 0.25\n    gpus: 1\n    parameters:")
-    )
+    study.write_text(text.replace("    parameters:", "    gpus: 1\n    parameters:"))
     command = [sys.executable, "run_all.py", str(study), "--runs", str(tmp_path / "runs")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -17,7 +17,6 @@ from reid_utils.ranking.statistics import holm, paired_difference
 LEVEL, SURE = 0.05, 0.95  # of the corrected p, and of the chance that a rerun with other seeds comes below it
 COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
 COLUMNS += ["found again (%)", "smallest", "regime"]
-OVER_SEEDS = "queries and seeds"  # what `paired_difference` says where both rows have several seeds
 
 
 def paper_claims(tables):
@@ -170,7 +169,7 @@ def verdict(difference, p):
     difference: as `paired_difference` gives it; p: its (corrected) p-value. A verdict needs the interval on one side of
     zero, p below LEVEL, and, over seeds, a chance of SURE that a rerun finds the same; without it it is suggested.
     """
-    scope = "over seeds and queries" if difference["over"] == OVER_SEEDS else "for these networks"
+    scope = "over seeds and queries" if difference["over"] == "queries and seeds" else "for these networks"
     for apart, certain, suggested in (
         (difference["low"] > 0, f"supported, holds {scope}", "suggested"),
         (difference["high"] < 0, f"not supported, the opposite holds {scope}", "the opposite is suggested"),

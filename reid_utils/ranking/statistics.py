@@ -34,7 +34,6 @@ class _Spread(NamedTuple):
     count: int  # all queries
     residual: float  # seeds × queries in the squared error, times the seeds
     redrawn: float  # variance of the value over trainings with other seeds and the same queries; NaN with one
-    redrawn_df: float
 
     def half(self, alpha, power=0.5, seeds=True):
         """Half of the 1 − alpha interval; with a power, the difference that a test at alpha finds so often."""
@@ -103,8 +102,8 @@ def _spread(parts, per_query, groups):
     if informative < min(_FEW, count / 2):
         df = min(df, max(1, informative - 1))
     queries = squares / (n * (n - 1)) if n > 1 else np.nan
-    added, seeds_df, *rest = _added_by_seeds([_units(part, groups) for part in parts])
-    return _Spread(queries, df, added, seeds_df, informative, count, *rest)
+    added, seeds_df, residual, redrawn = _added_by_seeds([_units(part, groups) for part in parts])
+    return _Spread(queries, df, added, seeds_df, informative, count, residual, redrawn)
 
 
 def _df(values):
@@ -125,20 +124,19 @@ def _df(values):
 
 
 def _added_by_seeds(parts):
-    """Variance that seeds add to the mean over queries and its degrees of freedom; the residual's share; the variance
-    of the seeds' means itself, of which both are parts, and its degrees of freedom.
+    """Variance that seeds add to the mean over queries, their degrees of freedom, the residual, their whole variance.
 
     The seeds' means vary by what a seed does to all queries and by the residual; the spread over queries holds the
     residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
     """
     if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
-        return 0.0, np.nan, 0.0, np.nan, np.nan
+        return 0.0, np.nan, 0.0, np.nan
     seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
     residual = np.array([_residual(part) / part.shape[1] for part in parts])
     df = np.array([len(part) - 1 for part in parts])
     added = max(0.0, float(np.sum(seen - residual / (df + 1))))
-    welch = float(np.sum(seen) ** 2 / np.sum(seen**2 / df)) if seen.any() else np.nan
-    return added, welch if added > 0 else np.nan, float(np.sum(residual)), float(np.sum(seen)), welch
+    welch = np.sum(seen) ** 2 / np.sum(seen**2 / df) if seen.any() else np.nan
+    return added, float(welch), float(np.sum(residual)), float(np.sum(seen))
 
 
 def _residual(part):
@@ -166,7 +164,7 @@ def _found_again(value, spread, alpha):
     margin = abs(value) - spread.half(alpha)
     if spread.informative < 2 or not spread.redrawn > 0:
         return float(spread.informative > 1 and margin > 0)
-    return float(stdtr(spread.redrawn_df, margin / np.sqrt(2 * spread.redrawn)))
+    return float(stdtr(spread.seeds_df, margin / np.sqrt(2 * spread.redrawn)))
 
 
 def mean_interval(aps, confidence=0.95, groups=None):
