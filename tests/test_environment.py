@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def _pins():
 def test_every_requirement_of_pyproject_is_pinned_within_its_bound():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = _pins()
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+    for requirement in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
         bound = tuple(map(int, requirement.split(">=")[1].split(".")))
         pinned = re.search(r"==([0-9.]+)", pins[_name(requirement)])[1]
         assert tuple(map(int, pinned.strip(".").split("."))) >= bound, requirement
