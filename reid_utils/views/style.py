@@ -19,7 +19,7 @@ PNG_LIMIT = 300_000  # bytes
 # Okabe and Ito's palette (yellow is too faint for lines), then three of Paul Tol's: safe for the colour-blind.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#882255", "#999933", "#AAAAAA")
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#882255", "#999933", "#888888")
 MARKERS = "os^Dv<>"
 MATCH, MISMATCH = GREEN, VERMILLION
 
@@ -73,9 +73,9 @@ def blank_figure(width, height):
 
 
 def new_figure(width, height, rows=1, columns=1, **settings):
-    """A `blank_figure` and its 2-D array of rows × columns axes; `settings` go to `Figure.subplots`."""
+    """A `blank_figure` and its axes: one, or an array of rows × columns; `settings` go to `Figure.subplots`."""
     figure = blank_figure(width, height)
-    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+    return figure, figure.subplots(rows, columns, **settings)
 
 
 def printable(text):
@@ -107,12 +107,13 @@ def looks(names):
 
 
 def legend_above(figure, ax):
-    """Moves an axes' legend above the figure, in four columns or, where its labels are long, fewer and more rows."""
+    """A legend of an axes' lines above the figure, in four columns or, where labels are long, fewer and more rows."""
     handles, labels = ax.get_legend_handles_labels()
     columns = min(4, max(1, int(72 * figure.get_figwidth() / (34 + 3.7 * max(map(len, labels))))))  # points
     figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) + -len(labels) // 4))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    ax.get_legend().remove()
+    if ax.get_legend():
+        ax.get_legend().remove()
 
 
 def too_heavy(path):
@@ -123,9 +124,9 @@ def too_heavy(path):
 def save_figure(figure, folder, stem):
     """Writes `<stem>.png` and, unless the figure is made of photographs, `<stem>.svg`; the same data, the same bytes.
 
-    figure: a Matplotlib Figure; folder: made if absent. The PNG has 300 dpi, or 256 colours, or 150 dpi as well, to
-    stay within 300 KB; one that does not is written all the same, and a line says so. Returns the paths, PNG first.
-    Each file is complete or absent.
+    figure: a Matplotlib Figure; folder: made if absent. The PNG has 300 dpi and, to stay within 300 KB, 64 colours, or
+    150 dpi as well; one that does not is written all the same, and a line says so. Returns the paths, PNG first. Each
+    file is complete or absent.
     """
     png, svg = Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.svg"
     figure.draw_without_rendering()
@@ -145,12 +146,12 @@ def save_figure(figure, folder, stem):
 
 
 def _small_png(figure):
-    """The figure as PNG bytes within the limit where 256 colours, then 150 dpi, reach that."""
+    """The figure as PNG bytes within the limit where 64 colours, then 150 dpi, reach that."""
     for dpi in (300, 150):
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
         if drawn.tell() > PNG_LIMIT:
-            image, drawn = Image.open(drawn).convert("RGB").quantize(256), io.BytesIO()
+            image, drawn = Image.open(drawn).convert("RGB").quantize(64), io.BytesIO()
             image.save(drawn, format="png", optimize=True, dpi=(dpi, dpi))
         if drawn.tell() <= PNG_LIMIT:
             break
