@@ -1,12 +1,14 @@
 """What the explorer shows, with controls and without."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from IPython.display import HTML
 
 from reid_utils.ranking.feature_files import Features
+from reid_utils.ranking.methods import distances_of
 from reid_utils.views.explorer import explore, is_live, moved, ranked_query, thumbnail, worst_first
 
 
@@ -63,7 +65,7 @@ def test_where_nobody_sits_the_worst_query_is_shown_without_scripts():
     shown = explore({"first": run()}, read_image, top=4, k1=5, k2=2)
     assert isinstance(shown, HTML) and shown.data.count("<img") == 5 and "<script" not in shown.data
     assert "player 5, query 5; first, hard (k1 5, k2 2, w 0.7)" in shown.data
-    assert "All 5 true matches" in shown.data and {"✓", "✗"} & set(shown.data)
+    assert "All 5 matches" in shown.data and {"✓", "✗"} & set(shown.data)
 
 
 def shown_ap(view):
@@ -90,3 +92,30 @@ def test_controls_change_what_is_shown():
 def test_an_unknown_post_processing_is_named():
     with pytest.raises(ValueError, match="'harder' is unknown"):
         explore({"first": run()}, read_image, "harder")
+
+
+def test_a_grouped_set_is_explored_within_each_group_alone():
+    groups = np.array([0, 0, 0, 1, 1, 1])
+    grouped = replace(run(), query_groups=groups, gallery_groups=np.repeat(groups, 5))
+    before, after = distances_of(grouped), distances_of(grouped, "hard", 5, 2)
+    for q in range(6):
+        shown = ranked_query(before, after, grouped, q)
+        assert len(shown) == 15 and set(np.repeat(groups, 5)[shown["image"]]) == {groups[q]}
+        assert sorted(shown["was"]) == list(range(1, 16))
+    asked = []
+    view = explore({"run": grouped}, lambda *image: asked.append(image) or read_image(*image), top=30, k1=5, k2=2)
+    assert view.data.count("<img") == 16 and "All 5 matches" in view.data  # the query and its group
+    assert {int(name) for role, name in asked if role == "gallery"} == set(range(15, 30))  # player 5's group
+
+
+def test_without_cameras_and_names_the_rows_are_shown_by_number():
+    bare = replace(run(), query_cameras=None, gallery_cameras=None, query_images=None, gallery_images=None)
+    assert "player 5, query 5" in explore({"first": bare}, read_image, top=4, k1=5, k2=2).data
+
+
+def test_distances_alone_are_shown_as_they_are_and_never_called_re_ranked():
+    features = run()
+    alone = replace(features, query=None, gallery=None, distances=distances_of(features))
+    assert "first, none" in explore({"first": alone}, read_image, "none").data
+    with pytest.raises(ValueError, match="first has distances alone"):
+        explore({"first": alone}, read_image)

@@ -16,7 +16,7 @@ from reid_utils.ranking.regimes import (
     ranges_told,
     sign_changes,
 )
-from reid_utils.views.regimes import regime_map
+from reid_utils.views.regime_map import regime_map
 
 
 def simulated(noise, seed, models=3, players=40, images=12):

@@ -69,17 +69,20 @@ def test_a_map_shows_the_region_that_an_encoder_looks_at():
     pair = np.zeros((2, 64, 32, 3), np.uint8)
     pair[:, :32, :, 0], pair[:, :32, :, 1] = 200, np.arange(0, 64, 2, dtype=np.uint8)
     pair[1, :32, :, 1] = 0
-    of_query, _, _ = match_saliency(UpperHalf(), *pair)
+    encoder = UpperHalf()
+    of_query, _, _ = match_saliency(encoder, *pair, layer=encoder.trunk)
+    with pytest.raises(ValueError, match="name one as layer"):
+        match_saliency(encoder, *pair)
     assert of_query[:32].mean() > 10 * of_query[36:].mean()
 
 
 def test_a_page_shows_four_pictures_a_pair_with_the_similarity():
     found = (np.eye(64, 32, dtype=np.float32),) * 2
     figure = saliency_pairs([("best", *crops((64, 32)), (*found, 0.75))], note="rendered data")
-    axes = [ax for part in figure.subfigs[0].subfigs for ax in part.axes]
+    axes = figure.subfigs[0].axes
     assert [len(ax.images) for ax in axes] == [1, 2, 1, 2]
     assert [ax.get_title() for ax in axes] == ["query", "its map", "gallery", "its map"]
-    words = [part.get_suptitle() for part in figure.subfigs[0].subfigs] + [text.get_text() for text in figure.texts]
+    figure.draw_without_rendering()
+    assert axes[0].get_window_extent().width / figure.dpi > 0.6  # inches of a crop, at column width
+    words = [figure.subfigs[0].get_suptitle(), *(text.get_text() for text in figure.texts)]
     assert "best\ncosine 0.75" in words and "rendered data" in words
-    with pytest.raises(ValueError, match="no pairs"):
-        saliency_pairs([])

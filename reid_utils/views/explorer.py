@@ -2,17 +2,18 @@
 
 import base64
 import html
+import io
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from reid_utils.data.images import decode
-from reid_utils.ranking.methods import POST_PROCESSINGS, post_process
-from reid_utils.ranking.metrics import average_precisions, labels_of, matches
-from reid_utils.views.style import BLACK, MATCH, MISMATCH
+from reid_utils.ranking.methods import POST_PROCESSINGS, distances_of
+from reid_utils.ranking.metrics import average_precisions, labels_of
+from reid_utils.views.galleries import MARKS, image_names, ranking_of, scaled
+from reid_utils.views.style import BLACK
 
 _THUMBNAIL = 128  # pixels of height; crops are small, and each reaction sends a dozen of them
 
@@ -30,25 +31,14 @@ def worst_first(aps):
 def ranked_query(before, after, features, q):
     """The whole ranking of one query and where each image stood before.
 
-    before, after: (Q, G) distances, without and with a post-processing; features: as from `load_features`. Returns a
-    DataFrame in rank order: image (gallery index), rank, was (rank by `before`), distance, is_match. Junk (images of
-    the query's own player and camera, or of nobody) is left out; ties by gallery index, as in the metrics.
+    before, after: (Q, G) distances, without and with a post-processing; features: `Features`. Returns a DataFrame in
+    rank order: image (gallery index), rank, was (rank by `before`), distance, is_match. What `ranking_of` leaves out
+    (junk, unknown players, other groups) has no rank.
     """
-    labels, query = labels_of(features), slice(q, q + 1)
-    (is_match,), (junk,) = matches(
-        labels.query_players[query],
-        labels.gallery_players,
-        None if labels.query_cameras is None else labels.query_cameras[query],
-        labels.gallery_cameras,
-    )
-    kept = np.flatnonzero(~junk)
-    order, former = (kept[np.argsort(distances[q, kept], kind="stable")] for distances in (after, before))
-    ranks = np.arange(1, len(kept) + 1)
-    was = np.empty(len(junk), np.int64)
-    was[former] = ranks
-    return pd.DataFrame(
-        {"image": order, "rank": ranks, "was": was[order], "distance": after[q, order], "is_match": is_match[order]}
-    )
+    (order, is_match), (former, _) = ranking_of(features, after, q), ranking_of(features, before, q)
+    ranks = np.arange(1, len(order) + 1)
+    was = pd.Series(ranks, former)[order].to_numpy()
+    return pd.DataFrame({"image": order, "rank": ranks, "was": was, "distance": after[q, order], "is_match": is_match})
 
 
 def moved(rank, was):
@@ -58,10 +48,9 @@ def moved(rank, was):
 
 def thumbnail(image):
     """An RGB uint8 crop (h, w, 3) as the text of a data URI (JPEG, 128 pixels high), for an <img> in HTML."""
-    size = max(1, round(image.shape[1] * _THUMBNAIL / image.shape[0])), _THUMBNAIL
-    pixels = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    encoded = cv2.imencode(".jpeg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
+    packed = io.BytesIO()
+    scaled(image, _THUMBNAIL).save(packed, "jpeg", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 
 def _card(picture, colour, heading, text):
@@ -74,8 +63,8 @@ def _card(picture, colour, heading, text):
 
 
 def is_live():
-    """Whether this runs in a notebook that somebody sits at: papermill and nbconvert tell the kernel that nobody can
-    answer its questions (`allow_stdin` of Jupyter's messages), JupyterLab tells it that somebody can."""
+    """Whether somebody can use controls here: JupyterLab lets the kernel ask questions (`allow_stdin` of Jupyter's
+    messages), papermill and nbconvert do not."""
     from IPython import get_ipython
 
     kernel = getattr(get_ipython(), "kernel", None)
@@ -85,16 +74,19 @@ def is_live():
 def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weight=0.7, top=10, live=None):
     """The retrieval explorer: pick a run, a query (worst average precision first), a post-processing and its settings.
 
-    runs: {name: features as from `load_features`}; read_image: function (role, image id) -> RGB uint8 (h, w, 3); top:
-    ranks shown. `live`: whether to give controls; None finds out (`is_live`). Returns an ipywidgets box, or HTML that
-    shows the worst query of the first run where nobody can touch controls: frames green with ✓ round matches, orange
-    with ✗ round others. Raises ValueError for an unknown name.
+    runs: {name: `Features`}; read_image: function (role, image name) -> RGB uint8 (h, w, 3), asked for row numbers
+    where the features have no names; top: ranks shown. `live`: whether to give controls; None finds out (`is_live`).
+    Returns an ipywidgets box, or HTML that shows the worst query of the first run where nobody can touch controls:
+    frames green with ✓ round matches, orange with ✗ round others. Raises ValueError for an unknown name, and for a
+    post-processing of a run that has distances alone.
     """
     from IPython.display import HTML
 
     @lru_cache(maxsize=8)
-    def rank(run, *processing):
-        distances = post_process(runs[run].query, runs[run].gallery, *processing)
+    def rank(run, processing, *settings):
+        if runs[run].query is None and processing != "none":
+            raise ValueError(f"{run} has distances alone, which cannot be re-ranked; choose the post-processing 'none'")
+        distances = distances_of(runs[run], processing, *settings)
         return distances, average_precisions(distances, *labels_of(runs[run]))
 
     @lru_cache(maxsize=4096)
@@ -103,19 +95,19 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     def view(settings, q):
         features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
-        ranking, image = ranked_query(before, after, features, q), features.query_images[q]
+        ranking, image = ranked_query(before, after, features, q), image_names(features, "query")[q]
         cards = [_card(picture("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
         for row in ranking[:top].itertuples():
-            sign, colour = ("✓", MATCH) if row.is_match else ("✗", MISMATCH)
+            sign, colour = MARKS[row.is_match]
+            crop = picture("gallery", image_names(features, "gallery")[row.image])
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
-            cards.append(_card(picture("gallery", features.gallery_images[row.image]), colour,
-                               f"{sign} rank {row.rank}", text))  # fmt: skip
+            cards.append(_card(crop, colour, f"{sign} rank {row.rank}", text))
         ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking[ranking.is_match].itertuples()]
         title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
         return (
             f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
             f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
-            f"All {len(ranks)} true matches stand at rank (▲ ▼ against plain distances): {', '.join(ranks)}</div>"
+            f"All {len(ranks)} matches, by rank (▲ ▼ against plain distances): {', '.join(ranks)}</div>"
         )
 
     start = (next(iter(runs)), post_processing, k1, k2, jaccard_weight)

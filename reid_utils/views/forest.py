@@ -10,65 +10,84 @@ from reid_utils.views.style import BLACK, BLUE, TEXT_WIDTH, finish, new_figure, 
 _LEVEL = 0.05  # of the Holm-corrected p that fills a dot
 _MANY_ROWS = 45  # more are set closer
 _PALE = "#99C7E0"  # a shade of BLUE on which a thin line of it can be seen
+_SIGNS = {
+    "baseline": {"marker": "D", "color": BLACK},
+    "differs (corrected p < 0.05)": {"marker": "o", "color": BLUE},
+    "no significant difference": {"marker": "o", "color": BLUE, "markerfacecolor": "white"},
+}
+_OF_CSV = {
+    "mAP low": "low",
+    "mAP high": "high",
+    "diff low": "diff_low",
+    "diff high": "diff_high",
+    "queries low": "queries_low",
+    "queries high": "queries_high",
+    "p (Holm)": "p_holm",
+}
 
 
 def forest_plot(frame, groups=None, note=None):
-    """Every row's mAP with its interval and, beside it, its difference to the baseline row.
+    """Every row's mAP with its interval and, in a second panel, its difference from the baseline row.
 
-    frame: from `compare_rows`, or several of them concatenated; groups: a heading per row, equal ones adjacent, such
-    as the table's name. A diamond is a baseline, a filled dot differs from it (Holm-corrected p < 0.05), an open dot
-    cannot be told from it. Thin lines are the full intervals of differences (over seeds and queries), thick pale ones
-    hold the trained networks fixed (columns queries_low, queries_high, where present). p is shown as in the tables.
-    Returns a text-width Figure with two axes: scores in per cent, differences in points.
+    frame: from `compare_rows`, or a table's csv as `pd.read_csv` gives it, or several of one kind concatenated; groups:
+    a heading per row, equal ones adjacent, such as the table's name. A diamond is a baseline, a filled dot differs from
+    it (Holm-corrected p < 0.05), an open dot does not. Thin lines are the full intervals of differences (over seeds and
+    queries), thick pale ones hold the trained networks fixed (columns queries_low, queries_high, where present). p is
+    shown as in the tables. Returns a text-width Figure with two axes: scores in per cent, differences in points.
     """
     headings = [""] * len(frame) if groups is None else list(groups)
-    if len(headings) != len(frame):
-        raise ValueError(f"{len(headings)} groups for {len(frame)} rows; give one per row")
+    frame = _in_per_cent(frame)
     codes, names = pd.factorize(np.array(headings, dtype=object))
     positions = np.arange(len(frame)) + (1 + 1.4 * codes if any(headings) else 0)
     last = positions[-1]
     step = 0.19 if last < _MANY_ROWS else 0.14  # inches; a page is 10 high
-    figure, axes = new_figure(TEXT_WIDTH, 1.0 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1))
-    scores, changes = axes[0]
-    for y, line in zip(positions, frame.to_dict("records"), strict=True):
-        _forest_row(scores, changes, y, line)
+    figure, (scores, changes) = new_figure(
+        TEXT_WIDTH, 1.0 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1)
+    )
+    _draw_rows(scores, changes, positions, frame)
     beside = {"transform": scores.get_yaxis_transform(), "ha": "right", "va": "center", "weight": "bold"}
     for number, heading in enumerate(names):
         scores.text(0, positions[codes == number][0] - 1, f"{heading}  ", **beside)
     scores.set(yticks=positions, yticklabels=list(map(printable, frame.row)), xlabel="mAP (%)", ylim=(last + 0.7, -0.7))
-    changes.set(xlabel="difference to the baseline (mAP points)")
-    changes.text(1.02, 1, "corrected p", transform=changes.transAxes, ha="left", va="bottom", fontsize=7)
+    changes.set(xlabel="difference from the baseline (mAP points)")
+    changes.text(1.02, 1, "corrected p", transform=changes.transAxes, ha="left", va="bottom", fontsize="small")
     changes.axvline(0, color=BLACK, linewidth=0.8)
-    for ax in axes[0]:
+    for ax in (scores, changes):
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", visible=False)
-    figure.legend(handles=_forest_legend("queries_low" in frame), loc="outside upper center", ncols=3)
+    figure.legend(handles=_legend("queries_low" in frame), loc="outside upper center", ncols=3)
     return finish(figure, note)
 
 
-def _forest_row(scores, changes, y, line):
-    """Draws one row of the forest plot on both axes."""
-    colour, marker = (BLACK, "D") if (is_baseline := np.isnan(line["difference"])) else (BLUE, "o")
-    face = colour if is_baseline or line["p_holm"] < _LEVEL else "white"
-    queries_only = line.get("queries_low", np.nan), line.get("queries_high", np.nan)
-    look = {"color": colour, "marker": marker, "markerfacecolor": face, "markersize": 4}
-    changes.plot(100 * np.array(queries_only), [y, y], color=_PALE, linestyle="-", linewidth=4)
+def _in_per_cent(frame):
+    """A comparison, or a table's csv, in one form: scores in per cent, p as a number and whether it is a floor."""
+    if "p (Holm)" in frame:
+        frame = frame.rename(columns=_OF_CSV)
+        p = frame.p_holm.astype(str)
+        return frame.assign(p_holm=pd.to_numeric(p.str.removeprefix("< ")), at_floor=p.str.startswith("<"))
+    scores = frame.filter(items=["mAP", "difference", *_OF_CSV.values()]).drop(columns="p_holm")
+    return frame.assign(at_floor=frame.p <= frame.p_floor, **100 * scores)
+
+
+def _draw_rows(scores, changes, heights, frame):
+    """Intervals, points and p of all rows, at their `heights`."""
+    is_baseline, differs = frame.difference.isna(), frame.p_holm < _LEVEL
+    if "queries_low" in frame:
+        changes.hlines(heights, frame.queries_low, frame.queries_high, colors=_PALE, linewidth=4)
     for ax, value, low, high in ((scores, "mAP", "low", "high"), (changes, "difference", "diff_low", "diff_high")):
-        ax.plot([100 * line[low], 100 * line[high]], [y, y], color=colour, linestyle="-", linewidth=1)
-        ax.plot(100 * line[value], y, **look)
-    if not is_baseline:
-        p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
+        ax.hlines(heights, frame[low], frame[high], colors=np.where(is_baseline, BLACK, BLUE), linewidth=1)
+        for rows, sign in zip((is_baseline, differs, ~(is_baseline | differs)), _SIGNS.values(), strict=True):
+            ax.plot(frame[value][rows], heights[rows], linestyle="none", zorder=3, **sign)
+    for y, is_first, p, at_floor in zip(heights, is_baseline, frame.p_holm, frame.at_floor, strict=True):
+        p = "" if is_first else p_text(p, at_floor)
         text = p if isinstance(p, str) else f"{p:.2g}" if 0 < p < 0.1 else f"{p:.2f}"
-        changes.text(1.02, y, text, transform=changes.get_yaxis_transform(), va="center", fontsize=7)
+        changes.text(1.02, y, text, transform=changes.get_yaxis_transform(), va="center", fontsize="small")
 
 
-def _forest_legend(with_thick):
+def _legend(with_thick):
     """The signs of the forest plot."""
-    signs = [
-        ("baseline", {"marker": "D", "color": BLACK, "linewidth": 1}),
-        ("differs (corrected p < 0.05)", {"marker": "o", "color": BLUE, "linewidth": 1}),
-        ("cannot be told from it", {"marker": "o", "color": BLUE, "linewidth": 1, "markerfacecolor": "white"}),
-        ("95 % over seeds and queries", {"color": BLUE, "linewidth": 1}),
-        ("95 % over queries only", {"color": _PALE, "linewidth": 4}),
-    ]
-    return [Line2D([], [], linestyle="-", label=label, **style) for label, style in signs[: 5 if with_thick else 3]]
+    signs = {name: {"linewidth": 1, **sign} for name, sign in _SIGNS.items()}
+    if with_thick:
+        signs["95 % over seeds and queries"] = {"color": BLUE, "linewidth": 1}
+        signs["95 % over queries only"] = {"color": _PALE, "linewidth": 4}
+    return [Line2D([], [], linestyle="-", label=label, **sign) for label, sign in signs.items()]

@@ -5,121 +5,126 @@ import textwrap
 import numpy as np
 from PIL import Image
 
-from reid_utils.views.style import BLACK, MATCH, MISMATCH, TEXT_WIDTH, blank_figure, finish, new_figure
+from reid_utils.ranking.metrics import known, labels_of, matches
+from reid_utils.views.style import BLACK, GREY, MATCH, MISMATCH, TEXT_WIDTH, finish, new_figure
 
-_STRIP_PIXELS = 160  # height of a crop in a strip
-_GAP_PIXELS = 8
+# How a ranked image is marked: a match, another player's, or one of a query whose player is unknown.
+MARKS = {True: ("✓", MATCH), False: ("✗", MISMATCH), None: ("", GREY)}
+_CROP_PIXELS = 96  # height of a crop: more would not fit into 300 KB with the text at 300 dpi
+_GAP = np.full((_CROP_PIXELS, 6, 3), 255, np.uint8)  # between the crops of a strip
 _TITLE_INCHES = 0.22
 
 
-def _checked(image):
-    """The image as an array, if it is (height, width, 3) uint8."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image is {image.dtype} {image.shape}; give RGB uint8 of shape (height, width, 3)")
-    return image
-
-
-def _strip(images):
-    """Crops side by side at one height, white between them: (160, width, 3) uint8."""
-    parts = []
-    for image in map(_checked, images):
-        width = max(1, round(image.shape[1] * _STRIP_PIXELS / image.shape[0]))
-        parts.append(np.asarray(Image.fromarray(image).resize((width, _STRIP_PIXELS), Image.Resampling.BICUBIC)))
-        parts.append(np.full((_STRIP_PIXELS, _GAP_PIXELS, 3), 255, np.uint8))
-    return np.concatenate(parts[:-1], axis=1)
+def scaled(image, height=_CROP_PIXELS):
+    """A crop, RGB uint8 (h, w, 3), at a height in pixels -> PIL image of the same aspect ratio."""
+    return Image.fromarray(image).resize((max(1, round(image.shape[1] * height / image.shape[0])), height))
 
 
 def sequence_samples(rows, note=None):
-    """Crops of several sequences, one per row, each row scaled to one height.
+    """Crops of several sequences, one per row, all scaled to one height.
 
-    rows: list of (title, list of RGB uint8 images of any size). Returns a text-width Figure with one axes per row.
-    Raises ValueError for an empty row or an image of another kind.
+    rows: list of (title, list of RGB uint8 images of any size), none empty. Returns a text-width Figure with one axes
+    per row.
     """
-    empty = [title for title, images in rows if not len(images)]
-    if empty or not rows:
-        raise ValueError(f"row {empty[0]!r} has no image" if empty else "no rows to show; give at least one")
-    strips = [_strip(images) for _, images in rows]
+    strips = [[part for image in images for part in (np.asarray(scaled(image)), _GAP)] for _, images in rows]
+    strips = [np.concatenate(parts[:-1], axis=1) for parts in strips]
     widest = max(strip.shape[1] for strip in strips)
     # Rows share one scale; a long row may not make the crops tower over the page.
-    height = min(TEXT_WIDTH * _STRIP_PIXELS / widest, 1.6) + _TITLE_INCHES
-    figure, axes = new_figure(TEXT_WIDTH, len(rows) * height + 0.2, len(rows))
-    for ax, strip, (title, _) in zip(axes[:, 0], strips, rows, strict=True):
-        ax.imshow(np.pad(strip, ((0, 0), (0, widest - strip.shape[1]), (0, 0)), constant_values=255))
+    height = min(TEXT_WIDTH * _CROP_PIXELS / widest, 1.6) + _TITLE_INCHES
+    figure, axes = new_figure(TEXT_WIDTH, len(rows) * height + 0.2, len(rows), squeeze=False)
+    for ax, strip, (title, _) in zip(axes.flat, strips, rows, strict=True):
+        ax.imshow(strip, interpolation="nearest")
+        ax.set(xlim=(0, widest), anchor="W")
         ax.set_title(title, loc="left", pad=3)
         ax.axis("off")
     return finish(figure, note)
 
 
 def augmentation_grid(images_by_name, note=None):
-    """Augmentations side by side, one per column, an example per row.
+    """Augmentations in columns, an example per row.
 
     images_by_name: dict of augmentation name → list of RGB uint8 images, the same examples in each. Returns a
     text-width Figure with examples × names axes. Raises ValueError if the lists differ in length.
     """
-    counts = {name: len(images) for name, images in images_by_name.items()}
-    if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"examples per augmentation: {counts}; give the same number, at least one, for each")
-    rows, columns = next(iter(counts.values())), len(counts)
-    first = _checked(next(iter(images_by_name.values()))[0])
+    examples, columns = next(iter(images_by_name.values())), len(images_by_name)
     width = min(TEXT_WIDTH / columns, 1.4)
-    height = rows * width * first.shape[0] / first.shape[1] + 2 * _TITLE_INCHES
-    figure, axes = new_figure(max(columns * width, 2), height, rows, columns)
+    height = len(examples) * width * examples[0].shape[0] / examples[0].shape[1] + 2 * _TITLE_INCHES
+    figure, axes = new_figure(max(columns * width, 2), height, len(examples), columns, squeeze=False)
     for column, (name, images) in zip(axes.T, images_by_name.items(), strict=True):
         column[0].set_title(textwrap.fill(name.replace("+", "+ "), 12), pad=3)
         for ax, image in zip(column, images, strict=True):
-            ax.imshow(_checked(image))
+            ax.imshow(image)
             ax.axis("off")
+    return finish(figure, note)
+
+
+def ranking_of(features, distances, q):
+    """One query's ranking as the metrics see it: what a view may show of query q, and what counts as right.
+
+    features: `Features`; distances (Q, G) from `distances_of`. Left out are images of other groups, of the query's own
+    player and camera (junk) and of unknown players. Returns gallery indices (n,), nearest first, ties by index, and
+    (n,) whether each is a match: None throughout where the query's player is unknown.
+    """
+    labels = labels_of(features)
+    player, camera = (None if ids is None else ids[q : q + 1] for ids in (labels.query_players, labels.query_cameras))
+    (is_match,), (left_out,) = matches(player, labels.gallery_players, camera, labels.gallery_cameras)
+    if features.query_groups is not None:
+        left_out = left_out | (features.gallery_groups != features.query_groups[q])
+    kept = np.flatnonzero(~left_out)
+    order = kept[np.argsort(distances[q, kept], kind="stable")]
+    return order, is_match[order] if known(player)[0] else np.full(len(order), None)
+
+
+def image_names(features, role):
+    """What `read_image(role, name)` is asked for: the images' names, or their row numbers where there are none."""
+    names = getattr(features, f"{role}_images")
+    return np.arange(len(getattr(features, f"{role}_players"))) if names is None else names
+
+
+def ranked_crops(features, distances, q, read_image, top=8):
+    """One method's list for `ranked_list_page`: the nearest `top` gallery crops that `ranking_of` leaves query q.
+
+    read_image: function (role, image name) -> RGB uint8 (h, w, 3). Returns a list of (image, is_match, distance).
+    """
+    names, (order, is_match) = image_names(features, "gallery"), ranking_of(features, distances, q)
+    ranked = zip(order[:top], is_match[:top], strict=True)
+    return [(read_image("gallery", names[g]), hit, float(distances[q, g])) for g, hit in ranked]
+
+
+def ranked_list_page(entries, note=None):
+    """The nearest gallery crops of queries under each method, a query below the other; frames and signs mark matches.
+
+    entries: list of (RGB uint8 query image, lists, title); lists: dict of method → list of (RGB uint8 image, is_match,
+    distance), nearest first, as from `ranked_crops`. Returns a text-width Figure: a row per method, captions ✓ or ✗
+    (neither for an unknown player) with the distance d. Raises ValueError where no query has a ranked image.
+    """
+    rows = [(query, title, *line) for query, lists, title in entries for line in lists.items()]
+    columns = 1 + max((len(ranked) for *_, ranked in rows), default=0)
+    if columns == 1:
+        raise ValueError("no ranked lists to show; give at least one query with one gallery image")
+    aspect = np.median([query.shape[0] / query.shape[1] for query, *_ in rows])
+    height = len(rows) * (aspect * (TEXT_WIDTH - 0.3) / columns + 0.3) + 0.3 * len(entries)
+    figure, axes = new_figure(TEXT_WIDTH, height, len(rows), columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    shown = None
+    for row, (query, title, method, ranked) in zip(axes, rows, strict=True):
+        _show_framed(row[0], query, "query", BLACK, width=1)
+        row[0].set_ylabel(textwrap.fill(method, 14))
+        if title != shown:
+            row[0].set_title(f"{title}\n", loc="left", pad=6)
+        shown = title
+        for ax, (image, is_match, distance) in zip(row[1:], ranked, strict=False):
+            sign, colour = MARKS[is_match]
+            _show_framed(ax, image, f"{sign} d = {distance:.2f}".strip(), colour)
     return finish(figure, note)
 
 
 def _show_framed(ax, image, caption, colour, width=2.5):
     """One crop with a coloured frame and a caption above it."""
-    ax.imshow(_checked(image))
-    ax.set_title(caption, color=colour, fontsize=8, pad=2)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
+    ax.imshow(scaled(image), interpolation="nearest")
+    ax.set_title(caption, color=colour, pad=2)
+    ax.axis("on")
+    ax.set(xticks=[], yticks=[], anchor="N")
     for spine in ax.spines.values():
         spine.set(visible=True, color=colour, linewidth=width)
-
-
-def _draw_ranked_lists(figure, query_image, lists, title):
-    """Query and ranked crops of each method in a row; `figure` is a Figure or SubFigure."""
-    longest = max(len(ranked) for ranked in lists.values())
-    if not longest:
-        raise ValueError(f"the ranked lists of {title!r} are empty; give at least one gallery image")
-    axes = figure.subplots(len(lists), 1 + longest, squeeze=False)
-    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
-    for row, (method, ranked) in zip(axes, lists.items(), strict=True):
-        _show_framed(row[0], query_image, "query", BLACK, width=1)
-        row[0].set_ylabel(textwrap.fill(method, 14), fontsize=8)
-        for ax, (image, is_match, distance) in zip(row[1:], ranked, strict=False):
-            sign, colour = ("✓", MATCH) if is_match else ("✗", MISMATCH)
-            _show_framed(ax, image, f"{sign} d = {distance:.2f}", colour)
-        for ax in row[1 + len(ranked) :]:
-            ax.axis("off")
-
-
-def _ranked_height(lists, query_image):
-    """Inches that the ranked lists of one query need at text width."""
-    columns = 1 + max(len(ranked) for ranked in lists.values())
-    images = [query_image, *(image for ranked in lists.values() for image, _, _ in ranked)]
-    tallest = float(np.median([image.shape[0] / image.shape[1] for image in images]))
-    return _TITLE_INCHES + len(lists) * (tallest * (TEXT_WIDTH - 0.3) / columns + _TITLE_INCHES)
-
-
-def ranked_list_page(entries, note=None):
-    """The nearest gallery crops of queries under each method, a query below the other; frames and signs tell hits.
-
-    entries: list of (RGB uint8 query image, lists, title); lists: dict of method → list of (RGB uint8 image, is_match,
-    distance), nearest first. Returns a text-width Figure: a row per method, captions ✓ or ✗ with the distance d. Raises
-    ValueError if there is no query, no method or an empty list.
-    """
-    if not entries or not all(lists for _, lists, _ in entries):
-        raise ValueError("no ranked lists to show; give at least one query with one method")
-    heights = [_ranked_height(lists, query_image) for query_image, lists, _ in entries]
-    figure = blank_figure(TEXT_WIDTH, sum(heights) + 0.1)
-    parts = figure.subfigures(len(entries), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, (query_image, lists, title) in zip(parts, entries, strict=True):
-        _draw_ranked_lists(part, query_image, lists, title)
-    return finish(figure, note)

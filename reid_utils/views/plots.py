@@ -3,9 +3,10 @@
 Scores come in as fractions and are shown in per cent. `note` is printed small in the lower right corner.
 """
 
+import textwrap
+
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from reid_utils.views import style
@@ -15,126 +16,90 @@ _MANY_POINTS = 2000  # more than these are stored as pixels inside an SVG
 
 
 def set_statistics(manifest, sizes, note=None):
-    """Images per player, and the aspect ratios, heights and widths of the crops, by split.
+    """Images per player, and the aspect ratios, heights and widths of the crops: a cumulative curve for each split.
 
     manifest: DataFrame with split and player (hidden players, missing or negative, are left out of the first panel);
     sizes: (images, 2) of height and width in pixels, in manifest order. Returns a text-width Figure with four axes.
     """
-    sizes = np.asarray(sizes).astype(int)
-    if sizes.shape != (len(manifest), 2):
-        raise ValueError(f"sizes have shape {sizes.shape}; give (height, width) of all {len(manifest)} images")
-    hidden = manifest.player.isna() | manifest.player.isin([-1, "-1", ""])
-    counts = manifest[~hidden].groupby(["split", "player"], sort=False, observed=True).size().reset_index(name="images")
-    height, width = sizes.T
-    table = manifest[["split"]].assign(height=height, width=width, aspect=height / width)
-    figure, axes = new_figure(TEXT_WIDTH, 3.8, 2, 2)
-    colours = dict(zip(table.split.unique(), style.PALETTE * len(table), strict=False))
-    _by_split(axes[0, 0], counts, "images", "images per player", "players", colours)
-    if len(counts) and (missing := [split for split in colours if split not in set(counts.split)]):
-        axes[0, 0].set_title(f"{', '.join(map(str, missing))}: players hidden", fontsize=7, loc="right")
-    for ax, column in zip(axes.flat[1:], ("aspect", "height", "width"), strict=True):
-        unit = "height / width" if column == "aspect" else f"{column} (pixels)"
-        _by_split(ax, table, column, unit, "images", colours)
-    handles = [Line2D([], [], color=colour, linestyle="-", label=printable(split)) for split, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(colours))
+    import seaborn as sns
+
+    height, width = np.asarray(sizes).T
+    images = manifest[["split", "player"]].assign(height=height, width=width, aspect=height / width)
+    images["split"] = images.split.map(printable)
+    hidden = images.player.isna() | images.player.isin([-1, "-1", ""])
+    players = images[~hidden].groupby(["split", "player"], sort=False).size().reset_index(name="count")
+    figure, axes = new_figure(TEXT_WIDTH, 3.6, 2, 2)
+    colours = style.looks(images.split)["palette"]
+    titles = {"count": "images per player", "aspect": "height / width", "height": "height (pixels)"}
+    for ax, (column, title) in zip(axes.flat, {**titles, "width": "width (pixels)"}.items(), strict=True):
+        counted, table = ("players", players) if column == "count" else ("images", images)
+        for split, colour in colours.items():
+            values, look = table.loc[table.split == split, column], {"color": colour, "linestyle": "-", "label": split}
+            sns.ecdfplot(values, stat="percent", ax=ax, **look)
+        ax.set(xlabel=title, ylabel=f"{counted} up to here (%)")
+        ax.set_xlim(0)
+    if absent := [split for split in colours if split not in set(players.split)]:
+        axes[0, 0].set_title(f"{', '.join(absent)}: players hidden", fontsize="small", loc="right")
+    style.legend_above(figure, axes[0, 1])
     return finish(figure, note)
 
 
-def _by_split(ax, table, column, x_label, counted, colours):
-    """A column in each split: step histograms, or bars where every split has one value throughout."""
-    import seaborn as sns
-
-    ax.set(xlabel=x_label)
-    if table.empty:
-        ax.text(0.5, 0.5, "players are hidden", transform=ax.transAxes, ha="center")
-        return
-    values = table.groupby("split", sort=False, observed=True)[column]
-    if (values.nunique() == 1).all():
-        each = [f"each of {n:,} {counted}: {value:.4g}" for n, value in zip(values.size(), values.first(), strict=True)]
-        bars = ax.barh(list(map(printable, values.groups)), values.first(), color=[colours[s] for s in values.groups])
-        ax.bar_label(bars, each, label_type="center", fontsize=7, color="white", weight="bold")
-        ax.invert_yaxis()
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        return
-    # Whole numbers get bins of a whole width: other bins would hold two of them here and three there.
-    is_count = pd.api.types.is_integer_dtype(table[column])
-    low, high = table[column].min(), table[column].max()
-    bins = np.arange(low, high + 2 * (step := max(1, int((high - low) // 25))), step) - 0.5 if is_count else 30
-    sns.histplot(table, x=column, hue="split", palette=colours, bins=bins, stat="percent", common_norm=False,
-                 element="step", fill=False, legend=False, ax=ax)  # fmt: skip
-    ax.set(xlabel=x_label, ylabel=f"share of {counted} (%)")
-    ax.xaxis.get_major_locator().set_params(integer=is_count)
-
-
 def training_curves(history, note=None):
-    """Loss, mAP and rank-1 over the epochs: a thin line for each seed, a thick one for their mean.
+    """Loss, mAP and rank-1 over the epochs: thin lines and small points for the seeds, thick lines for their mean.
 
     history: DataFrame with seed, epoch, loss, mAP and rank1 (fractions, NaN where not measured) and optionally label,
-    one for each series. Dotted lines lead over epochs without a measurement. Returns a text-width Figure with three
-    axes.
+    one for each series. Lines join epochs that follow each other, never over one without a measurement. Returns a
+    text-width Figure with three axes.
     """
     table = history if "label" in history else history.assign(label="")
     percent = table.assign(mAP=100 * table.mAP, rank1=100 * table.rank1)
     figure, axes = new_figure(TEXT_WIDTH, 2.3, 1, 3)
     looks = style.looks(table.label)
     titles = {"loss": "training loss (nats)", "mAP": "mAP (%)", "rank1": "rank-1 (%)"}
-    for ax, (column, title) in zip(axes[0], titles.items(), strict=True):
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
         for label, lines in percent.dropna(subset=[column]).groupby("label", sort=False):
-            look = {"color": looks["palette"][label], "marker": looks["markers"][label], "markeredgewidth": 0}
-            _over_epochs(ax, lines.pivot_table(index="epoch", columns="seed", values=column), label, look)
+            measured = lines.pivot_table(index="epoch", columns="seed", values=column)
+            measured = measured.reindex(range(measured.index.min(), measured.index.max() + 1))
+            look = {"color": looks["palette"][label], "linestyle": "-", "markeredgewidth": 0}
+            ax.plot(measured, linewidth=0.5, alpha=0.5, marker=".", markersize=3, **look)
+            ax.plot(measured.mean(axis=1), marker=looks["markers"][label], label=label, **look)
         ax.set(xlabel="epoch", ylabel=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
     if "label" in history:
-        if any(line.get_linestyle() == ":" for line in axes[0, 1].lines):
-            axes[0, 0].plot([], [], color=GREY, linestyle=":", label="epochs between not validated")
-        axes[0, 0].legend()
-        style.legend_above(figure, axes[0, 0])
+        style.legend_above(figure, axes[0])
     return finish(figure, note)
 
 
-def _over_epochs(ax, measured, label, look):
-    """One series, measured (epochs × seeds, DataFrame): solid lines only between epochs that follow each other."""
-    mean, epochs = measured.mean(axis=1), np.arange(measured.index.min(), measured.index.max() + 1)
-    for values, line in ((measured, {"linewidth": 0.5, "alpha": 0.5}), (mean, {"linewidth": 1.2})):
-        if len(epochs) > len(measured):
-            ax.plot(measured.index, values, color=look["color"], linestyle=":", **line)
-        ax.plot(epochs, values.reindex(epochs), color=look["color"], linestyle="-", **line)
-    ax.plot(measured.index, mean, linestyle="none", **look)
-    ax.plot([], [], linestyle="-", label=label, **look)
-
-
-def _heat_map(ax, percent, x_labels, y_labels, label, digits, **limits):
+def _heat_map(ax, percent, x_labels, y_labels, label, digits, extend="neither", **limits):
     """A heat map with its colour bar, and with its values written in the cells where they fit."""
     import seaborn as sns
 
     few = percent.shape[1] <= 8 and percent.shape[0] <= 10
     frame = pd.DataFrame(percent, list(map(printable, y_labels)), list(map(printable, x_labels)))
-    sns.heatmap(frame, annot=few, fmt=f".{digits}f", annot_kws={"size": 7}, cmap="cividis", ax=ax,
-                cbar_kws={"label": label}, **limits)  # fmt: skip
+    bar = {"label": label, "extend": extend}
+    sns.heatmap(frame, annot=few, fmt=f".{digits}f", annot_kws={"size": "small"}, cmap="cividis", ax=ax,
+                cbar_kws=bar, **limits)  # fmt: skip
     ax.tick_params(axis="y", rotation=0)
+    ax.grid(False)
 
 
 def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, note=None):
     """How mAP depends on two settings, such as k1 and k2.
 
     values: (y_values, x_values) fractions, NaN where not measured; mark: the (x, y) setting to outline, such as the
-    published one. Returns a column-width Figure: one map and its colour bar. Raises ValueError for a wrong shape or a
-    mark that is off the map.
+    published one. Colours begin at the second lowest value or, of more than 51, above the lowest 2 %: one outlier does
+    not flatten the rest. Returns a column-width Figure: one map and its colour bar. Raises ValueError for a wrong shape
+    or a mark that is off the map.
     """
-    values, x_values, y_values = np.asarray(values, dtype=float), list(x_values), list(y_values)
-    if values.shape != (len(y_values), len(x_values)):
-        raise ValueError(
-            f"values have shape {values.shape}; give {(len(y_values), len(x_values))}, one row per {y_label}"
-        )
-    if mark is not None and (mark[0] not in x_values or mark[1] not in y_values):
-        raise ValueError(f"mark {mark} is off the map; give one of its ({x_label}, {y_label}) pairs")
-    figure, axes = new_figure(COLUMN_WIDTH, 0.9 + 0.25 * len(y_values))
-    _heat_map(axes[0, 0], 100 * values, x_values, y_values, "mAP (%)", digits=1)
-    axes[0, 0].set(xlabel=x_label, ylabel=y_label)
-    axes[0, 0].invert_yaxis()
+    values, x_values, y_values = 100 * np.asarray(values, dtype=float), list(x_values), list(y_values)
+    figure, ax = new_figure(COLUMN_WIDTH, 0.9 + 0.25 * len(y_values))
+    least = np.nanpercentile(values, 2, method="higher")
+    _heat_map(ax, values, x_values, y_values, "mAP (%)", digits=1, vmin=least, extend="min")
+    ax.set(xlabel=x_label, ylabel=y_label)
+    ax.invert_yaxis()
     if mark is not None:
-        corner, look = (x_values.index(mark[0]), y_values.index(mark[1])), {"edgecolor": style.VERMILLION}
-        axes[0, 0].add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=2, clip_on=False, **look))
+        corner = x_values.index(mark[0]), y_values.index(mark[1])
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=2, clip_on=False, edgecolor=style.VERMILLION))
     return finish(figure, note)
 
 
@@ -142,12 +107,13 @@ def error_overlap(matrix, names, note=None):
     """Share of the queries failed by one model that another fails too.
 
     matrix: (models, models) fractions; entry (i, j) is the share of the queries failed by i that j fails as well, NaN
-    where i fails none. Returns a column-width Figure with one map and its colour bar.
+    where i fails none. The diagonal, 1 by definition, is left blank. Returns a column-width Figure with one map.
     """
-    figure, axes = new_figure(COLUMN_WIDTH, 1.3 + 0.3 * len(names))
-    _heat_map(axes[0, 0], 100 * np.asarray(matrix, dtype=float), names, names, "share (%)", digits=0, vmin=0, vmax=100)
-    axes[0, 0].set(xlabel="also failed by", ylabel="queries failed by")
-    axes[0, 0].tick_params(axis="x", rotation=30)
+    shares = np.where(np.eye(len(names), dtype=bool), np.nan, 100 * np.asarray(matrix, dtype=float))
+    figure, ax = new_figure(COLUMN_WIDTH, 1.3 + 0.3 * len(names))
+    _heat_map(ax, shares, names, names, "share (%)", digits=0, vmin=0, vmax=np.nan_to_num(shares).max() or 100)
+    ax.set(xlabel="also failed by", ylabel="queries failed by")
+    ax.tick_params(axis="x", rotation=30)
     return finish(figure, note)
 
 
@@ -177,11 +143,11 @@ def _pair_histogram(groups, **settings):
     import seaborn as sns
 
     groups = {f"{printable(name)} ({np.size(values):,} pairs)": np.ravel(values) for name, values in groups.items()}
-    figure, axes = new_figure(COLUMN_WIDTH, 2.2)
+    figure, ax = new_figure(COLUMN_WIDTH, 2.2)
     colours = dict(zip(groups, style.PALETTE, strict=False))
-    sns.histplot(groups, element="step", palette=colours, alpha=0.4, ax=axes[0, 0], **settings)
-    sns.move_legend(axes[0, 0], "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    return figure, axes[0, 0]
+    sns.histplot(groups, element="step", palette=colours, alpha=0.4, ax=ax, **settings)
+    sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure, ax
 
 
 def cmc_curves(curves, note=None):
@@ -189,13 +155,13 @@ def cmc_curves(curves, note=None):
 
     curves: dict of name → (ranks,) fractions from rank 1 on. Returns a column-width Figure.
     """
-    figure, axes = new_figure(COLUMN_WIDTH, 2.4)
+    figure, ax = new_figure(COLUMN_WIDTH, 2.4)
     for (name, curve), marker in zip(curves.items(), style.MARKERS * len(curves), strict=False):
         ranks = np.arange(1, len(curve) + 1)
-        axes[0, 0].plot(ranks, 100 * np.asarray(curve), marker=marker, markevery=0.15, label=name)
-    axes[0, 0].set(xlabel="rank", ylabel="queries matched (%)")
-    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].legend(loc="lower right")
+        ax.plot(ranks, 100 * np.asarray(curve), marker=marker, markevery=0.15, label=name)
+    ax.set(xlabel="rank", ylabel="queries matched (%)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(loc="lower right")
     return finish(figure, note)
 
 
@@ -205,19 +171,19 @@ def embedding_map(maps, dispersion, note=None):
     maps: dict of title → (points (images, 2), players (images,)); dispersion: dict of title → mean pairwise distance
     of the query features, printed above the map. Returns a text-width Figure with one axes per map.
     """
-    names = np.unique(np.concatenate([np.asarray(players) for _, players in maps.values()]))
-    height = min(TEXT_WIDTH / len(maps), 3.4) + 1.2 + 0.15 * -(-len(names) // 7)
-    figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps))
+    names, columns = np.unique(np.concatenate([players for _, players in maps.values()])), len(style.PALETTE)
+    height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.9 + 0.15 * -(-len(names) // columns)
+    figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps), squeeze=False)
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
-        points, players = np.asarray(points), np.asarray(players)
-        for k, name in enumerate(names):
-            look = {"color": style.PALETTE[k % 7], "marker": style.MARKERS[k // 7 % 7], "s": 9, "linewidths": 0}
-            look |= {"alpha": 0.7, "rasterized": len(points) > _MANY_POINTS}
-            ax.scatter(*points[players == name].T, **look, label=printable(name))
-        ax.set_title(f"{title}\nmean pairwise distance\nof queries {dispersion[title]:.2f}")
-        ax.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", box_aspect=1)
+        points, looks = np.asarray(points), style.looks(names)
+        for name in names:
+            look = {"color": looks["palette"][name], "marker": looks["markers"][name], "alpha": 0.7, "s": 9}
+            of_player = points[np.asarray(players) == name].T
+            ax.scatter(*of_player, **look, linewidths=0, rasterized=len(points) > _MANY_POINTS, label=printable(name))
+        ax.set_title(f"{title}\nmean query distance {dispersion[title]:.2f}")
+        ax.set(xticks=[], yticks=[], xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", box_aspect=1)
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=7, title="colour and marker = player", title_fontsize=7)
+    figure.legend(*handles, loc="outside lower center", ncols=columns, title="colour and marker: player")
     return finish(figure, note)
 
 
@@ -226,14 +192,13 @@ def fusion_weights(weights, models, note=None):
 
     weights: dict of name → (queries, models), rows summing to 1; models: their names. Returns a Figure.
     """
-    figure, axes = new_figure(min(COLUMN_WIDTH * len(weights), TEXT_WIDTH), 2.4, 1, len(weights), sharey=True)
+    width = min(COLUMN_WIDTH * len(weights), TEXT_WIDTH)
+    figure, axes = new_figure(width, 2.4, 1, len(weights), sharey=True, squeeze=False)
     names, median = list(map(printable, models)), {"color": BLUE, "linewidth": 2}
     for ax, (name, values) in zip(axes[0], weights.items(), strict=True):
-        if np.shape(values)[1:] != (len(models),):
-            raise ValueError(f"weights of {name!r} have shape {np.shape(values)}; give (queries, {len(models)})")
         ax.boxplot(np.asarray(values), tick_labels=names, widths=0.5, flierprops={"markersize": 2}, medianprops=median)
         ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
-        ax.set(title=name, ylabel="weight in a query's mean")
+        ax.set(title=name, ylabel="weight of the model")
         ax.label_outer()
     return finish(figure, note)
 
@@ -244,18 +209,18 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     frame: DataFrame with row, low, high and the column named `value` (fractions; NaN intervals are not drawn).
     Returns a column-width Figure.
     """
-    figure, axes = new_figure(COLUMN_WIDTH, 0.6 + 0.25 * len(frame))
-    ax, percent = axes[0, 0], 100 * frame[value].to_numpy(float)
-    margins = np.stack([percent - 100 * frame.low, 100 * frame.high - percent])
-    style = {"color": BLUE, "alpha": 0.8, "height": 0.65, "ecolor": BLACK, "capsize": 2}
-    ax.barh(np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)), **style)
-    for y, (number, end) in enumerate(zip(percent, np.fmax(percent, 100 * frame.high), strict=True)):
-        shown = f"{number:.1f}".replace("-", "−")
-        ax.annotate(shown, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
-    left, right = ax.get_xlim()
-    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xlim=(left, right + 0.16 * (right - left)))  # room for numbers
+    figure, ax = new_figure(COLUMN_WIDTH, 0.6 + 0.25 * len(frame))
+    percent = 100 * frame[value].to_numpy(float)
+    margins = np.nan_to_num([percent - 100 * frame.low, 100 * frame.high - percent])
+    look = {"color": BLUE, "alpha": 0.8, "height": 0.65, "ecolor": BLACK, "capsize": 2}
+    bars = ax.barh(np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)), **look)
+    ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
+    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
     ax.grid(axis="y", visible=False)
     return finish(figure, note)
+
+
+_AXES = {"JPEG (100 − quality)": "JPEG compression, 100 − quality"}  # a longer name than the table has
 
 
 def robustness_curves(frame, note=None):
@@ -269,7 +234,7 @@ def robustness_curves(frame, note=None):
     kinds = frame.damage.unique()
     columns = min(len(kinds), 4)
     rows = -(-len(kinds) // columns)
-    figure, axes = new_figure(TEXT_WIDTH, 0.3 + 1.9 * rows, rows, columns, sharey=True)
+    figure, axes = new_figure(TEXT_WIDTH, 0.3 + 2.0 * rows, rows, columns, sharey=True, squeeze=False)
     looks, percent = style.looks(frame.label), frame.assign(mAP=100 * frame.mAP)
     for ax, kind in zip(axes.flat, kinds, strict=False):
         lines = percent[percent.damage == kind].sort_values("level")
@@ -278,7 +243,7 @@ def robustness_curves(frame, note=None):
         for label, line in lines.groupby("label", sort=False):
             band = {"color": looks["palette"][label], "alpha": 0.15, "linewidth": 0}
             ax.fill_between(line.level, 100 * line.low, 100 * line.high, **band)
-        ax.set(xlabel=kind, ylabel="mAP (%)")
+        ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
     for ax in axes.flat[len(kinds) :]:
         ax.axis("off")
     style.legend_above(figure, axes[0, 0])
@@ -289,20 +254,18 @@ def repaired_queries(before, after, labels=("AP before fusion", "AP after fusion
     """Each query's AP before and after a step, such as fusion: points above the diagonal are repaired.
 
     before, after: (queries,) fractions, NaN where a query has no match (left out); labels: names of the two axes.
-    Returns a column-width Figure. Raises ValueError if the lengths differ.
+    Returns a column-width Figure.
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if before.shape != after.shape:
-        raise ValueError(f"{before.shape} values before and {after.shape} after; give the same queries in both")
-    frame = pd.DataFrame(100 * np.stack([before, after]).T, columns=[f"{printable(label)} (%)" for label in labels])
+    figure, ax = new_figure(COLUMN_WIDTH, 3.3)
     change = np.sign(after - before)
-    signs = {"better": (1, style.MATCH, "^"), "worse": (-1, style.MISMATCH, "v"), "same": (0, GREY, "o")}
-    figure, axes = new_figure(COLUMN_WIDTH, 3.3)
-    for name, (sign, colour, marker) in signs.items():
+    for name, sign, colour, marker in (
+        ("better", 1, style.MATCH, "^"), ("worse", -1, style.MISMATCH, "v"), ("same", 0, GREY, "o")
+    ):  # fmt: skip
         chosen = change == sign
         look = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "label": f"{name} ({chosen.sum()})"}
-        axes[0, 0].scatter(*frame[chosen].to_numpy().T, **look)
-    axes[0, 0].axline((0, 0), slope=1, color=GREY, linestyle="-", linewidth=0.8, zorder=0)
-    axes[0, 0].set(xlabel=frame.columns[0], ylabel=frame.columns[1], aspect="equal")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)
+        ax.scatter(100 * before[chosen], 100 * after[chosen], **look)
+    ax.axline((0, 0), slope=1, color=GREY, linestyle="-", linewidth=0.8, zorder=0)
+    ax.set(xlabel=f"{labels[0]} (%)", ylabel=f"{labels[1]} (%)", aspect="equal")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)
     return finish(figure, note)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 
 from reid_utils.data.images import normalise
-from reid_utils.views.style import TEXT_WIDTH, blank_figure, finish
+from reid_utils.views.style import COLUMN_WIDTH, blank_figure, finish
 
 _CELLS = 32  # a coarser map (the last one of a small encoder may be 2 × 1) tells no region from another
 _MAP = "inferno"
@@ -16,11 +16,11 @@ def match_saliency(encoder, query_image, gallery_image, layer=None):
     """Grad-CAM of a pair: what in each crop raises the cosine similarity to the other.
 
     encoder: module with mean, std, (N, 3, h, w) -> (N, d) of unit length (`build_encoder`); the images: letterboxed RGB
-    uint8 (h, w, 3) of its size. layer: the module whose output is weighed; None takes, for a convolutional trunk, the
-    last one with a map of at least 32 cells, for a ViT the patch tokens before the last attention (behind it the class
-    token no longer sees them). Returns (query map, gallery map, similarity): maps (h, w) float32 with maximum 1, or all
-    0 where nothing raises the similarity. The encoder's mode and weights stay as they were. Selvaraju et al. 2017, with
-    the similarity in place of a class score; through captum.
+    uint8 (h, w, 3) of its size. layer: the module whose output is weighed; None takes, for a convolutional trunk of
+    timm, the last stage with a map of at least 32 cells, for a ViT the patch tokens before the last attention (behind
+    it the class token no longer sees them). Returns (query map, gallery map, similarity): maps (h, w) float32 with
+    maximum 1, or all 0 where nothing raises the similarity. The encoder's mode and weights stay as they were.
+    Selvaraju et al. 2017, with the similarity in place of a class score; through captum.
     """
     import torch
 
@@ -31,7 +31,7 @@ def match_saliency(encoder, query_image, gallery_image, layer=None):
     try:
         with torch.no_grad():
             query, gallery = encoder(inputs)
-        with _map_of(encoder, layer, inputs) as watched:
+        with _map_of(encoder, layer, inputs.shape[2:]) as watched:
             maps = [_grad_cam(encoder, watched, inputs[i : i + 1], other) for i, other in enumerate((gallery, query))]
     finally:
         encoder.train(was_training)
@@ -47,7 +47,7 @@ def _grad_cam(encoder, layer, image, other):
     return (found / found.max() if found.max() > 0 else found).astype(np.float32)
 
 
-def _map_of(encoder, layer, inputs):
+def _map_of(encoder, layer, size):
     """A context that gives the module whose output is an (N, C, h, w) map."""
     if layer is not None:
         return nullcontext(layer)
@@ -56,7 +56,7 @@ def _map_of(encoder, layer, inputs):
         return _token_map(trunk.blocks[-1].norm1, trunk.num_prefix_tokens, trunk.patch_embed.grid_size)
     if hasattr(trunk, "transformer"):  # open_clip
         return _token_map(trunk.transformer.resblocks[-1].ln_1, 1, trunk.grid_size)
-    return nullcontext(_last_map(trunk, inputs))
+    return nullcontext(_last_map(trunk, *size))
 
 
 @contextmanager
@@ -70,65 +70,44 @@ def _token_map(norm, prefix, grid):
         patches = as_map(tokens[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid)))
         return torch.cat([tokens[:, :prefix], patches.flatten(2).transpose(1, 2)], dim=1)
 
-    handle = norm.register_forward_hook(through_map)
-    try:
+    with norm.register_forward_hook(through_map):
         yield as_map
-    finally:
-        handle.remove()
 
 
-def _last_map(trunk, inputs):
-    """The last module to run in a convolutional trunk whose output (N, C, h, w) has enough cells."""
-    import torch
-
-    found = []
-
-    def note(module, given, output):
-        if torch.is_tensor(output) and output.ndim == 4 and output.shape[2] * output.shape[3] >= _CELLS:
-            found.append(module)
-
-    handles = [module.register_forward_hook(note) for module in trunk.modules() if module is not trunk]
-    try:
-        with torch.no_grad():
-            trunk(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
+def _last_map(trunk, height, width):
+    """The last stage of a convolutional trunk of timm whose output (N, C, h, w) has enough cells."""
+    stages = [stage["module"] for stage in getattr(trunk, "feature_info", [])
+              if height * width >= _CELLS * stage["reduction"] ** 2]  # fmt: skip
+    if not stages:
         raise ValueError(f"no layer of the encoder has a map of {_CELLS} cells or more; name one as layer")
-    return found[-1]
+    return trunk.get_submodule(stages[-1])
 
 
 def saliency_pairs(pairs, note=None):
-    """Pairs of crops with the regions that make them similar, three pairs in a row: query, its map, gallery, its map.
+    """Pairs of crops with the regions that make them similar, a pair in a row: query, its map, gallery, its map.
 
     pairs: list of (title, query image, gallery image, (query map, gallery map, similarity)) as `match_saliency` gives
-    them. Returns a Figure with a colour bar. Raises ValueError where there is none.
+    them. Returns a column-width Figure with a colour bar.
     """
-    if not pairs:
-        raise ValueError("no pairs to show; give at least one")
-    columns = min(len(pairs), 3)
-    rows = -(-len(pairs) // columns)
-    tallest = max(image.shape[0] / image.shape[1] for _, image, _, _ in pairs)
-    figure = blank_figure(TEXT_WIDTH, rows * (tallest * TEXT_WIDTH / (4.4 * columns) + 0.55))
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 0.1))
-    parts = left.subfigures(rows, columns, squeeze=False)
-    for part, pair in zip(parts.flat, pairs, strict=False):
+    crop = max(image.shape[0] / image.shape[1] for _, image, _, _ in pairs) * COLUMN_WIDTH / 4.6
+    heights = [crop + 0.6] * len(pairs) + [0.62]
+    figure = blank_figure(COLUMN_WIDTH, sum(heights))
+    *parts, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
+    for part, pair in zip(parts, pairs, strict=True):
         _draw_pair(part, *pair)
-    scale = right.subplots()
-    right.colorbar(ScalarMappable(cmap=_MAP), cax=scale, ticks=(0, 1), label="share of maximum")
-    scale.set_box_aspect(10)
+    scale = {"orientation": "horizontal", "ticks": (0, 1), "label": "share of the map's maximum"}
+    bottom.colorbar(ScalarMappable(cmap=_MAP), cax=bottom.subplots(), **scale)
     return finish(figure, note)
 
 
 def _draw_pair(figure, title, query, gallery, found):
     """One pair in a SubFigure."""
     axes = figure.subplots(1, 4)
-    figure.suptitle(f"{title}\ncosine {found[2]:.2f}", fontsize=8, x=0.02, ha="left")
+    figure.suptitle(f"{title}\ncosine {found[2]:.2f}", fontsize="medium", x=0.02, ha="left")
     shown = (("query", query), ("its map", query), ("gallery", gallery), ("its map", gallery))
     for ax, (name, image) in zip(axes, shown, strict=True):
         ax.imshow(image)
-        ax.set_title(name, fontsize=7, pad=2)
+        ax.set_title(name, fontsize="small", pad=2)
         ax.axis("off")
     for ax, heat in zip(axes[1::2], found[:2], strict=True):
         ax.imshow(heat, cmap=_MAP, alpha=0.6, vmin=0, vmax=1)

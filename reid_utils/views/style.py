@@ -1,13 +1,14 @@
 """One figure style for screen and print, and reproducible saving as PNG and SVG."""
 
-import base64
 import io
 import re
 import warnings
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib.image import AxesImage
 from PIL import Image
 
 from reid_utils.files import replacing, write_text
@@ -15,43 +16,49 @@ from reid_utils.files import replacing, write_text
 COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0  # inches, of a two-column paper
 PNG_LIMIT = 300_000  # bytes
 
-# Okabe and Ito's palette, told apart with every common form of colour blindness; yellow is too faint for lines.
+# Okabe and Ito's palette (yellow is too faint for lines), then three of Paul Tol's: safe for the colour-blind.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#882255", "#999933", "#888888")
 MARKERS = "os^Dv<>"
 MATCH, MISMATCH = GREEN, VERMILLION
 
 _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.labelsize": 8,
+    "axes.labelsize": "medium",
     "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=PALETTE),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 8,
+    "axes.titlesize": "medium",
     "figure.constrained_layout.h_pad": 0.06,
     "figure.constrained_layout.w_pad": 0.06,
     "figure.dpi": 120,
     "font.family": "DejaVu Sans",
-    "font.size": 8,
+    "font.size": 8.5,  # "small", which most numbers have, is 7.1
     "grid.alpha": 0.4,
     "grid.linewidth": 0.5,
     "image.cmap": "cividis",
-    "legend.fontsize": 7,
+    "legend.fontsize": "small",
     "legend.frameon": False,
+    "legend.title_fontsize": "small",
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "lines.solid_capstyle": "butt",  # an interval ends where it ends
+    "svg.fonttype": "none",  # text stays text, to be searched and edited
     "text.parse_math": False,  # names of files and folders are shown as they are, $ and _ too
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    "xtick.labelsize": "small",
+    "ytick.labelsize": "small",
 }
 
 
 def use_style():
-    """Sets Matplotlib's defaults to the study's style: 7–8 pt text, colour-blind-safe colours, quiet axes."""
-    plt.rcParams.update(_STYLE)
+    """Sets Matplotlib's defaults to the study's style, but for what the user's own matplotlibrc sets.
+
+    All sizes of text follow `font.size`.
+    """
+    own = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname(), use_default_template=False)
+    plt.rcParams.update({name: value for name, value in _STYLE.items() if name not in own})
     warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for what no font holds
 
 
@@ -66,9 +73,9 @@ def blank_figure(width, height):
 
 
 def new_figure(width, height, rows=1, columns=1, **settings):
-    """A `blank_figure` and its 2-D array of rows × columns axes; `settings` go to `Figure.subplots`."""
+    """A `blank_figure` and its axes: one, or an array of rows × columns; `settings` go to `Figure.subplots`."""
     figure = blank_figure(width, height)
-    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+    return figure, figure.subplots(rows, columns, **settings)
 
 
 def printable(text):
@@ -76,7 +83,7 @@ def printable(text):
     return _UNPRINTABLE.sub("�", str(text))
 
 
-_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def finish(figure, note=None):
@@ -87,25 +94,26 @@ def finish(figure, note=None):
         strip = 0.16 / figure.get_figheight()
         figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
         inset = 0.03 / figure.get_figwidth()
-        style = {"fontsize": 7, "color": GREY, "style": "italic"}
+        style = {"fontsize": "small", "color": GREY, "style": "italic"}
         figure.text(1 - inset, strip / 8, printable(note), ha="right", va="bottom", **style)
     return figure
 
 
 def looks(names):
-    """A colour and a marker for each name, in order of appearance; the first 49 pairs all differ."""
-    names = list(dict.fromkeys(names))
-    colours = {name: PALETTE[k % 7] for k, name in enumerate(names)}
-    return {"palette": colours, "markers": {name: MARKERS[(k + k // 7) % 7] for k, name in enumerate(names)}}
+    """A colour and a marker for each name, in order of appearance; the first 70 pairs, the first 10 colours differ."""
+    names, n = list(dict.fromkeys(names)), len(PALETTE)
+    markers = {name: MARKERS[(k + k // n) % len(MARKERS)] for k, name in enumerate(names)}
+    return {"palette": {name: PALETTE[k % n] for k, name in enumerate(names)}, "markers": markers}
 
 
 def legend_above(figure, ax):
-    """Moves an axes' legend above the figure, in four columns or, where its labels are long, fewer and more rows."""
+    """A legend of an axes' lines above the figure, in four columns or, where labels are long, fewer and more rows."""
     handles, labels = ax.get_legend_handles_labels()
     columns = min(4, max(1, int(72 * figure.get_figwidth() / (34 + 3.7 * max(map(len, labels))))))  # points
     figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) + -len(labels) // 4))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    ax.get_legend().remove()
+    if ax.get_legend():
+        ax.get_legend().remove()
 
 
 def too_heavy(path):
@@ -114,54 +122,37 @@ def too_heavy(path):
 
 
 def save_figure(figure, folder, stem):
-    """Writes `<stem>.svg` and `<stem>.png` into `folder`; the same data give the same bytes.
+    """Writes `<stem>.png` and, unless the figure is made of photographs, `<stem>.svg`; the same data, the same bytes.
 
-    figure: a Matplotlib Figure; folder: made if absent. The PNG has 300 dpi, or as many, in as many colours, as keep it
-    within 300 KB; one that no setting makes that small is written all the same, and a line says so. Photographs inside
-    the SVG are JPEGs. Returns the two paths, PNG first. Each file is complete or absent.
+    figure: a Matplotlib Figure; folder: made if absent. The PNG has 300 dpi and, to stay within 300 KB, 64 colours, or
+    150 dpi as well; one that does not is written all the same, and a line says so. Returns the paths, PNG first. Each
+    file is complete or absent.
     """
     png, svg = Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.svg"
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once: each further drawing would do it again
-    vector = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "reid_utils", "svg.fonttype": "path"}):
-        figure.savefig(vector, format="svg", metadata={"Date": None}, dpi=150)
-    write_text(svg, _EMBEDDED.sub(_photograph, vector.getvalue()))
     with replacing(png) as temporary:
         temporary.write_bytes(_small_png(figure))
     if too_heavy(png):
         size = png.stat().st_size // 1000
         print(f"{png.name} has {size} KB, too much to be published (300 KB): draw fewer images in one figure")
-    return png, svg
+    if any(image.get_array().ndim == 3 for image in figure.findobj(AxesImage)):
+        return [png]
+    vector = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "reid_utils"}):
+        figure.savefig(vector, format="svg", metadata={"Date": None}, dpi=150)
+    write_text(svg, vector.getvalue())
+    return [png, svg]
 
 
 def _small_png(figure):
-    """The figure as PNG bytes within the limit: fewer dots an inch first, then 256 colours as well; else at 150 dpi."""
-    legible = b""
-    for dpi, quantised in ((300, False), (200, False), (200, True), (150, True), (110, True), (75, True)):
+    """The figure as PNG bytes within the limit where 64 colours, then 150 dpi, reach that."""
+    for dpi in (300, 150):
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
-        if quantised:
-            image = Image.open(drawn).convert("RGB").quantize(256)
-            drawn = io.BytesIO()
-            image.save(drawn, format="png", optimize=True)
+        if drawn.tell() > PNG_LIMIT:
+            image, drawn = Image.open(drawn).convert("RGB").quantize(64), io.BytesIO()
+            image.save(drawn, format="png", optimize=True, dpi=(dpi, dpi))
         if drawn.tell() <= PNG_LIMIT:
-            return drawn.getvalue()
-        legible = drawn.getvalue() if dpi == 150 else legible
-    return legible
-
-
-_EMBEDDED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
-
-
-def _photograph(found):
-    """A PNG inside an SVG as a JPEG where that is much smaller, as it is for photographs and not for flat colours."""
-    content = base64.b64decode(found[1])
-    image = Image.open(io.BytesIO(content))
-    if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:
-        return found[0]
-    packed = io.BytesIO()
-    image.convert("RGB").save(packed, format="jpeg", quality=85)
-    if packed.tell() > len(content) / 2:
-        return found[0]
-    return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
+            break
+    return drawn.getvalue()

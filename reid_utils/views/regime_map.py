@@ -4,11 +4,10 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from reid_utils.ranking.regimes import LEAST, PUBLISHED
-from reid_utils.views.style import BLACK, GREY, TEXT_WIDTH, VERMILLION, finish, looks, new_figure
+from reid_utils.views.style import BLACK, GREY, TEXT_WIDTH, VERMILLION, blank_figure, finish, looks
 
 _TICKS = (0.3, 0.5, 0.7, 0.9, 0.95, 0.98)
-_COLUMNS = 4
-_CELLS = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10)  # re-rankings in the first row, fusions below; what is left is the legend's
+_CELLS = ("abcd", "efg.", "hij.")  # re-rankings in the first row, fusions below
 
 
 def regime_map(curves, note=None):
@@ -18,21 +17,19 @@ def regime_map(curves, note=None):
     of a player, the first one thick. Dotted lines mark published models, the shade what the paper's claims are about.
     The y axes are fitted to the lines and the first one's band; other bands may be cut. Returns a text-width Figure.
     """
-    claims, images = curves["claim"].unique(), curves["images"].unique()
-    rows = 1 + _CELLS[len(claims) - 1] // _COLUMNS
-    figure, axes = new_figure(TEXT_WIDTH, 0.9 + 1.6 * rows, rows, _COLUMNS, sharex=True)
-    colours = looks(images)["palette"]
-    for cell, claim in zip(_CELLS, claims, strict=False):
-        _panel(axes.flat[cell], curves[curves["claim"] == claim], colours, claim)
-    for ax in [ax for ax in axes.flat if not ax.has_data()]:
-        ax.axis("off")
-    for column in range(_COLUMNS):
-        [ax for ax in axes[:, column] if ax.has_data()][-1].set_xlabel("single mAP (%)")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("effect (mAP points)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    panels, colours = curves.groupby("claim", sort=False), looks(curves["images"])["palette"]
+    cells = _CELLS[: -(-(len(panels) - 1) // 3)]
+    figure = blank_figure(TEXT_WIDTH, 0.9 + 1.6 * len(cells))
+    axes = list(figure.subplot_mosaic("\n".join(cells)).values())
+    for ax, (claim, of_claim) in zip(axes, panels, strict=False):
+        _panel(ax, of_claim, colours, claim)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    figure.supxlabel("mAP of the single model (%)", fontsize="medium")
+    figure.supylabel("effect (mAP points)", fontsize="medium")
+    handles, labels = axes[0].get_legend_handles_labels()
     bands = Patch(color=GREY, alpha=0.3, linewidth=0, label="95 % bands; those of thin lines may be cut")
-    figure.legend([*handles, bands], [*labels, bands.get_label()], loc="outside upper center", ncols=2, fontsize=7)
+    figure.legend([*handles, bands], [*labels, bands.get_label()], loc="outside upper center", ncols=2)
     return finish(figure, note)
 
 
@@ -43,9 +40,7 @@ def _panel(ax, curves, colours, claim):
         ax.plot(
             curve["mAP"], 100 * curve["effect"], linewidth=width, label=f"{images} gallery images per player", **look
         )
-        ax.fill_between(
-            curve["mAP"], 100 * curve["low"], 100 * curve["high"], color=colours[images], alpha=0.15, linewidth=0
-        )
+        ax.fill_between(curve["mAP"], 100 * curve["low"], 100 * curve["high"], alpha=0.15, linewidth=0, **look)
     first = curves[curves["images"] == curves["images"].iloc[0]]
     low, high = np.nanmin([*first["low"], *curves["effect"], 0]), np.nanmax([*first["high"], *curves["effect"], 0])
     margin = 0.08 * (high - low) + 1e-3
@@ -58,4 +53,3 @@ def _panel(ax, curves, colours, claim):
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_xticks(_TICKS, [f"{100 * tick:.0f}" for tick in _TICKS])
     ax.set_xticks([], minor=True)
-    ax.tick_params(axis="x", labelbottom=True)
