@@ -4,13 +4,14 @@ import importlib.metadata
 import math
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
 
@@ -181,58 +182,34 @@ def write_table(run, name, frame, notes=()):
     stem = "_".join(filter(None, (name, run.run_id.partition("__")[2])))
     csv, markdown = run.tables / f"{stem}.csv", run.tables / f"{stem}.md"
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
-    text = markdown_table(frame) + "".join(f"\n{in_markdown(note)}\n" for note in notes)
+    text = markdown_table(frame) + "".join(f"\n{one_line(note)}\n" for note in notes)
     write_text(markdown, text)
     run.files.extend((csv, markdown))
     return Markdown(text)
 
 
-def markdown_table(frame, links=()):
-    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank.
-
-    Cells show names as they are, but in the columns `links`, which hold Markdown already.
-    """
-    columns = []
-    for position, name in enumerate(map(_cell, map(str, frame.columns))):
-        values = list(frame.iloc[:, position])
-        cells = values if frame.columns[position] in links else [_cell(value) for value in values]
-        numeric = any(cells) and all(_is_number(cell) for cell in cells if cell)
-        width = max(3, len(name), *map(len, cells))
-        fill = str.rjust if numeric else str.ljust
-        rule = "-" * (width - 1) + ":" if numeric else "-" * width
-        columns.append([fill(name, width), rule, *(fill(cell, width) for cell in cells)])
-    return "".join(f"| {' | '.join(row)} |\n" for row in zip(*columns, strict=True))
+def markdown_table(frame):
+    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank."""
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
+    shown = frame.astype(object).map(_cell).rename(columns=_cell)
+    align = ["right" if each else "left" for each in numeric]
+    return shown.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n" if align else ""
 
 
 def _cell(value):
-    """A table cell as text: two decimals, or two significant digits below 0.1."""
-    if value is None or str(value) in ("nan", "NaT", "<NA>"):
+    """A table cell as text: two decimals, or two significant digits below 0.1; a bar in it is escaped."""
+    if pd.isna(value):
         return ""
-    value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
-    return re.sub(r"(?<!\\)\|", r"\|", in_markdown(str(value)))  # in code too, a bar would end the cell
+    return one_line(str(value)).replace("|", r"\|")
 
 
-_STEERING = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+"  # line ends, and what turns the direction of text
-_MARKS = r"[|$\\`*~\[]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|(?<!\w)_|_(?!\w)"
-
-
-def in_markdown(text):
-    """Text (str) as Markdown that shows it as it is, in one line: a name is no markup. `Code` stays."""
-    code_or_mark = rf"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|{_MARKS}"
-    return re.sub(code_or_mark, lambda found: found[0] if found[1] else f"\\{found[0]}", re.sub(_STEERING, " ", text))
+def one_line(text):
+    """Text (str) without line ends, which would end a table or a paragraph of Markdown."""
+    return " ".join(text.splitlines())
 
 
 def in_code(text):
-    """Text (str) as code in Markdown, whatever backticks it holds."""
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f" {text} ".join(2 * [fence]) if len(fence) > 1 else f"`{text}`"
-
-
-def _is_number(text):
-    try:
-        float(text.removeprefix("< ").rstrip("%"))
-    except ValueError:
-        return False
-    return True
+    """Text (str) as code in Markdown."""
+    return f"`{text}`"
