@@ -140,7 +140,7 @@ def dispersion(run, score=None):
     """Mean pairwise distance of the query features, a seed each: {"dispersion": (S,)}."""
     folders, seeds = run.get("folders", [run["folder"]]), run["settings"]["seeds"]
     files = [[folder / f"seed{seed}" / "test.npz" for folder in folders] for seed in seeds]
-    means = [np.mean([pdist(load_features(file)["query"]).mean() for file in of_seed]) for of_seed in files]
+    means = [np.mean([pdist(load_features(file).query).mean() for file in of_seed]) for of_seed in files]
     return {"dispersion": np.array(means)}
 
 
