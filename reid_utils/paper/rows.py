@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.paper.statements import SELECTION
-from reid_utils.paper.tables import ALL_FOLDS, Comparison, Table, row, scored
+from reid_utils.paper.tables import Comparison, Table, row, scored
 
 PUBLISHED_COLUMNS = ["entry", "test mAP", *(f"challenge 2022 {score}" for score in ("mAP", "rank-1", "rank-5"))]
 PUBLISHED_COLUMNS += ["challenge 2023 mAP", "source"]
@@ -36,51 +36,46 @@ def training_history(runs, *tables):
 def fusion_table(runs, of_single):
     """T5: singles, pairs and all models under each fusion, against the best single model of the same run.
 
-    The first run's rows carry the plain names; rows of another entry of the study file carry its name too, and equal
-    ones are left out. of_single: T3, which holds the plain distances of the best single model.
+    The first run's rows carry the plain names, rows of another entry of the study file its name too. of_single: T3,
+    which holds the plain distances of the best single model. Raises ValueError where two runs give one row two scores.
     """
     question, notebook = "does that fusion beat the best single model?", "04_fusion"
     fusions = runs.get(notebook, [])
     if not fusions:
         return Table("T5", question, notebook, notes=["this study runs no fusion"])
-    rows, baselines, shared, claims = {}, {}, set(), []
+    rows, baselines, shared = {}, {}, set()
     for run in fusions:
         suffix = f", {run['entry']}" if run["entry"] != fusions[0]["entry"] else ""
-        shown = {}  # the row that each of this run's names has in the table
-        for name in scored(run):
-            own, label = row(run, name), name + suffix
-            equal = (other for other in (name, label) if other in rows and _equal(rows[other], own))
-            shown[name] = next(equal, label)
-            if shown[name] in rows and not _equal(rows[shown[name]], own):
-                raise ValueError(f"{run['run']} and {rows[shown[name]]['run']} both have the row {shown[name]!r}")
-            rows.setdefault(shown[name], own)
-        best = max(run["settings"]["models"], key=lambda name: rows[shown[name]]["mAP"].mean())
-        baselines |= {label: shown[best] for label in shown.values() if label not in baselines}
-        # Seed s of a fusion holds seed s of its models: with the best among them, the two rows are paired.
-        members = {name: name.partition(": ")[0].removesuffix(", plain").split(" + ") for name in shown}
-        shared |= {shown[name] for name in shown if best in members[name]}
-        claims = claims or list(_fusion_claims(run["settings"]["models"], rows, best, of_single))
+        own = {name + suffix: row(run, name) for name in scored(run)}
+        best = max(run["settings"]["models"], key=lambda name: own[name + suffix]["mAP"].mean())
+        for name, label in zip(scored(run), own, strict=True):
+            if not np.array_equal(rows.setdefault(label, own[label])["aps"], own[label]["aps"], equal_nan=True):
+                raise ValueError(f"{run['run']} and {rows[label]['run']} both have the row {label!r}")
+            baselines.setdefault(label, best + suffix)
+            # Seed s of a fusion holds seed s of its models: with the best among them, the two rows are paired.
+            if best in name.partition(": ")[0].removesuffix(", plain").split(" + "):
+                shared.add(label)
+    first = fusions[0]
     notes = [
         SELECTION,
         f"Baseline: {', '.join(dict.fromkeys(baselines.values()))}, the best single model.",
         "With two models every agreed item is in both lists, both weigh alike, and dissimilarity and two-stage equal "
         "similarity: pairs of a larger set leave them out.",
-        f"Every matrix went through {fusions[0]['settings']['post_processing']!r} first"
+        f"Every matrix went through {first['settings']['post_processing']!r} first"
         f"{', where a row says no other' if len(fusions) > 1 else ''}.",
-        *_plain_and_top_k(fusions[0]),
+        "Rows called plain fuse the distances before any post-processing.",
+        *_by_top_k(first["values"].get("by_top_k")),
     ]
+    claims = list(_fusion_claims(first["settings"]["models"], rows, baselines, of_single))
     return Table("T5", question, notebook, rows, baselines, frozenset(shared), claims=claims, notes=notes)
 
 
-def _equal(row, other):
-    return np.array_equal(row["aps"], other["aps"], equal_nan=True)
-
-
-def _fusion_claims(models, rows, best, of_single):
+def _fusion_claims(models, rows, baselines, of_single):
     """What the fusion of all models decides."""
     whole = " + ".join(models)
     if f"{whole}: two-stage" not in rows:
         return
+    best = baselines[f"{whole}: two-stage"]
     wanted = {"backbone": best, "score": "none"}  # before its re-ranking, where T3 has that
     plain = [of_single.rows[name] for name, own in of_single.fields.items() if wanted.items() <= own.items()]
     single = float([*plain, rows[best]][0]["mAP"].mean())
@@ -96,23 +91,13 @@ def _fusion_claims(models, rows, best, of_single):
         yield Comparison(claim, f"{ours} against {theirs}", f"{whole}: {ours}", other, single)
 
 
-def _plain_and_top_k(run):
-    """Notes on the rows without re-ranking, and on the length of the lists where a run swept it."""
-    bare = any(", plain: " in name for name in scored(run))
-    notes = ["Rows called plain fuse the distances before any post-processing."] if bare else []
-    sweep = run["values"].get("by_top_k", [])
-    fusions = [key for key in (sweep[0] if sweep else {}) if key != "top_k"]
-    lines = (", ".join(f"{100 * line[name]:.2f} at {line['top_k']}" for line in sweep) for name in fusions)
-    of_fusions = "; ".join(f"{name} {line}" for name, line in zip(fusions, lines, strict=True))
-    return [*notes, *([f"mAP of all models by the length of the lists (top_k): {of_fusions}."] if sweep else [])]
-
-
-def data_note(runs):
-    """What the tables call the data: the note of the first training."""
-    run = runs["02_training"][0]
-    official = {"T3": "03_post_processing", "T5": "04_fusion"}  # on trainings of the whole training split
-    ranked = [table for table, stem in official.items() if stem in runs and run["settings"]["train_on"] == ALL_FOLDS]
-    return run["values"]["note"] + (f" ({', '.join(ranked)}: the test split)" if ranked else "")
+def _by_top_k(sweep):
+    """A note on the length of the lists, where the run swept it: [text] or []."""
+    if not sweep:
+        return []
+    maps = pd.DataFrame(sweep).set_index("top_k").mul(100)
+    of = (f"{name} {', '.join(f'{value:.2f} at {k}' for k, value in maps[name].items())}" for name in maps)
+    return [f"mAP of all models by the length of the lists (top_k): {'; '.join(of)}."]
 
 
 def published_rows(runs, command):
@@ -122,7 +107,7 @@ def published_rows(runs, command):
     test player was trained on. Returns the table (DataFrame) and the notes below it.
     """
     lines = [dict(zip(PUBLISHED_COLUMNS, published, strict=True)) for published in PUBLISHED]
-    data, official, commands = data_note(runs), False, []
+    data, official, commands = runs["02_training"][0]["values"]["note"], False, []
     years = (run["values"].get("year") for run in runs["02_training"])  # of the published set, by its counts
     year_of_training = next(filter(None, years), None)
     for run in runs.get("04_fusion", []):

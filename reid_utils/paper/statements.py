@@ -105,8 +105,9 @@ def _rows(name, stated, runs):
 
 
 def _has(fields, where):
-    """Whether a row has these fields: a value each, or a list of those accepted."""
-    return all(fields[key] in value if isinstance(value, list) else fields[key] == value for key, value in where.items())
+    """Whether a row has these fields: a value each, or a list of those accepted. KeyError for an unknown field."""
+    own = [(fields[key], value) for key, value in where.items()]  # each is looked up, also after one that differs
+    return all(found in value if isinstance(value, list) else found == value for found, value in own)
 
 
 def _others(fields, label, named_by, replaced):
