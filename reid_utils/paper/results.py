@@ -77,9 +77,9 @@ def write_results(run, settings, **values):
     """Write results.json, atomically.
 
     settings: the parameters in force; values: numbers, texts, lists and mappings of them (numpy's too; NaN and infinity
-    become null). Seeds, versions, commit, device, data fingerprint (unless given as `data_fingerprint`), seconds since
-    start_run and peak memory in MiB are added. Raises ValueError where a value has a setting's name, TypeError naming
-    what JSON cannot hold.
+    become null). The entry of the study file, seeds, versions, commit, device, data fingerprint (unless given as
+    `data_fingerprint`), seconds since start_run and peak memory in MiB are added. Raises ValueError where a value has a
+    setting's name, TypeError naming what JSON cannot hold.
     """
     both = settings.keys() & values.keys()
     if both:
@@ -88,6 +88,7 @@ def write_results(run, settings, **values):
     content = {
         "run": run.run_id,
         "notebook": run.notebook,
+        "entry": os.environ.get("STUDY_ENTRY", ""),
         "settings": {name: _plain(value, name) for name, value in settings.items()},
         "seeds": _plain(settings.get("seeds"), "seeds"),
         "values": {name: _plain(value, name) for name, value in values.items()},
