@@ -43,8 +43,6 @@ def test_what_json_cannot_hold_is_named_and_nothing_is_written(tmp_path):
     run = start_run(tmp_path, "02__a", "02")
     with pytest.raises(TypeError, match=r"per\.model is a object"):
         write_results(run, SETTINGS, per={"model": object()})
-    with pytest.raises(ValueError, match="'seeds' is a setting and a value"):
-        write_results(run, SETTINGS, seeds=3)
     assert list(run.folder.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from notebook_study.plan import expand
 from notebook_study.study_file import declared_in, read_study
@@ -29,7 +30,7 @@ SETTINGS = {
     "start_weights": "",
     "pool": {},
     "train_on": "train",
-    "image_height": 64,
+    "image_size": [64, 32],
 }
 AGAIN = {"entry": {"again": " again (other seeds)"}}
 T1 = {
@@ -158,33 +159,35 @@ def test_a_statement_names_rows_their_baselines_and_the_claims_they_decide(witho
 
 def test_a_new_family_of_trainings_is_a_row_of_the_tables_that_name_it_alone(without_features):
     """T8 as docs/extending.md adds it, six lines of YAML; T1 to T4 of the quick study do not move."""
-    stated = {
-        "question": "does a larger image help?",
-        "notebook": "02_training",
-        "where": {"entry": "image size", "score": "none"},
-        "row": "{image_height} × {image_width}",
-        "against": [{"image_height": 64, "image_width": 32}],
-    }
+    text = (STUDIES.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    _, stated, claims = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)  # the first is the entry of the trainings
+    stated, claims = yaml.safe_load(stated)["tables"]["T8"], yaml.safe_load(claims)["claims"]
+    assert len(stated) == 5  # and the line with its name: six
     quick = read_study(STUDIES / "quick.yaml").tables
-    recipe = {"backbone": "test_byobnet", "augmentation": "erasing+sharpen", "image_width": 32}
+    recipe = {"backbone": "test_byobnet", "augmentation": "erasing+sharpen"}
     entries = ("", "again", "pool", "pretrained")
     runs = [trained(0.5, entry, **recipe) for entry in entries] + [trained(0.4, loss="id", **recipe)]
-    sizes = ((64, 32), (128, 64))
-    more = [trained(0.6, "image size", **recipe | {"image_height": h, "image_width": w}) for h, w in sizes]
+    more = [trained(level, "image size", **recipe | {"image_size": [h, 32]}) for level, h in ((0.5, 64), (0.7, 128))]
+    more[1]["run"] += "_128"
     before = {name: make_table(name, quick[name], {"02_training": runs}) for name in quick}
     after = {name: make_table(name, quick[name], {"02_training": [*runs, *more]}) for name in quick}
     for name in quick:
         assert after[name].printable.equals(before[name].printable) and after[name].claims == before[name].claims
     assert len(before["T1"].rows) == 2 and len(before["T2"].rows) == 3 and len(before["T4"].rows) == 6
-    table = make_table("T8", stated, {"02_training": [*runs, *more]})
-    assert table_rows(table) == {"64 × 32": None, "128 × 64": "64 × 32"}
+    table = make_table("T8", {**stated, "claims": claims}, {"02_training": [*runs, *more]})
+    assert table_rows(table) == {"[64, 32]": None, "[128, 32]": "[64, 32]"}
+    (line,) = paper_claims({"T8": table}).to_dict("records")
+    assert line["compared"] == "[128, 32] against [64, 32]" and line["verdict"].startswith("supported")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"agianst": []}, "table T1: Object contains unknown field `agianst`"),
-        ({"where": {"los": "id"}}, "table T1: 'los' is neither a setting of 02_training nor a column"),
+        (
+            {"where": {"los": "id"}},
+            "table T1: 'los' is neither a column nor a setting of 02_training; its results.json",
+        ),
         ({"row": "{augmentaton}"}, "'augmentaton' is neither"),
         ({"against": [{"recipe": "none"}]}, "'recipe' is neither"),
         ({"columns": ["milliseconds"]}, "'milliseconds' is neither"),

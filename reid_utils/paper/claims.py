@@ -51,8 +51,8 @@ def _tested(family):
         shown = p_text(p, each["p"] <= each["p_floor"])
         again = "" if isnan(each["found_again"]) else str(min(99, int(100 * each["found_again"])))
         regime = "" if of.single is None else outside_regime(of.single)
-        line = of.claim, of.compared, verdict(each, p), *points, shown, again, round(100 * each["smallest"], 2), regime
-        lines.append(dict(zip(COLUMNS, line, strict=True)))
+        smallest = round(100 * each["smallest"], 2)
+        lines.append((of.claim, of.compared, verdict(each, p), *points, shown, again, smallest, regime))
     return lines
 
 
@@ -66,8 +66,7 @@ def _by_seed(name, of, ours, theirs):
         decided = "cannot be told"
     else:
         decided = "not supported, the opposite holds" + " for these networks" * few
-    line = of.claim, of.compared, f"{decided} ({more.sum()} of {more.size} pairs of seeds)"
-    return dict(zip(COLUMNS, line, strict=False)) | {"regime": ""}
+    return of.claim, of.compared, f"{decided} ({more.sum()} of {more.size} pairs of seeds)", *[None] * 6, ""
 
 
 def verdict(difference, p):
@@ -131,15 +130,10 @@ def findings_text(findings, rule):
     difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
     mark = findings["regime"].ne("").map({True: " †", False: ""})
     shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
-    shown = shown.assign(
-        **{
-            "difference (95 %)": difference,
-            "p (Holm)": [float(p) if p[:1].isdigit() else p for p in findings["p (Holm)"]],
-        }
-    )
+    shown["difference (95 %)"] = difference
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
     outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
-    shown = shown.join(findings.filter(["found again (%)"]))
+    shown = shown.join(findings.filter(["p (Holm)", "found again (%)"]))
     return (
         f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
         "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one claim, in "

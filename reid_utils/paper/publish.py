@@ -49,34 +49,29 @@ def finished(folder):
     if record is None:
         raise ValueError(f"{folder} holds no finished study; finish it with run_all.py first")
     for name, key in record["parts"]["upstream"].items():
-        now = (read_json(paths.record(name)) or {}).get("key")
-        if now != key:
-            state = "was done anew after the tables were made" if now else "is not done"
-            raise ValueError(f"{folder}: {name} {state}; start the study again")
+        if (read_json(paths.record(name)) or {}).get("key") != key:
+            raise ValueError(f"{folder}: {name} is not done, or was done anew after the tables; start the study again")
     return {name: load_results(paths.results(name)) for name in [*record["parts"]["upstream"], LAST]}
 
 
 def beside(folder, runs):
     """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
-    paths = StudyFolders(folder)
-    done = sorted(path.parent.name for path in folder.glob("results/*/results.json"))
-    others = {name: load_results(paths.results(name)) for name in done if name not in runs}
-    return {
-        name: result
-        for name, result in others.items()
-        if paths.record(name).exists() and result["git"] == runs[LAST]["git"]
-    }
+    done = {path.parent.name: load_results(path.parent) for path in sorted(folder.glob("results/*/results.json"))}
+    others = (name for name in done if name not in runs and StudyFolders(folder).record(name).exists())
+    return {name: done[name] for name in others if done[name]["git"] == runs[LAST]["git"]}
 
 
 def clean_commit(runs):
     """The one commit, free of changes, that all runs were made at. Raises ValueError naming a run that differs."""
     commit = runs[LAST]["git"]["commit"]
-    for name, git in ((name, result["git"]) for name, result in runs.items()):
-        if git["commit"] is None or git["dirty"]:
-            raise ValueError(f"{name} was not made at a clean commit; commit, then run the study into a fresh folder")
-        if git["commit"] != commit:
-            both = f"{name} was made at commit {git['commit'][:10]}, {LAST} at {commit[:10]}"
-            raise ValueError(f"{both}; run the study into a fresh folder")
+    for name, result in runs.items():
+        git = result["git"]
+        if git["commit"] is None or git["dirty"] or git["commit"] != commit:
+            which = f"{str(git['commit'])[:10]}{' with changes' if git['dirty'] else ''}"
+            raise ValueError(
+                f"{name} was made at commit {which}, {LAST} at {str(commit)[:10]}; "
+                "commit all changes, then run the study into a fresh folder"
+            )
     return commit
 
 
@@ -96,12 +91,12 @@ def summary(folder, runs, others, about=""):
     }
     seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
-        **({"about": about} if about else {}),
+        "about": about,
         "study": folder.name,
         "commit": clean_commit(runs),
         **machine(runs),
         "data": values["note"],
-        "seeds": seeds[-1] if about else " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))),
+        "seeds": f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else seeds[0],
         "queries": values["queries"],
         "runs": len(runs),
         "rule": RULE,
@@ -268,7 +263,6 @@ def main(arguments=None):
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     parser.add_argument("other", nargs="?", help="verdicts: another study, or figures; people: what is said of the set")
     options = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     figures, readme = REPOSITORY / "figures", REPOSITORY / "README.md"
     folder = options.folder and options.folder.resolve()
     try:
@@ -281,8 +275,6 @@ def main(arguments=None):
             return 0
         if options.action == "verdicts":
             return int(not compare_verdicts(folder, Path(options.other)))
-        if not (figures / "study.json").exists():
-            raise ValueError("figures/study.json does not exist; publish a study first with `make figures`")
         again = folder or run_again(read_json(figures / "study.json")["study"])
         if not verify(again, figures):
             return 1

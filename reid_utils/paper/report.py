@@ -96,7 +96,6 @@ def main(arguments=None):
     parser.add_argument("study", nargs="?", default="quick", help="a folder in runs/ (default: quick)")
     parser.add_argument("--runs", default=REPOSITORY / "runs", type=Path, help="where results lie (default: runs/)")
     options = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     try:
         folder = build_report(options.runs / options.study)
     except (ValueError, OSError) as error:

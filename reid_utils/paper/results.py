@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -78,12 +79,9 @@ def write_results(run, settings, **values):
 
     settings: the parameters in force; values: numbers, texts, lists and mappings of them (numpy's too; NaN and infinity
     become null). The entry of the study file, seeds, versions, commit, device, data fingerprint (unless given as
-    `data_fingerprint`), seconds since start_run and peak memory in MiB are added. Raises ValueError where a value has a
-    setting's name, TypeError naming what JSON cannot hold.
+    `data_fingerprint`), seconds since start_run and peak memory in MiB are added. Raises TypeError naming what JSON
+    cannot hold.
     """
-    both = settings.keys() & values.keys()
-    if both:
-        raise ValueError(f"{sorted(both)[0]!r} is a setting and a value; rename the value")
     fingerprint = values.pop("data_fingerprint", os.environ.get("REID_DATA_FINGERPRINT"))
     content = {
         "run": run.run_id,
@@ -129,15 +127,15 @@ def _versions():
 def _git_state():
     """Commit of the repository and whether files differ from it; both None outside a git checkout."""
     # Another user's checkout counts too: its code is what runs here.
-    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "status", "--porcelain=v2"]
-    command += ["--branch", "--untracked-files=no"]
+    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=GIT_LIMIT)
+        done = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=GIT_LIMIT
+        )
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that does not answer
         return {"commit": None, "dirty": None}
-    lines = done.stdout.splitlines()
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
-    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines) if commit else None}
+    commit, _, dirty = done.stdout.strip().partition("-")
+    return {"commit": commit, "dirty": bool(dirty)} if commit else {"commit": None, "dirty": None}
 
 
 def _device():
@@ -151,9 +149,8 @@ def _device():
 def processor():
     """The processor's name; the architecture where the system does not tell."""
     described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    named = re.search("model name\\s*: (.+)", described.read_text() if described.exists() else "")
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 def _peak_memory():

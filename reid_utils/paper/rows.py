@@ -112,12 +112,12 @@ def published_rows(runs, command):
     year_of_training = next(filter(None, years), None)
     for run in runs.get("04_fusion", []):
         settings, values = run["settings"], run["values"]
-        data = values.get("note", data)
-        year, fusion = values.get("year", year_of_training), settings["challenge_fusion"]
-        tested = "train+test" not in (values.get("trained_on") or ["train"])
-        own = f"ours: {' + '.join(settings['models'])}, {settings['post_processing']}, {fusion}"
+        models, fusion = " + ".join(settings["models"]), settings["challenge_fusion"]
+        data, year = values.get("note", data), values.get("year", year_of_training)
+        tested = "train+test" not in values.get("trained_on", ())
+        own = f"ours: {models}, {settings['post_processing']}, {fusion}"
         line = {"entry": own if tested else f"{own}, trained on train+test", "source": data}
-        test = run["scores"].get(f"{' + '.join(settings['models'])}: {fusion}|mAP")
+        test = run["scores"].get(f"{models}: {fusion}|mAP")
         if tested and test is not None:
             line["test mAP" if year else f"{data} test mAP"] = round(100 * float(test.mean()), 2)
         for key, score in {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5"}.items():

@@ -65,7 +65,7 @@ def make_table(name, stated, runs):
     try:
         stated = msgspec.convert(stated, Statement)
         fields, rows, extra = _rows(name, stated, runs.get(stated.notebook, []))
-        named_by = [field for _, field, _, _ in Formatter().parse(stated.row) if field]
+        named_by = _named_by(stated.row)
         baselines = {}
         for label in rows:
             others = (_others(fields, label, named_by, rule) for rule in stated.against)
@@ -75,7 +75,9 @@ def make_table(name, stated, runs):
     except msgspec.ValidationError as error:
         raise ValueError(f"table {name}: {error}") from None
     except KeyError as error:
-        raise ValueError(f"table {name}: {error} is neither a setting of {stated.notebook} nor a column") from None
+        raise ValueError(
+            f"table {name}: {error} is neither a column nor a setting of {stated.notebook}; its results.json lists them"
+        ) from None
     shared = frozenset(label for label, base in baselines.items() if rows[label]["run"] == rows[base]["run"])
     notes = [SELECTION, *(COLUMNS[column][1] for column in stated.columns if COLUMNS[column][1]), *stated.notes]
     notes += [] if rows else [f"No run of {stated.notebook} has {json.dumps(stated.where)}."]
@@ -118,9 +120,13 @@ def _others(fields, label, named_by, replaced):
 
 def _text(template, fields, words):
     """A name made of fields, in the words that the statement has for their values."""
-    names = [name for _, name, _, _ in Formatter().parse(template) if name]
-    values = {name: fields[name] if isinstance(fields[name], str) else json.dumps(fields[name]) for name in names}
-    return template.format(**{name: words.get(name, {}).get(value, value) for name, value in values.items()})
+    values = {name: fields[name] for name in _named_by(template)}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return template.format(**{name: words.get(name, {}).get(text, text) for name, text in texts.items()})
+
+
+def _named_by(template):
+    return [field for _, field, _, _ in Formatter().parse(template) if field]
 
 
 def _comparisons(claim, stated, rows, fields, named_by):

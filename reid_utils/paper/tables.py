@@ -85,16 +85,13 @@ class Table:
         lines = []
         for number, line in enumerate(self.comparison.to_dict("records"), start=1):
             arrays = self.rows[line["row"]]
-            percent = {key: 100 * float(np.mean(arrays[column])) for key, column in _PRINTED.items()}
-            interval = {"mAP low": 100 * line["low"], "mAP high": 100 * line["high"]}
-            change = {key: 100 * line[column] for key, column in _CHANGES.items()}
-            shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
+            line |= {column: float(np.mean(arrays[column])) for column in ("mAP", "rank1", "rank5", "mINP")}
+            shown = {column: round(100 * line[key], 2) for column, key in _PER_CENT.items()}
             p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
             shown |= {"p (Holm)": p, "seeds": line["seeds"], "queries": line["queries"], "differ": line["informative"]}
             more = {key: round(value, 3) for key, value in self.extra.get(line["row"], {}).items()}
             lines.append({"no.": number, "row": line["row"], **shown, **more})
-        frame = pd.DataFrame(lines)
-        return frame.astype({"differ": "Int64"}) if lines else frame
+        return pd.DataFrame(lines).astype({"differ": "Int64"} if lines else {})
 
     @property
     def compared(self):
@@ -126,9 +123,9 @@ class Table:
         return lines
 
 
-_PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
-_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high"}
-_CHANGES |= {"queries low": "queries_low", "queries high": "queries_high", "smallest": "smallest", "seed sd": "seed_sd"}
+_PER_CENT = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP", "mAP low": "low", "mAP high": "high"}
+_PER_CENT |= {name.replace("_", " "): name for name in ("difference", "diff_low", "diff_high")}
+_PER_CENT |= {name.replace("_", " "): name for name in ("queries_low", "queries_high", "smallest", "seed_sd")}
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
@@ -170,32 +167,25 @@ def pool_folds(runs):
     """
     groups = {}
     for run in runs:
-        groups.setdefault(_pattern(run) if _fold(run) else run["run"], []).append(run)
-    kept = (members for members in groups.values() if len(members) > 1 or not _fold(members[0]))
-    return [_pooled(members) if _fold(members[0]) else members[0] for members in kept]
+        fold = re.fullmatch(r"fold ([0-9]+)(?: of [0-9]+)?", run["settings"]["train_on"])
+        name = re.sub("(fold.)[0-9]+", r"\1*", run["run"]) if fold else run["run"]  # what --only takes for all folds
+        groups.setdefault(name, []).append((fold and int(fold[1]), run))
+    kept = {name: of for name, of in groups.items() if len(of) > 1 or of[0][0] is None}
+    return [of[0][1] if of[0][0] is None else _pooled(name, of) for name, of in kept.items()]
 
 
-def _pattern(run):
-    """The run's id with any fold in it: what --only takes for all of them."""
-    return re.sub("(fold.)[0-9]+", r"\1*", run["run"])
-
-
-def _fold(run):
-    return re.fullmatch(r"fold ([0-9]+)(?: of ([0-9]+))?", run["settings"]["train_on"])
-
-
-def _pooled(members):
-    """One run of those of several folds."""
-    runs, first = sorted(members, key=lambda run: int(_fold(run)[1])), members[0]
-    folds = [int(_fold(run)[1]) for run in runs]
-    if folds != list(range(int(_fold(runs[0])[2] or len(folds)))):
-        raise ValueError(f"{runs[0]['run']} and its like cover the folds {folds}; run each fold once")
-    note = first["values"]["note"].replace(first["settings"]["train_on"], ALL_FOLDS)
+def _pooled(name, members):
+    """One run of those of several folds, a list of (fold, run)."""
+    (_, first), members = members[0], sorted(members, key=lambda member: member[0])
+    folds, runs = zip(*members, strict=True)
+    train_on = first["settings"]["train_on"]
+    if folds != tuple(range(int(train_on.partition(" of ")[2] or len(folds)))):
+        raise ValueError(f"{runs[0]['run']} and its like cover the folds {[*folds]}; run each fold once")
     return {
         **first,
-        "run": _pattern(first),
+        "run": name,
         "settings": {**first["settings"], "train_on": ALL_FOLDS},
-        "values": {**first["values"], "note": note},
+        "values": {**first["values"], "note": first["values"]["note"].replace(train_on, ALL_FOLDS)},
         "scores": concatenate_scores([run["scores"] for run in runs]),
         "folders": [run["folder"] for run in runs],
     }
