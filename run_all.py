@@ -143,6 +143,7 @@ def described(args, study, folders, folder):
     """The content of study.json: the study in force, its data, and the command that was given."""
     return {
         **{name: getattr(study, name) for name in ("name", "question", "data", "rendering", "threads", "portable")},
+        "tables": study.tables,
         "data folder": str(folder),
         "source": own_source(folders.root, source_of(study, args)),
         "command": command_of(args),

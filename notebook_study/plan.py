@@ -55,6 +55,8 @@ def expand(study, declared, own_features=False):
             if "features" not in declared[entry.notebook]:
                 continue
             entry = msgspec.structs.replace(entry, each=None, sets=None, after=None)
+        if study.tables and "tables" in declared[entry.notebook]:
+            entry = msgspec.structs.replace(entry, parameters={"tables": study.tables, **entry.parameters})
         runs += _entry_runs(entry, declared, runs)
     if not runs:
         raise StudyError(f"study {study.name} has no notebook that declares the parameter 'features'")

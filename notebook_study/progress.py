@@ -63,7 +63,8 @@ def _run_lines(runs, states):
 
 
 def _settings(parameters):
-    return "  ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items())
+    shown = {name: json.dumps(value, ensure_ascii=False) for name, value in parameters.items()}
+    return "  ".join(f"{name}={text if len(text) <= 200 else f'{text[:200]}…'}" for name, text in shown.items())
 
 
 def _shorten(text, width):

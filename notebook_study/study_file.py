@@ -82,6 +82,7 @@ class Study(_Strict):
     rendering: dict[str, Any] = {}
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     images: Annotated[int, msgspec.Meta(ge=0)] = 0  # in training, where `minutes` were measured; 0: they never change
+    tables: dict[str, Any] = {}  # a notebook that declares the parameter `tables` gets them as they are
     portable: bool = False  # the same instructions on every x86-64 processor; about a sixth slower
 
     def __post_init__(self):
@@ -146,11 +147,13 @@ def read_study(path):
     path = Path(path)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-        return msgspec.convert(content, Study)
+        study = msgspec.convert(content, Study)
     except UnicodeDecodeError as error:
         raise StudyError(f"{path.name} is not UTF-8 text ({error}); save it as such") from None
     except msgspec.ValidationError as error:
         raise StudyError(f"{path.name}: {error}") from None
+    check_plain(study.tables, f"{path.name}: tables")
+    return study
 
 
 def check_plain(value, where):

@@ -75,6 +75,7 @@ def make_job(run, key, folders, notebooks, given, *, command, gpus=None, fresh=F
     given = {**given, "out": str(folders.root), "run_id": run.id, "inputs": inputs}
     return {
         "run": run.id,
+        "entry": run.group,
         "inputs": list(run.inputs),
         "notebook": str(notebook),
         "root": str(folders.root),
@@ -104,6 +105,7 @@ def worker_environment(job, gpus=()):
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "IPYTHONDIR": str(Path(job["root"]) / "locks" / "ipython"),
         "REID_DATA_FINGERPRINT": job["parts"]["data"],
+        "STUDY_ENTRY": job["entry"],  # results say which entry of the study file made them
     }
 
 

@@ -56,7 +56,7 @@ def test_a_job_is_plain_values_with_absolute_paths_and_only_what_the_notebook_de
 
 
 def environment_of(gpus=(), root="/r"):
-    return worker.worker_environment({"root": root, "parts": {"threads": 3, "data": "f"}}, gpus)
+    return worker.worker_environment({"root": root, "entry": "", "parts": {"threads": 3, "data": "f"}}, gpus)
 
 
 def test_kernels_get_threads_gpus_and_no_foreign_folders_before_they_start(monkeypatch):

@@ -1,14 +1,20 @@
 """Trainings on every fold, pooled, and the rate that tuning runs choose."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_tables import trained
 
+from notebook_study.study_file import read_study
 from reid_utils.learning.training import best_learning_rate
+from reid_utils.paper import statements
 from reid_utils.paper.claims import paper_claims
-from reid_utils.paper.rows import backbone_table, loss_table
-from reid_utils.paper.tables import Table, pool_folds
+from reid_utils.paper.statements import make_table
+from reid_utils.paper.tables import pool_folds
 from reid_utils.ranking.methods import score, stack_scores
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _scores(queries, seeds=2, start=0):
@@ -66,28 +72,28 @@ def test_a_single_fold_is_no_row_and_a_missing_one_is_named():
 
 
 def test_tables_of_real_people_set_every_row_beside_its_own_start(monkeypatch):
-    monkeypatch.setattr("reid_utils.paper.rows.dispersion", lambda run: np.ones(3))
-    runs = [trained(0.3, train_on="fold 0 of 2", augmentation="tuning"), trained(0.9, train_on="train")]
+    monkeypatch.setitem(statements.COLUMNS, "dispersion", (lambda run, score: {"dispersion": np.ones(3)}, ""))
+    runs = [trained(0.3, "tuning", train_on="fold 0 of 2", augmentation="tuning"), trained(0.9, train_on="train")]
     for pretrained in (True, False):
         for loss, rate in (("infonce", 0.003 if pretrained else 0.001), ("id+triplet", 0.003)):
             settings = {"pretrained": pretrained, "loss": loss, "learning_rate": rate}
             for fold in (0, 1):
                 # few players: a fold may hold fewer than a batch of the others does
                 settings |= {"train_on": f"fold {fold} of 2", "batch_pairs": 20 + fold}
-                runs.append(trained(0.7 if pretrained else 0.4, **settings))
+                runs.append(trained(0.7 if pretrained else 0.4, "folds", **settings))
     for run in runs:
         run.update(run=f"{run['run']}_{run['settings']['pretrained']}_{run['settings']['train_on']}", folder="")
     pooled = {"02_training": pool_folds(runs)}
-    losses, backbones = loss_table(pooled, ["none"]), backbone_table(pooled, ["none"])
+    stated = read_study(ROOT / "studies" / "people.yaml").tables
+    losses, backbones = (make_table(name, stated[name], pooled) for name in ("T2", "T4"))
     assert losses.baselines["a from scratch: id+triplet"] == "a from scratch: infonce"
     assert losses.baselines["a: id+triplet"] == "a: infonce"
     assert set(losses.comparison["queries"]) == {80} and len(losses.rows) == 4
     assert backbones.baselines["a, plain"] == "a from scratch, plain"
-    tables = {name: Table(name, "") for name in ("T1", "T3", "T5")} | {"T2": losses, "T4": backbones}
-    claims = paper_claims(tables).set_index("claim").loc["pre-training helps"]
+    claims = paper_claims({"T2": losses, "T4": backbones}).set_index("claim").loc["pre-training helps"]
     assert list(claims["compared"]) == [
-        "a, plain against a from scratch, plain",
         "a: id+triplet against a from scratch: id+triplet",
+        "a, plain against a from scratch, plain",
     ]
     assert (claims["diff low"] > 0).all()
 

@@ -59,6 +59,11 @@ def test_notebooks_are_stored_clean_and_short(path):
     assert "".join(last["source"]).startswith("## What we see")
 
 
+def test_the_imports_of_the_tables_notebook_are_at_most_12_lines():
+    (path,) = (path for path in NOTEBOOKS if path.stem == "06_paper_tables")
+    assert len(_code(path)[0]["source"]) <= 12
+
+
 def _names_read(source):
     """Names that a cell, or a function or comprehension in it, takes from earlier cells."""
     whole = symtable.symtable(source, "cell", "exec")

@@ -381,6 +381,17 @@ def test_gpus_and_minutes_do_not_reach_the_key(tmp_path):
     assert len({str(keys.run_keys(runs, clone / "notebooks", lock, 1, "f")) for runs in (before, after)}) == 1
 
 
+def test_statements_of_tables_reach_the_notebooks_that_declare_them_as_they_are(tmp_path):
+    stated = "threads: 1\ntables: {T8: {row: '{image_height}', where: {entry: [image size], pretrained: false}}}"
+    declared = {**DECLARED, "06_paper_tables": {**DECLARED["06_paper_tables"], "tables": {}}}
+    study = study_of(tmp_path, STUDY.replace("threads: 1", stated, 1))
+    runs = expand(study, declared)
+    given = {"T8": {"row": "{image_height}", "where": {"entry": ["image size"], "pretrained": False}}}
+    assert [run.parameters.get("tables") for run in runs] == [None] * (len(runs) - 1) + [given]
+    with pytest.raises(StudyError, match=r"full\.yaml: tables is datetime.date.*not plain JSON"):
+        study_of(tmp_path, STUDY.replace("threads: 1", "threads: 1\ntables: {T8: {row: 2020-01-01}}", 1))
+
+
 def test_processes_that_share_a_training_get_a_gpu_each(tmp_path):
     declared = {**DECLARED, "02_training": {**DECLARED["02_training"], "processes": 1}}
     for gpus, asked in ((0, 0), (1, 4), (8, 8)):

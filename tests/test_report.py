@@ -1,4 +1,3 @@
-import base64
 import re
 from urllib.parse import unquote
 
@@ -13,7 +12,7 @@ def report(small_study):
     return build_report(small_study)
 
 
-def test_the_report_opens_with_the_forest_plot_then_all_tables_and_links_every_notebook(report, small_study):
+def test_the_report_holds_all_tables_and_links_every_notebook(report, small_study):
     index = BeautifulSoup((report / "index.html").read_text(), "html.parser")
     pages = {path.name for path in report.iterdir()} - {"index.html"}
     executed = {path.stem for path in (small_study / "notebooks").glob("*.ipynb")}
@@ -22,8 +21,6 @@ def test_the_report_opens_with_the_forest_plot_then_all_tables_and_links_every_n
     if "06_paper_tables" in executed:
         assert len(index("table")) >= 7  # T1 to T6 and the findings
         assert "Do the paper's claims hold here?" in index.get_text()
-    forest = (small_study / "figures" / "06_paper_tables_forest.png").read_bytes()
-    assert base64.b64decode(index("img")[0]["src"].partition(",")[2]) == forest
 
 
 def test_pages_need_nothing_from_outside_and_formulas_are_mathml(report):

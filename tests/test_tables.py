@@ -1,23 +1,25 @@
 """Rows, baselines and claims of the paper's tables, on made-up scores whose truth is known."""
 
-import numpy as np
-import pytest
+import re
+from pathlib import Path
 
-from reid_utils.paper import rows
-from reid_utils.paper.claims import finding, paper_claims, verdict
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from notebook_study.plan import expand
+from notebook_study.study_file import declared_in, read_study
+from reid_utils.paper import statements
+from reid_utils.paper.claims import finding, paper_claims, read_findings, verdict
 from reid_utils.paper.results import start_run
-from reid_utils.paper.rows import (
-    augmentation_table,
-    backbone_table,
-    fusion_table,
-    loss_table,
-    post_processing_table,
-    published_rows,
-)
-from reid_utils.paper.tables import SCORES, Table, show
+from reid_utils.paper.rows import fusion_table, published_rows, training_history
+from reid_utils.paper.statements import make_table
+from reid_utils.paper.tables import SCORES, Table, pool_folds, show
 from reid_utils.ranking.methods import FUSIONS
 from reid_utils.ranking.statistics import paired_difference
 
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
 SETTINGS = {
     "backbone": "a",
     "loss": "infonce",
@@ -28,8 +30,30 @@ SETTINGS = {
     "start_weights": "",
     "pool": {},
     "train_on": "train",
-    "keep_epochs": False,
+    "image_size": [64, 32],
 }
+AGAIN = {"entry": {"again": " again (other seeds)"}}
+T1 = {
+    "question": "does that augmentation, alone, help?",
+    "notebook": "02_training",
+    "where": {"entry": ["", "again"], "loss": "infonce", "score": "none"},
+    "row": "{augmentation}{entry}",
+    "words": AGAIN,
+    "against": [{"entry": ""}, {"augmentation": "none"}],
+    "claims": [{"claim": "augmentation helps", "rows": {"entry": ""}, "against": {"augmentation": "none"}}],
+}
+LOSS = {"rows": {"loss": "infonce", "entry": ""}, "against": {"loss": "id"}, "compared": "{backbone}"}
+T2 = {
+    "question": "does that loss beat InfoNCE?",
+    "notebook": "02_training",
+    "where": {"entry": ["", "again"], "augmentation": "none", "score": "none"},
+    "row": "{backbone}: {loss}{entry}",
+    "words": AGAIN,
+    "against": [{"entry": ""}, {"loss": "infonce"}],
+    "columns": ["dispersion"],
+    "claims": [{"claim": "InfoNCE beats", **LOSS}, {"claim": "InfoNCE spreads", "of": "dispersion", **LOSS}],
+}
+T3 = read_study(STUDIES / "quick.yaml").tables["T3"]
 
 
 def scores_of(levels, seeds=3, queries=40):
@@ -43,28 +67,48 @@ def scores_of(levels, seeds=3, queries=40):
     return found
 
 
-def trained(level=0.5, **settings):
+def trained(level=0.5, entry="", **settings):
     """A run of notebook 02 as `gather` gives it."""
     settings = {**SETTINGS, **settings}
     name = "_".join(str(settings[key]) for key in ("backbone", "loss", "augmentation"))
+    name += "_pretrained" * settings["pretrained"]
     levels = {"untrained": 0.2, "none": level, "gaussian": level + 0.1, "hard": level + 0.09, "best": level + 0.01}
     levels |= {"hard in place": level + 0.08, "kreciprocal": level + 0.1}
     values = {"cost": {"parameters": 1e6, "gflops": 0.5}, "note": "rendered data"}
     scores = scores_of(levels, len(settings["seeds"]))
-    return {"run": f"02_training__{name}", "settings": settings, "values": values, "scores": scores}
+    run = f"02_training__{entry}{name}"
+    return {"run": run, "entry": entry, "settings": settings, "values": values, "scores": scores}
 
 
-def fused(levels, models, **settings):
+def fused(levels, models, entry="", **settings):
     """A run of notebook 04 as `gather` gives it."""
     settings = {"models": models, "post_processing": "hard", "challenge_fusion": "two-stage", **settings}
-    return {"run": "04_fusion__all", "settings": settings, "values": {"challenge": {}}, "scores": scores_of(levels)}
+    values, scores = {"challenge": {}}, scores_of(levels)
+    return {"run": f"04_fusion__{entry}", "entry": entry, "settings": settings, "values": values, "scores": scores}
+
+
+def reranked(levels, backbone="a"):
+    """A run of notebook 03 as `gather` gives it."""
+    return {**trained(backbone=backbone), "run": f"03_post_processing__{backbone}", "scores": scores_of(levels)}
+
+
+def t1(*runs):
+    return make_table("T1", T1, {"02_training": list(runs)})
+
+
+def t3(*runs):
+    return make_table("T3", T3, {"03_post_processing": list(runs)})
+
+
+def table_rows(table):
+    """{row: baseline} of a table, None where the row has none."""
+    return {name: base if base != name else None for name, base in table.baselines.items()}
 
 
 def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path):
     names = ("none", "flip", "jitter")
-    runs = {"02_training": [trained(0.5 + 0.1 * k, augmentation=name) for k, name in enumerate(names)]}
+    table = t1(*(trained(0.5 + 0.1 * k, augmentation=name) for k, name in enumerate(names)))
     run = start_run(tmp_path, "06", "06")
-    table = augmentation_table(runs)
     text, shown = show(run, table, "python run_all.py quick").data, table.printable
     assert (tmp_path / "tables" / "T1.md").read_text() == text
     assert "Compared: each row with row 1, to answer: does that augmentation, alone, help?" in text
@@ -76,165 +120,197 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
 
 
 def test_queries_of_one_sequence_are_one_draw_in_tables_and_claims_where_there_are_five(tmp_path):
-    runs = {"02_training": [trained(level, augmentation=name) for level, name in ((0.5, "none"), (0.52, "flip"))]}
-    apart, groups = augmentation_table(runs), np.arange(40) // 5
-    for run in runs["02_training"]:
+    runs = [trained(level, augmentation=name) for level, name in ((0.5, "none"), (0.52, "flip"))]
+    apart, groups = t1(*runs), np.arange(40) // 5
+    for run in runs:
         run["scores"]["groups"] = groups
-    together = augmentation_table(runs)
-    aps = [run["scores"]["none|aps"] for run in reversed(runs["02_training"])]
+    together = t1(*runs)
+    aps = [run["scores"]["none|aps"] for run in reversed(runs)]
     expected = paired_difference(*aps, groups=groups)
     assert together.comparison["diff_low"][1] == expected["low"] != apart.comparison["diff_low"][1]
-    others = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")}
-    assert paper_claims({"T1": together, **others})["diff low"][0] == pytest.approx(100 * expected["low"], abs=0.006)
+    assert paper_claims({"T1": together})["diff low"][0] == pytest.approx(100 * expected["low"], abs=0.006)
     assert "Queries of one sequence are one draw (8)." in show(start_run(tmp_path, "06", "06"), together, "").data
-    for run in runs["02_training"]:
+    for run in runs:
         run["scores"]["groups"] = groups // 2  # four say nothing of their spread
-    assert augmentation_table(runs).comparison.equals(apart.comparison)
+    assert t1(*runs).comparison.equals(apart.comparison)
 
 
-def table_rows(table):
-    """{row: baseline} of a table, None where the row has none."""
-    return {name: base if base != name else None for name, base in table.baselines.items()}
+def test_a_statement_names_rows_their_baselines_and_the_claims_they_decide(without_features):
+    kinds = ("none", "flip", "flip+jitter")
+    runs = [*(trained(augmentation=kind) for kind in kinds), trained(loss="id"), trained(loss="triplet")]
+    runs += [trained(backbone="b"), trained(entry="again", seeds=[8, 9])]
+    own = [run for run in runs if run["settings"]["backbone"] == "a"]
+    table = t1(*own)
+    again = "none again (other seeds)"
+    assert table_rows(table) == {"none": None, "flip": "none", "flip+jitter": "none", again: "none"}
+    assert [each.compared for each in table.claims] == ["flip against none", "flip+jitter against none"]
+    losses = make_table("T2", T2, {"02_training": runs})
+    assert table_rows(losses) == {
+        "a: infonce": None,
+        "a: id": "a: infonce",
+        "a: triplet": "a: infonce",
+        "b: infonce": None,
+        "a: infonce again (other seeds)": "a: infonce",
+    }
+    assert list(paper_claims({"T2": losses})["compared"]) == ["a", "a"]
+    assert losses.printable["dispersion"].tolist() == [2.0, 2.0, 2.0, 2.0, 1.5]
+    assert losses.about == {"question": "does that loss beat InfoNCE?", "notebook": "02"}
+
+
+def test_a_new_family_of_trainings_is_a_row_of_the_tables_that_name_it_alone(without_features):
+    """T8 as docs/extending.md adds it, six lines of YAML; T1 to T4 of the quick study do not move."""
+    text = (STUDIES.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    _, stated, claims = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)  # the first is the entry of the trainings
+    stated, claims = yaml.safe_load(stated)["tables"]["T8"], yaml.safe_load(claims)["claims"]
+    assert len(stated) == 5  # and the line with its name: six
+    quick = read_study(STUDIES / "quick.yaml").tables
+    recipe = {"backbone": "test_byobnet", "augmentation": "erasing+sharpen"}
+    entries = ("", "again", "pool", "pretrained")
+    runs = [trained(0.5, entry, **recipe) for entry in entries] + [trained(0.4, loss="id", **recipe)]
+    more = [trained(level, "image size", **recipe | {"image_size": [h, 32]}) for level, h in ((0.5, 64), (0.7, 128))]
+    more[1]["run"] += "_128"
+    before = {name: make_table(name, quick[name], {"02_training": runs}) for name in quick}
+    after = {name: make_table(name, quick[name], {"02_training": [*runs, *more]}) for name in quick}
+    for name in quick:
+        assert after[name].printable.equals(before[name].printable) and after[name].claims == before[name].claims
+    assert len(before["T1"].rows) == 2 and len(before["T2"].rows) == 3 and len(before["T4"].rows) == 6
+    table = make_table("T8", {**stated, "claims": claims}, {"02_training": [*runs, *more]})
+    assert table_rows(table) == {"[64, 32]": None, "[128, 32]": "[64, 32]"}
+    (line,) = paper_claims({"T8": table}).to_dict("records")
+    assert line["compared"] == "[128, 32] against [64, 32]" and line["verdict"].startswith("supported")
 
 
 @pytest.mark.parametrize(
-    ("augmentations", "base"),
+    ("change", "message"),
     [
-        (["none", "flip", "jitter", "erasing+sharpen"], "none"),
-        (["none", "flip", "flip+jitter", "flip+erasing", "flip+erasing+sharpen"], "flip"),
-        (["flip+jitter", "flip", "flip+erasing"], "flip"),
-        (["none", "erasing+sharpen"], "none"),
-        (["flip"], "flip"),
+        ({"agianst": []}, "table T1: Object contains unknown field `agianst`"),
+        (
+            {"where": {"los": "id"}},
+            "table T1: 'los' is neither a column nor a setting of 02_training; its results.json",
+        ),
+        ({"row": "{augmentaton}"}, "'augmentaton' is neither"),
+        ({"against": [{"recipe": "none"}]}, "'recipe' is neither"),
+        ({"columns": ["milliseconds"]}, "'milliseconds' is neither"),
+        (
+            {"row": "all"},
+            r"02_training__a_infonce_none and 02_training__a_infonce_flip are both 'all'.*\(augmentation\)",
+        ),
     ],
 )
-def test_t1_compares_with_the_augmentation_that_the_others_share(augmentations, base):
-    runs = {"02_training": [trained(augmentation=name) for name in augmentations]}
-    table = augmentation_table(runs)
-    assert table_rows(table) == {name: None if name == base else base for name in augmentations}
-    assert next(iter(table.rows)) == base
+def test_a_mistaken_statement_is_told_in_one_line(change, message):
+    runs = {"02_training": [trained(), trained(augmentation="flip")]}
+    with pytest.raises(ValueError, match=message) as caught:
+        make_table("T1", {**T1, **change}, runs)
+    assert "\n" not in str(caught.value)
 
 
-def test_findings_say_which_augmentation_was_compared_with_which():
-    levels = {"none": 0.3, "flip": 0.5, "flip+jitter": 0.4}
-    runs = {"02_training": [trained(level, augmentation=name) for name, level in levels.items()]}
-    runs["02_training"].append(trained(augmentation="flip+erasing"))
-    tables = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")} | {"T1": augmentation_table(runs)}
-    found = paper_claims(tables).set_index("compared")["verdict"]
-    assert found["flip against none"].startswith("supported")
-    assert found["flip+jitter against flip"].startswith("not supported, the opposite holds")
-    assert len(found) == 3
+def test_a_statement_that_no_run_answers_says_so():
+    table = make_table("T1", {**T1, "where": {"backbone": "z"}}, {"02_training": [trained()]})
+    assert not table.rows and table.notes[-1] == 'No run of 02_training has {"backbone": "z"}.'
+    with pytest.raises(ValueError, match="no run of notebook 02 is a row of T1"):
+        training_history({"02_training": [trained()]}, table)
 
 
-def test_several_backbones_with_several_augmentations_are_all_in_t1():
-    kinds = {"a": ["none", "flip"], "b": ["none", "flip"], "c": ["flip"]}
-    runs = {"02_training": [trained(backbone=b, augmentation=name) for b in kinds for name in kinds[b]]}
-    assert table_rows(augmentation_table(runs)) == {
-        "a: none": None, "a: flip": "a: none", "b: none": None, "b: flip": "b: none",
-    }  # fmt: skip
-
-
-def test_t1_leaves_out_an_encoder_from_scratch_that_varies_nothing():
-    runs = {"02_training": [trained(augmentation=name, pretrained=True) for name in ("flip", "flip+jitter", "none")]}
-    runs["02_training"].append(trained(augmentation="flip+jitter", pretrained=False))
-    assert set(augmentation_table(runs).rows) == {"flip", "flip+jitter", "none"}
-
-
-def test_trainings_that_differ_in_another_setting_are_rows_of_their_own(without_features):
-    rates = {"infonce": (0.01, 0.02), "id": (0.01, 0.02)}
-    runs = {"02_training": [trained(loss=loss, learning_rate=rate) for loss in rates for rate in rates[loss]]}
-    assert table_rows(loss_table(runs, ["none"])) == {
-        "a: infonce, learning rate 0.01": None,
-        "a: infonce, learning rate 0.02": None,
-        "a: id, learning rate 0.01": "a: infonce, learning rate 0.01",
-        "a: id, learning rate 0.02": "a: infonce, learning rate 0.02",
-    }
-    assert list(augmentation_table(runs).rows) == ["none, learning rate 0.01", "none, learning rate 0.02"]
-    assert len(backbone_table(runs, ["none"]).rows) == 4
-
-
-def test_trainings_that_differ_in_nothing_are_an_error_that_names_both(without_features):
-    one, two = trained(), trained(seeds=[3, 4, 5])
-    two["run"] = "02_training__other"
-    with pytest.raises(ValueError, match=r"02_training__a_infonce_none and 02_training__other would be one row"):
-        loss_table({"02_training": [one, two]}, ["none"])
-    two["run"] = "03_post_processing__other"
-    with pytest.raises(ValueError, match=r"and 03_post_processing__other would be one row"):
-        post_processing_table({"03_post_processing": [one, two]})
-
-
-def test_the_baseline_again_is_a_row_of_every_table_of_trainings_beside_its_twin(without_features):
-    again = trained(0.5, augmentation="flip", seeds=[100, 101], keep_epochs=True)
-    again["run"] = "02_training__again_a_infonce_flip"
-    runs = {"02_training": [trained(augmentation="none"), trained(augmentation="flip"), trained(loss="id"), again]}
-    row = "again (other seeds)"
-    assert table_rows(augmentation_table(runs)) == {"none": None, "flip": "none", f"flip {row}": "flip"}
-    assert table_rows(loss_table(runs, ["flip"])) == {"a: infonce": None, f"a: infonce {row}": "a: infonce"}
-    table = backbone_table(runs, ["flip"])
-    assert table.baselines[f"a {row}, plain"] == "a, plain" and f"a {row}, plain" not in table.shared
-    tables = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")} | {"T1": augmentation_table(runs)}
-    assert list(paper_claims(tables)["compared"]) == ["flip against none"]
-
-
-def test_t2_has_a_row_for_every_loss_and_t4_sets_pre_trained_beside_from_scratch(without_features):
-    losses = ["infonce", "id", "id-cosine", "triplet", "id+triplet"]
-    runs = {"02_training": [trained(loss=loss) for loss in losses]}
-    assert table_rows(loss_table(runs, ["none"])) == {f"a: {loss}": None for loss in losses[:1]} | {
-        f"a: {loss}": "a: infonce" for loss in losses[1:]
-    }
-    pairs = {"b": (True, False), "c": (True,)}
-    runs = {"02_training": [trained(backbone=b, pretrained=start) for b in pairs for start in pairs[b]]}
-    for run in runs["02_training"]:
-        run["settings"]["reranking"] = "hard in place"
-    table = backbone_table(runs, ["none"])
+def test_pre_trained_rows_are_compared_with_the_same_backbone_from_scratch_and_no_pair_twice():
+    stated = read_study(STUDIES / "people.yaml").tables["T4"]
+    names, starts = ("tf_efficientnet_lite0", "mobilenetv2_100"), (True, False)
+    runs = [trained(0.5 + 0.2 * start, "folds", backbone=b, pretrained=start) for b in names for start in starts]
+    table = make_table("T4", stated, {"02_training": runs})
+    lite, mobile = names
     assert table_rows(table) == {
-        "b, plain": "b from scratch, plain",
-        "b, re-ranked (hard in place)": "b, plain",
-        "b from scratch, plain": None,
-        "b from scratch, re-ranked (hard in place)": "b from scratch, plain",
-        "c, plain": "b, plain",
-        "c, re-ranked (hard in place)": "c, plain",
+        f"{lite}, plain": f"{lite} from scratch, plain",
+        f"{lite}, re-ranked (hard)": f"{lite}, plain",
+        f"{lite} from scratch, plain": None,
+        f"{lite} from scratch, re-ranked (hard)": f"{lite} from scratch, plain",
+        f"{mobile}, plain": f"{mobile} from scratch, plain",
+        f"{mobile}, re-ranked (hard)": f"{mobile}, plain",
+        f"{mobile} from scratch, plain": f"{lite}, plain",
+        f"{mobile} from scratch, re-ranked (hard)": f"{mobile} from scratch, plain",
     }
-    assert table.extra["c, plain"]["zero-shot"] == pytest.approx(20, abs=1)
-    tables = {name: Table(name, "") for name in ("T1", "T2", "T3", "T5")} | {"T4": table}
-    assert list(paper_claims(tables)["compared"]) == ["b, plain against b from scratch, plain"]
+    assert table.shared == {name for name in table.rows if "re-ranked" in name} | {f"{lite} from scratch, plain"}
+    assert table.extra[f"{lite}, plain"]["zero-shot"] == pytest.approx(20, abs=1)
+    assert list(paper_claims({"T4": table})["compared"]) == [
+        f"{b}, plain against {b} from scratch, plain" for b in names
+    ]
+
+
+def pairs_of(text, rows):
+    """The (row, baseline) numbers that a published table says it compares, in the words of either form."""
+    former = re.findall(r"(\d+) and (\d+)", next((line for line in text if line.startswith("Compare rows")), ""))
+    line = next((line for line in text if line.startswith("Compared: ")), "").partition(", to answer")[0]
+    parts = re.findall(r"([\d, ]+|each row) with row (\d+)", line.removeprefix("Compared: "))
+    found = {(int(row), int(base)) for base, row in former}
+    for named, base in parts:
+        numbers = range(1, rows + 1) if named == "each row" else map(int, named.replace(",", " ").split())
+        found |= {(row, int(base)) for row in numbers if row != int(base)}
+    return found
+
+
+@pytest.mark.parametrize("name", ["quick", "people"])
+def test_the_study_files_state_the_published_rows_and_baselines(without_features, name):
+    figures = STUDIES.parent / "figures"
+    study = read_study(STUDIES / f"{name}.yaml")
+    declared = declared_in(study, STUDIES.parent / "notebooks")
+    runs = {}
+    for run in expand(study, declared):
+        settings = {**SETTINGS, **declared[run.notebook], **run.parameters}
+        of = next((other for other in runs.get("02_training", []) if other["run"] in run.inputs), None)
+        if run.notebook == "03_post_processing":
+            settings["backbone"] = of["settings"]["backbone"]
+        levels = ["none", "gaussian", "hard in place", "hard", "kreciprocal", "alpha-QE", "DBA"]
+        made = {"run": run.id, "entry": run.group, "settings": settings, "folder": "", "values": trained()["values"]}
+        runs.setdefault(run.notebook, []).append(made | {"scores": scores_of(dict.fromkeys(levels, 0.5), 2)})
+    runs["02_training"] = pool_folds(runs["02_training"])
+    made = {table: make_table(table, study.tables[table], runs) for table in study.tables}
+    for table, own in made.items():
+        folder = figures / ("people/tables" if name == "people" else "tables")
+        text = (folder / f"{table}.md").read_text(encoding="utf-8").splitlines()
+        assert list(own.rows) == list(pd.read_csv(folder / f"{table}.csv")["row"])
+        number = {row: k for k, row in enumerate(own.rows, start=1)}
+        pairs = {(number[row], number[base]) for row, base in own.baselines.items() if base != row}
+        assert pairs == pairs_of(text, len(number))
+    findings = read_findings(figures / ("people" if name == "people" else ""))
+    asked = {(each.claim, each.compared) for table in made.values() for each in table.claims}
+    known = set(zip(findings["claim"], findings["compared"], strict=True))
+    assert {each for each in known if "fusion" not in each[0]} <= asked
 
 
 def test_t3_has_the_rows_that_its_runs_hold():
     names = {"none": 0.5, "hard": 0.6, "alpha query expansion": 0.55, "database augmentation": 0.4}
-    run = {**trained(), "run": "03_post_processing__a", "scores": scores_of(names)}
-    table = post_processing_table({"03_post_processing": [run]})
+    table = t3(reranked(names))
     assert table_rows(table) == {f"a: {name}": None if name == "none" else "a: none" for name in names}
     assert table.shared == set(table.rows)
-    tables = {name: Table(name, "") for name in ("T1", "T2", "T4", "T5")} | {"T3": table}
-    assert list(paper_claims(tables)["compared"]) == ["a: hard against none"]
+    assert list(paper_claims({"T3": table})["compared"]) == ["a: hard against none"]
 
 
-def test_t5_holds_several_fusion_runs_and_says_in_what_they_differ():
+def test_t5_holds_several_fusion_runs_and_says_of_which_entry_they_are():
     levels = {"a": 0.5, "b": 0.4, "a + b: similarity": 0.6, "a + b: two-stage": 0.62}
-    first, swept = fused(levels, ["a", "b"], top_k=15), fused(levels, ["a", "b"], top_k=30)
-    swept["scores"] = {**swept["scores"], "a + b: two-stage|aps": swept["scores"]["a + b: two-stage|aps"] - 0.1}
-    plain = fused({name: level - 0.3 for name, level in levels.items()}, ["a", "b"], post_processing="none", top_k=15)
-    table = fusion_table({"04_fusion": [first, swept, plain]})
-    own = ", post processing none"
+    wider = {**levels, "c": 0.7, "a + c: similarity": 0.6}
+    plain = fused({name: level - 0.3 for name, level in levels.items()}, ["a", "b"], "not re-ranked")
+    table = fusion_table({"04_fusion": [fused(levels, ["a", "b"]), fused(wider, ["a", "b", "c"]), plain]}, t3())
+    own = ", not re-ranked"
     assert table_rows(table) == {
         "a": None,
         "b": "a",
         "a + b: similarity": "a",
         "a + b: two-stage": "a",
-        "a + b: two-stage, top k 30": "a",
+        "c": None,
+        "a + c: similarity": "c",
         f"a{own}": None,
         f"b{own}": f"a{own}",
         f"a + b: similarity{own}": f"a{own}",
         f"a + b: two-stage{own}": f"a{own}",
     }
     assert "b" not in table.shared and "a + b: two-stage" in table.shared
+    with pytest.raises(ValueError, match="both have the row 'a'"):
+        fusion_table({"04_fusion": [fused(levels, ["a", "b"]), fused({"a": 0.7}, ["a"])]}, t3())
 
 
 def test_t5_has_rows_without_re_ranking_and_says_what_the_length_of_the_lists_does():
     levels = {"a": 0.5, "b": 0.4, "a + b: two-stage": 0.62, "a + b, plain: two-stage": 0.45}
     run = fused(levels, ["a", "b"])
     run["values"]["by_top_k"] = [{"top_k": 5, "two-stage": 0.61}, {"top_k": 15, "two-stage": 0.62}]
-    table = fusion_table({"04_fusion": [run]})
+    table = fusion_table({"04_fusion": [run]}, t3())
     assert table_rows(table) == {"a": None, **dict.fromkeys([*levels][1:], "a")}
     assert table.shared == {"a", "a + b: two-stage", "a + b, plain: two-stage"}
     assert "mAP of all models by the length of the lists (top_k): two-stage 61.00 at 5, 62.00 at 15." in table.notes
@@ -262,30 +338,29 @@ def test_t6_keeps_unofficial_sets_and_entries_trained_on_test_out_of_the_publish
 @pytest.fixture
 def without_features(monkeypatch):
     """Features need files; here every seed spreads its players by as much."""
-    monkeypatch.setattr(rows, "dispersion", lambda run: np.arange(1.0, 1 + len(run["settings"]["seeds"])))
+
+    def spread(run, score):
+        return {"dispersion": np.arange(1.0, 1 + len(run["settings"]["seeds"]))}
+
+    monkeypatch.setitem(statements.COLUMNS, "dispersion", (spread, ""))
 
 
 def test_dispersion_is_compared_with_unequal_numbers_of_seeds(without_features):
-    runs = {"02_training": [trained(), trained(loss="id", seeds=[0, 1])]}
-    tables = {name: Table(name, "") for name in ("T1", "T3", "T4", "T5")} | {"T2": loss_table(runs, ["none"])}
-    found = paper_claims(tables).set_index("claim")["verdict"]
-    assert found.iloc[1] == "cannot be told (3 of 6 pairs of seeds)"
+    table = make_table("T2", T2, {"02_training": [trained(), trained(loss="id", seeds=[0, 1])]})
+    found = paper_claims({"T2": table}).set_index("claim")["verdict"]
+    assert found["InfoNCE spreads"] == "cannot be told (3 of 6 pairs of seeds)"
 
 
 def test_a_p_value_at_its_floor_and_a_verdict_of_one_seed_say_so():
-    far = {"02_training": [trained(), trained(0.9, augmentation="flip")]}
-    table = augmentation_table(far)
-    assert table.printable["p (Holm)"][1] == "< 0.0001"
-    tables = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")}
+    far = t1(trained(), trained(0.9, augmentation="flip"))
+    assert far.printable["p (Holm)"][1] == "< 0.0001"
     for seeds, scope in (([0, 1, 2], "over seeds and queries"), ([0], "for these networks")):
-        runs = {"02_training": [trained(seeds=seeds), trained(0.9, augmentation="flip", seeds=seeds)]}
-        (line,) = paper_claims({**tables, "T1": augmentation_table(runs)}).to_dict("records")
+        table = t1(trained(seeds=seeds), trained(0.9, augmentation="flip", seeds=seeds))
+        (line,) = paper_claims({"T1": table}).to_dict("records")
         assert line["verdict"] == f"supported, holds {scope}" and line["smallest"] > 0
         assert line["found again (%)"] == ("" if scope == "for these networks" else "99")
-    (line,) = paper_claims({**tables, "T1": augmentation_table({"02_training": [
-        trained(seeds=[0]), trained(0.501, augmentation="flip", seeds=[0]),
-    ]})}).to_dict("records")  # fmt: skip
-    assert line["verdict"] == "cannot be told (would need several seeds)"
+    table = t1(trained(seeds=[0]), trained(0.501, augmentation="flip", seeds=[0]))
+    assert list(paper_claims({"T1": table})["verdict"]) == ["cannot be told (would need several seeds)"]
 
 
 def test_a_verdict_over_seeds_needs_a_rerun_to_find_it_and_one_of_these_networks_does_not():
@@ -301,37 +376,39 @@ def test_a_verdict_over_seeds_needs_a_rerun_to_find_it_and_one_of_these_networks
 
 def test_equal_rows_say_that_no_query_differs():
     levels = {"a": 0.5, "b": 0.4, "a + b: similarity": 0.6, "a + b: two-stage": 0.5}
-    tables = {name: Table(name, "") for name in ("T1", "T2", "T3", "T4")}
-    tables["T5"] = fusion_table({"04_fusion": [fused(levels, ["a", "b"])]})
-    assert list(paper_claims(tables)["verdict"]) == ["cannot be told (no query differs)"]
+    table = fusion_table({"04_fusion": [fused(levels, ["a", "b"])]}, t3())
+    assert list(paper_claims({"T5": table})["verdict"]) == ["cannot be told (no query differs)"]
 
 
 def test_claims_are_decided_by_the_rows_they_compare():
     levels = {"a": 0.5, "b": 0.4, "c": 0.3}
     levels |= {f"a + b + c: {name}": level for name, level in zip(FUSIONS, np.linspace(0.9, 0.3, 7), strict=True)}
-    tables = {name: Table(name, "") for name in ("T1", "T2", "T3", "T4")}
-    tables["T5"] = fusion_table({"04_fusion": [fused(levels, list("abc"))]})
-    verdicts = paper_claims(tables).set_index("compared")["verdict"]
+    table = fusion_table({"04_fusion": [fused(levels, list("abc"))]}, t3())
+    verdicts = paper_claims({"T5": table}).set_index("compared")["verdict"]
     assert verdicts["two-stage against the best single"] == "supported, holds over seeds and queries"
     for pair in ("dissimilarity against similarity", "two-stage against similarity", "two-stage against dissimilarity"):
         assert verdicts[pair] == "not supported, the opposite holds over seeds and queries"
 
 
+def test_comparisons_of_one_family_share_the_correction_over_tables_and_come_last():
+    pair = [trained(), trained(0.52, augmentation="flip")]
+    alone, apart = t1(*pair), {**T1, "claims": [{**T1["claims"][0], "family": "both"}]}
+    both = [make_table(name, apart, {"02_training": pair}) for name in ("T1", "T4")]
+    found = paper_claims({"T1": both[0], "T2": t1(*pair), "T4": both[1]})
+    assert found["p (Holm)"][1] == found["p (Holm)"][2] == pytest.approx(2 * found["p (Holm)"][0], abs=2e-4)
+    assert paper_claims({"T1": alone})["p (Holm)"][0] == found["p (Holm)"][0]
+
+
 def test_findings_say_where_the_single_model_lies_below_what_the_paper_speaks_of():
-    tables = {name: Table(name, "") for name in ("T1", "T2", "T4")}
-    reranked = [{**trained(backbone=name), "run": f"03__{name}"} for name in "ab"]
-    for run, levels in zip(reranked, ({"none": 0.5, "hard": 0.6}, {"none": 0.97, "hard": 0.98}), strict=True):
-        run["scores"] = scores_of(levels)
-    tables["T3"] = post_processing_table({"03_post_processing": reranked})
+    levels = {"a": {"none": 0.5, "hard": 0.6}, "b": {"none": 0.97, "hard": 0.98}}
+    table = t3(*(reranked(levels[name], name) for name in "ab"))
     for plain, singles in ((0.97, {"a": 0.6, "b": 0.98}), (0.5, {"a": 0.98, "b": 0.6})):
-        tables["T5"] = fusion_table({"04_fusion": [fused(singles | {"a + b: two-stage": 0.99}, ["a", "b"])]})
-        found = paper_claims(tables).set_index("compared")["regime"]
+        fusion = fusion_table({"04_fusion": [fused(singles | {"a + b: two-stage": 0.99}, ["a", "b"])]}, table)
+        found = paper_claims({"T3": table, "T5": fusion}).set_index("compared")["regime"]
         assert found["a: hard against none"].startswith("outside the regime that the paper speaks of (")
         assert found["b: hard against none"] == ""
         assert bool(found["two-stage against the best single"]) == (plain < 0.95)  # by its plain distances, from T3
-    runs = {"02_training": [trained(), trained(augmentation="flip")]}
-    tables = {name: Table(name, "") for name in ("T2", "T3", "T4", "T5")} | {"T1": augmentation_table(runs)}
-    assert list(paper_claims(tables)["regime"]) == [""]
+    assert list(paper_claims({"T1": t1(trained(), trained(augmentation="flip"))})["regime"]) == [""]
 
 
 def test_one_query_gives_a_finding_without_an_interval():
@@ -346,25 +423,12 @@ def test_a_finding_on_a_single_model_weaker_than_the_papers_says_so():
     assert weak == f"{strong[:-1]}; outside the regime that the paper speaks of (50.0 mAP here))"
 
 
-def test_several_rows_again_are_each_compared_with_their_twin(without_features):
-    kinds = [(name, loss, recipe) for name in "ab" for loss in ("infonce", "id") for recipe in ("none", "flip")]
-    trainings = [trained(backbone=name, loss=loss, augmentation=recipe) for name, loss, recipe in kinds]
-    for name, loss, recipe in kinds:
-        again = trained(backbone=name, loss=loss, augmentation=recipe, seeds=[100, 101])
-        trainings.append(again | {"run": again["run"].replace("__", "__again_")})
-    runs = {"02_training": trainings}
-    for table in (augmentation_table(runs), loss_table(runs, ["flip"]), backbone_table(runs, ["flip"])):
-        pairs = {name: base for name, base in table.baselines.items() if "again" in name and "re-ranked" not in name}
-        assert len(pairs) >= 2
-        assert all(base == name.replace(" again (other seeds)", "") for name, base in pairs.items())
-
-
 @pytest.mark.parametrize(("seeds", "scope"), [(3, ", holds for these networks"), (5, "")])
 def test_a_dispersion_that_few_seeds_decide_holds_for_these_networks(monkeypatch, seeds, scope):
-    monkeypatch.setattr(
-        rows, "dispersion", lambda run: np.arange(seeds) + (100 if run["settings"]["loss"] == "infonce" else 0)
-    )
-    runs = {"02_training": [trained(loss=loss, seeds=list(range(seeds))) for loss in ("infonce", "id")]}
-    tables = {name: Table(name, "") for name in ("T1", "T3", "T4", "T5")} | {"T2": loss_table(runs, ["none"])}
-    line = paper_claims(tables).iloc[1]
+    def spread(run, score):
+        return {"dispersion": np.arange(seeds) + (100 if run["settings"]["loss"] == "infonce" else 0)}
+
+    monkeypatch.setitem(statements.COLUMNS, "dispersion", (spread, ""))
+    runs = [trained(loss=loss, seeds=list(range(seeds))) for loss in ("infonce", "id")]
+    line = paper_claims({"T2": make_table("T2", T2, {"02_training": runs})}).iloc[1]
     assert line["regime"] == "" and line["verdict"] == f"supported{scope} ({seeds**2} of {seeds**2} pairs of seeds)"

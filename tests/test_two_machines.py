@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from notebook_study.study_file import read_study
 from reid_utils.files import load_arrays
-from reid_utils.paper import rows
+from reid_utils.paper import statements
 from reid_utils.paper.claims import paper_claims, sign, verdict
+from reid_utils.paper.rows import fusion_table
+from reid_utils.paper.statements import make_table
 
 HERE = Path(__file__).resolve().parent
 SECOND = HERE.parents[1] / "shared" / "second_machine"
@@ -29,7 +32,8 @@ def gathered(run_id, **settings):
     common = {"pretrained": False, "seeds": [0, 1, 2], "start_weights": "", "pool": {}, "train_on": "train"}
     values = {"cost": {"parameters": 1e6, "gflops": 0.1}, "note": "rendered data"}
     scores = load_arrays(SECOND / "scores" / run_id / "scores.npz")
-    return {"run": run_id, "settings": common | settings, "values": values, "scores": scores}
+    entry = label.split("_")[0] if label.startswith("p") else ""
+    return {"run": run_id, "entry": entry, "settings": common | settings, "values": values, "scores": scores}
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +42,18 @@ def tables():
     labels = [f"{name}_{loss}_{RECIPE}" for name in BACKBONES for loss in ("infonce", "id")]
     kinds = ("none", "flip", "jitter", "cutout", "erasing", "sharpen")
     labels += [f"test-byobnet_infonce_{kind}" for kind in kinds]
+    labels.insert(0, labels.pop(labels.index("test-byobnet_infonce_none")))  # in plan order
     trainings = [gathered(f"02_training__{label.replace('test_', 'test-')}") for label in labels]
     trainings.append(gathered(POOL, pool={"train_players": 720}, epochs=3))
     trainings.append(gathered(POOL.replace("pool", "pretrained"), start_weights=POOL))
     reranked = [gathered(f"03_post_processing__{name.replace('_', '-')}_infonce_{RECIPE}") for name in BACKBONES]
     runs = {"02_training": trainings, "03_post_processing": reranked}
     runs["04_fusion"] = [gathered("04_fusion__all", **ENTRY)]
+    stated = read_study(HERE.parent / "studies" / "quick.yaml").tables
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "dispersion", lambda run: np.ones(3))
-        found = [rows.augmentation_table(runs), rows.loss_table(runs, [RECIPE]), rows.post_processing_table(runs)]
-    return {table.name: table for table in [*found, rows.backbone_table(runs, [RECIPE]), rows.fusion_table(runs)]}
+        patch.setitem(statements.COLUMNS, "dispersion", (lambda run, score: {"dispersion": np.ones(3)}, ""))
+        found = {name: make_table(name, stated[name], runs) for name in ("T1", "T2", "T3", "T4")}
+    return found | {"T5": fusion_table(runs, found["T3"])}
 
 
 @pytest.fixture(scope="module")

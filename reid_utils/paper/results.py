@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from reid_utils.files import read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,17 +78,15 @@ def write_results(run, settings, **values):
     """Write results.json, atomically.
 
     settings: the parameters in force; values: numbers, texts, lists and mappings of them (numpy's too; NaN and infinity
-    become null). Seeds, versions, commit, device, data fingerprint (unless given as `data_fingerprint`), seconds since
-    start_run and peak memory in MiB are added. Raises ValueError where a value has a setting's name, TypeError naming
-    what JSON cannot hold.
+    become null). The entry of the study file, seeds, versions, commit, device, data fingerprint (unless given as
+    `data_fingerprint`), seconds since start_run and peak memory in MiB are added. Raises TypeError naming what JSON
+    cannot hold.
     """
-    both = settings.keys() & values.keys()
-    if both:
-        raise ValueError(f"{sorted(both)[0]!r} is a setting and a value; rename the value")
     fingerprint = values.pop("data_fingerprint", os.environ.get("REID_DATA_FINGERPRINT"))
     content = {
         "run": run.run_id,
         "notebook": run.notebook,
+        "entry": os.environ.get("STUDY_ENTRY", ""),
         "settings": {name: _plain(value, name) for name, value in settings.items()},
         "seeds": _plain(settings.get("seeds"), "seeds"),
         "values": {name: _plain(value, name) for name, value in values.items()},
@@ -127,15 +127,15 @@ def _versions():
 def _git_state():
     """Commit of the repository and whether files differ from it; both None outside a git checkout."""
     # Another user's checkout counts too: its code is what runs here.
-    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "status", "--porcelain=v2"]
-    command += ["--branch", "--untracked-files=no"]
+    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=GIT_LIMIT)
+        done = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=GIT_LIMIT
+        )
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that does not answer
         return {"commit": None, "dirty": None}
-    lines = done.stdout.splitlines()
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
-    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines) if commit else None}
+    commit, _, dirty = done.stdout.strip().partition("-")
+    return {"commit": commit, "dirty": bool(dirty)} if commit else {"commit": None, "dirty": None}
 
 
 def _device():
@@ -149,9 +149,8 @@ def _device():
 def processor():
     """The processor's name; the architecture where the system does not tell."""
     described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    named = re.search("model name\\s*: (.+)", described.read_text() if described.exists() else "")
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 def _peak_memory():
@@ -181,58 +180,34 @@ def write_table(run, name, frame, notes=()):
     stem = "_".join(filter(None, (name, run.run_id.partition("__")[2])))
     csv, markdown = run.tables / f"{stem}.csv", run.tables / f"{stem}.md"
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
-    text = markdown_table(frame) + "".join(f"\n{in_markdown(note)}\n" for note in notes)
+    text = markdown_table(frame) + "".join(f"\n{one_line(note)}\n" for note in notes)
     write_text(markdown, text)
     run.files.extend((csv, markdown))
     return Markdown(text)
 
 
-def markdown_table(frame, links=()):
-    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank.
-
-    Cells show names as they are, but in the columns `links`, which hold Markdown already.
-    """
-    columns = []
-    for position, name in enumerate(map(_cell, map(str, frame.columns))):
-        values = list(frame.iloc[:, position])
-        cells = values if frame.columns[position] in links else [_cell(value) for value in values]
-        numeric = any(cells) and all(_is_number(cell) for cell in cells if cell)
-        width = max(3, len(name), *map(len, cells))
-        fill = str.rjust if numeric else str.ljust
-        rule = "-" * (width - 1) + ":" if numeric else "-" * width
-        columns.append([fill(name, width), rule, *(fill(cell, width) for cell in cells)])
-    return "".join(f"| {' | '.join(row)} |\n" for row in zip(*columns, strict=True))
+def markdown_table(frame):
+    """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank."""
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
+    shown = frame.astype(object).map(_cell).rename(columns=_cell)
+    align = ["right" if each else "left" for each in numeric]
+    return shown.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n" if align else ""
 
 
 def _cell(value):
-    """A table cell as text: two decimals, or two significant digits below 0.1."""
-    if value is None or str(value) in ("nan", "NaT", "<NA>"):
+    """A table cell as text: two decimals, or two significant digits below 0.1; a bar in it is escaped."""
+    if pd.isna(value):
         return ""
-    value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
-    return re.sub(r"(?<!\\)\|", r"\|", in_markdown(str(value)))  # in code too, a bar would end the cell
+    return one_line(str(value)).replace("|", r"\|")
 
 
-_STEERING = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+"  # line ends, and what turns the direction of text
-_MARKS = r"[|$\\`*~\[]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|(?<!\w)_|_(?!\w)"
-
-
-def in_markdown(text):
-    """Text (str) as Markdown that shows it as it is, in one line: a name is no markup. `Code` stays."""
-    code_or_mark = rf"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|{_MARKS}"
-    return re.sub(code_or_mark, lambda found: found[0] if found[1] else f"\\{found[0]}", re.sub(_STEERING, " ", text))
+def one_line(text):
+    """Text (str) without line ends, which would end a table or a paragraph of Markdown."""
+    return " ".join(text.splitlines())
 
 
 def in_code(text):
-    """Text (str) as code in Markdown, whatever backticks it holds."""
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f" {text} ".join(2 * [fence]) if len(fence) > 1 else f"`{text}`"
-
-
-def _is_number(text):
-    try:
-        float(text.removeprefix("< ").rstrip("%"))
-    except ValueError:
-        return False
-    return True
+    """Text (str) as code in Markdown."""
+    return f"`{text}`"

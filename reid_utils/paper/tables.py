@@ -1,43 +1,60 @@
-"""A table of the paper: rows over the same queries, gathered from runs, named, compared and written."""
+"""A table of the paper: rows over the same queries, gathered from runs, compared and written."""
 
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from notebook_study.folders import StudyFolders
 from reid_utils.files import load_arrays, read_json
-from reid_utils.paper.results import in_code, load_results, write_table
+from reid_utils.paper.results import load_results, write_table
 from reid_utils.ranking.statistics import compare_rows, enough_groups, holm, p_text
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
 ALL_FOLDS = "every fold"  # train_on of what `pool_folds` puts together
-AGAIN = " again (other seeds)"
-# Settings that make no other row: which models and seeds, how a training is run, what it keeps and writes.
-UNNAMED = ("seeds", "models", "workers", "checkpoint_steps", "checkpoint_minutes", "validate_every", "keep_epochs")
-UNNAMED += ("check_steps", "predict_from", "reranking", "every_post_processing")
+
+
+class Comparison(NamedTuple):
+    """Two rows of a table that decide a claim: `ours` should beat `theirs`.
+
+    single: mAP of the single model by which the claim's regime is judged (None: the claim is not about that). family:
+    comparisons that share Holm's correction ("": those of the table). of: the arrays that are compared.
+    """
+
+    claim: str
+    compared: str
+    ours: str
+    theirs: str
+    single: float | None = None
+    family: str = ""
+    of: str = "aps"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows over the same queries, each set beside its baseline.
+    """Rows over the same queries, each compared with its baseline.
 
-    question: what comparing a row with its baseline answers. rows: {name: arrays}, the arrays those of `stack_scores`
-    (aps (S, Q), mAP, rank1, rank5, mINP (S,)), `groups` (see `row`) and `run`, the id of the run that made the row.
-    baselines: {row: the row it is compared with, itself for none}. shared: the rows that rank with the networks of
-    their baseline, so that their seeds are paired. extra: {row: {column: number}}, columns put last. notes: lines
-    below it.
+    question: what comparing a row with its baseline answers. notebook: the one that measures the rows. rows: {name:
+    arrays}, the arrays those of `stack_scores` (aps (S, Q), mAP, rank1, rank5, mINP (S,)), `groups` (see `row`) and
+    `run`, the id of the run that made the row. baselines: {row: the row it is compared with, itself for none}. shared:
+    the rows that rank with the networks of their baseline, so that their seeds are paired. fields: {row: {field:
+    value}} (see `statements`). claims: list of Comparison. extra: {row: {column: number}}, columns put last. notes:
+    lines below it.
     """
 
     name: str
     question: str
+    notebook: str = ""
     rows: dict = field(default_factory=dict)
     baselines: dict = field(default_factory=dict)
     shared: frozenset = frozenset()
+    fields: dict = field(default_factory=dict)
+    claims: list = field(default_factory=list)
     extra: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
 
@@ -68,16 +85,13 @@ class Table:
         lines = []
         for number, line in enumerate(self.comparison.to_dict("records"), start=1):
             arrays = self.rows[line["row"]]
-            percent = {key: 100 * float(np.mean(arrays[column])) for key, column in _PRINTED.items()}
-            interval = {"mAP low": 100 * line["low"], "mAP high": 100 * line["high"]}
-            change = {key: 100 * line[column] for key, column in _CHANGES.items()}
-            shown = {k: round(v, 2) for k, v in {**percent, **interval, **change}.items()}
+            line |= {column: float(np.mean(arrays[column])) for column in ("mAP", "rank1", "rank5", "mINP")}
+            shown = {column: round(100 * line[key], 2) for column, key in _PER_CENT.items()}
             p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
             shown |= {"p (Holm)": p, "seeds": line["seeds"], "queries": line["queries"], "differ": line["informative"]}
             more = {key: round(value, 3) for key, value in self.extra.get(line["row"], {}).items()}
             lines.append({"no.": number, "row": line["row"], **shown, **more})
-        frame = pd.DataFrame(lines)
-        return frame.astype({"differ": "Int64"}) if lines else frame
+        return pd.DataFrame(lines).astype({"differ": "Int64"} if lines else {})
 
     @property
     def compared(self):
@@ -95,8 +109,8 @@ class Table:
 
     @property
     def about(self):
-        """What the README says of the table: its question and the number of the notebook that makes its rows."""
-        return {"question": self.question, "notebook": next((row["run"][:2] for row in self.rows.values()), "")}
+        """What the README says of the table: its question and the number of the notebook that measures its rows."""
+        return {"question": self.question, "notebook": self.notebook.partition("_")[0]}
 
     def commands(self, command):
         """The commands that make the rows again, a line for each stretch of rows of one run."""
@@ -104,15 +118,14 @@ class Table:
         for run, members in groupby(row["run"] for row in self.rows.values()):
             stop = start + len(list(members))
             numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
-            make = in_code(f"{command} --only '{run}'")
-            lines.append(f"{numbers}: {make}")
+            lines.append(f"{numbers}: `{command} --only '{run}'`")
             start = stop
         return lines
 
 
-_PRINTED = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP"}
-_CHANGES = {"difference": "difference", "diff low": "diff_low", "diff high": "diff_high"}
-_CHANGES |= {"queries low": "queries_low", "queries high": "queries_high", "smallest": "smallest", "seed sd": "seed_sd"}
+_PER_CENT = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP", "mAP low": "low", "mAP high": "high"}
+_PER_CENT |= {name.replace("_", " "): name for name in ("difference", "diff_low", "diff_high")}
+_PER_CENT |= {name.replace("_", " "): name for name in ("queries_low", "queries_high", "smallest", "seed_sd")}
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
@@ -154,31 +167,25 @@ def pool_folds(runs):
     """
     groups = {}
     for run in runs:
-        groups.setdefault(_pattern(run) if _fold(run) else run["run"], []).append(run)
-    kept = (members for members in groups.values() if len(members) > 1 or not _fold(members[0]))
-    return [_pooled(members) if _fold(members[0]) else members[0] for members in kept]
+        fold = re.fullmatch(r"fold ([0-9]+)(?: of [0-9]+)?", run["settings"]["train_on"])
+        name = re.sub("(fold.)[0-9]+", r"\1*", run["run"]) if fold else run["run"]  # what --only takes for all folds
+        groups.setdefault(name, []).append((fold and int(fold[1]), run))
+    kept = {name: of for name, of in groups.items() if len(of) > 1 or of[0][0] is None}
+    return [of[0][1] if of[0][0] is None else _pooled(name, of) for name, of in kept.items()]
 
 
-def _pattern(run):
-    """The run's id with any fold in it: what --only takes for all of them."""
-    return re.sub("(fold.)[0-9]+", r"\1*", run["run"])
-
-
-def _fold(run):
-    return re.fullmatch(r"fold ([0-9]+)(?: of ([0-9]+))?", run["settings"]["train_on"])
-
-
-def _pooled(members):
-    """One run of those of several folds."""
-    runs, values = sorted(members, key=lambda run: int(_fold(run)[1])), members[0]["values"]
-    folds = [int(_fold(run)[1]) for run in runs]
-    if folds != list(range(int(_fold(runs[0])[2] or len(folds)))):
-        raise ValueError(f"{runs[0]['run']} and its like cover the folds {folds}; run each fold once")
+def _pooled(name, members):
+    """One run of those of several folds, a list of (fold, run)."""
+    (_, first), members = members[0], sorted(members, key=lambda member: member[0])
+    folds, runs = zip(*members, strict=True)
+    train_on = first["settings"]["train_on"]
+    if folds != tuple(range(int(train_on.partition(" of ")[2] or len(folds)))):
+        raise ValueError(f"{runs[0]['run']} and its like cover the folds {[*folds]}; run each fold once")
     return {
-        **members[0],
-        "run": _pattern(runs[0]),
-        "settings": {**members[0]["settings"], "train_on": ALL_FOLDS},
-        "values": {**values, "note": values["note"].replace(members[0]["settings"]["train_on"], ALL_FOLDS)},
+        **first,
+        "run": name,
+        "settings": {**first["settings"], "train_on": ALL_FOLDS},
+        "values": {**first["values"], "note": first["values"]["note"].replace(train_on, ALL_FOLDS)},
         "scores": concatenate_scores([run["scores"] for run in runs]),
         "folders": [run["folder"] for run in runs],
     }
@@ -203,41 +210,9 @@ def concatenate_scores(parts):
     return joined
 
 
-def is_again(run):
-    """Whether a run repeats another with other seeds: the noise floor, a run of the study file's group `again`."""
-    return run["run"].partition("__")[2].partition("_")[0] == "again"
-
-
-def named(runs, label):
-    """{row name: run}: what `label` makes of each run, then the settings in which runs of equal label differ.
-
-    Raises ValueError naming two runs that differ in nothing but their seeds.
-    """
-    groups, found = {}, {}
-    for run in runs:
-        groups.setdefault(label(run) + AGAIN * is_again(run), []).append(run)
-    for name, members in groups.items():
-        for run in members:
-            own = ", ".join([name, *differences(run, members)])
-            if own in found:
-                raise ValueError(
-                    f"{found[own]['run']} and {run['run']} would be one row, {own!r}: their settings are equal; leave "
-                    "one out, or call its entry in the study file `again`"
-                )
-            found[own] = run
-    return found
-
-
-def differences(run, others):
-    """The settings in which a run differs from some of the others, as texts such as "learning rate 0.01"."""
-    settings = run["settings"]
-    differ = (key for key in settings if any(settings[key] != other["settings"].get(key) for other in others))
-    return [f"{key.replace('_', ' ')} {settings[key]}" for key in differ if key not in UNNAMED]
-
-
-def closest(run, others):
-    """The name among {name: run} whose run shares most settings with this one; the first of several."""
-    return max(others, key=lambda name: sum(run["settings"].get(k) == v for k, v in others[name]["settings"].items()))
+def scored(run):
+    """The names under which a run holds scores, in its order."""
+    return [key.removesuffix("|aps") for key in run["scores"] if key.endswith("|aps")]
 
 
 def row(result, name):
@@ -250,24 +225,7 @@ def row(result, name):
     return arrays | {"groups": groups, "run": result["run"], "settings": result["settings"]}
 
 
-def training_runs(runs, recipes=None, pretrained=False, **settings):
-    """Runs of notebook 02 on the training split whose settings have these values, augmentation one of `recipes`.
-
-    Those on every fold where the study has such runs. pretrained: those that start from another run's weights; else
-    those that do not. Runs on a pool or on test players are rows of no table.
-    """
-    folds = any(run["settings"]["train_on"] == ALL_FOLDS for run in runs.get("02_training", []))
-    return [
-        run
-        for run in runs.get("02_training", [])
-        if all(run["settings"][key] == value for key, value in settings.items())
-        and (recipes is None or run["settings"]["augmentation"] in recipes)
-        and bool(run["settings"]["start_weights"]) == pretrained
-        and not run["settings"]["pool"]
-        and run["settings"]["train_on"] == (ALL_FOLDS if folds else "train")
-    ]
-
-
-def study_command(folder):
-    """`python run_all.py …` as the study in `folder` was started (see study.json)."""
-    return (read_json(StudyFolders(folder).study) or {}).get("command", f"python run_all.py {folder.name}")
+def study_of(folder):
+    """What is known of the study in `folder`: (`python run_all.py …` as it was started, its statements of tables)."""
+    study = read_json(StudyFolders(folder).study) or {}
+    return study.get("command", f"python run_all.py {folder.name}"), study.get("tables", {})
