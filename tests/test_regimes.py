@@ -1,5 +1,6 @@
 """The regime map: effects of post-processings and fusions as curves over accuracy, with honest intervals."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from reid_utils.ranking.regimes import (
     sign_changes,
 )
 from reid_utils.views.regime_map import regime_map
+from reid_utils.views.style import use_style
 
 
 def simulated(noise, seed, models=3, players=40, images=12):
@@ -162,7 +164,9 @@ def test_the_map_has_a_panel_a_claim_and_marks_what_is_published():
         for images in (19, 4)
     ]
     for curves, panels in ((pd.concat(parts), 10), (pd.concat(parts[:8]), 4)):
-        figure = regime_map(curves, note="rendered data")
+        with plt.rc_context():
+            use_style()
+            figure = regime_map(curves, note="rendered data")
         drawn = [ax for ax in figure.axes if ax.has_data()]
         assert [ax.get_title() for ax in drawn] == list(CLAIMS)[:panels]
         marked = {float(x) for line in drawn[0].lines for x in line.get_xdata() if line.get_linestyle() == ":"}
