@@ -128,7 +128,9 @@ def _with_controls(runs, start, rank, view):
     query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
     controls = {
         "run": widgets.Dropdown(options=list(runs), value=start[0], description="run", **wide),
-        "processing": widgets.Dropdown(options=POST_PROCESSINGS, value=start[1], description="post-processing", **wide),
+        "processing": widgets.Dropdown(
+            options=list(POST_PROCESSINGS), value=start[1], description="post-processing", **wide
+        ),
         "k1": widgets.IntSlider(start[2], description="k1", **whole),
         "k2": widgets.IntSlider(start[3], description="k2", **whole),
         "weight": widgets.FloatSlider(start[4], min=0, max=1, step=0.05, description="weight", continuous_update=False),
