@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 
 from reid_utils.ranking import write_distance_csv
-from reid_utils.ranking.feature_files import load_features, load_folder, load_models, scorable
-from reid_utils.ranking.methods import check_same_images, score_features, write_entry
+from reid_utils.ranking.feature_files import load_features, load_folder, load_models, same_images, scorable
+from reid_utils.ranking.methods import score_features, write_entry
 
 QUERY, GALLERY = np.array([0, 1]), np.array([0, 1, 1])
 
@@ -72,7 +72,32 @@ def test_players_of_two_kinds_are_refused_by_file(tmp_path):
     numbers, names = (load_features(save(tmp_path / f"{name}.npz")) for name in ("numbers", "names"))
     names = replace(names, **{side: getattr(names, side).astype(str) for side in ("query_players", "gallery_players")})
     with pytest.raises(ValueError, match="query ids of numbers are whole numbers, of names text"):
-        check_same_images([{"numbers": numbers, "names": names}])
+        same_images({"numbers": numbers, "names": names})
+
+
+def test_what_one_file_knows_about_the_images_holds_for_the_others(tmp_path):
+    sides = {"query_images": ["q0", "q1"], "gallery_images": ["g0", "g1", "g2"]}
+    sides |= {"query_groups": [1, 2], "gallery_groups": [1, 2, 2]}
+    bare = load_features(save(tmp_path / "bare.npz"))
+    named = load_features(save(tmp_path / "named.npz", **{name: np.array(of) for name, of in sides.items()}))
+    for models in ({"bare": bare, "named": named}, {"named": named, "bare": bare}):
+        found = same_images(models)
+        assert all(np.array_equal(getattr(model, name), of) for model in found.values() for name, of in sides.items())
+        assert found["bare"].query_cameras is None and found["bare"].query is bare.query
+    other = replace(named, gallery_images=np.array(["g0", "g9", "g2"]))
+    with pytest.raises(ValueError, match="other has gallery id g9 at position 1, named has g1"):
+        same_images({"bare": bare, "named": named, "other": other})
+    other = replace(named, query_groups=np.array([1, 1]))
+    with pytest.raises(ValueError, match="groups: other has query id 1 at position 1, groups: named has 2"):
+        same_images({"named": named, "other": other})
+
+
+def test_labels_as_matlab_writes_them_are_taken(tmp_path):
+    labels = {"query_players": QUERY[None], "gallery_players": GALLERY[None]}
+    read = load_features(save(tmp_path / "mine.npz", **labels, gallery_images=np.array([["a", "b", "c"]])))
+    assert read.query_players.tolist() == [0, 1] and read.gallery_images.tolist() == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"query_players has shape \(2, 1\); it needs an entry a row"):
+        load_features(save(tmp_path / "mine.npz", query_players=QUERY[:, None]))
 
 
 def test_a_hidden_split_is_left_out_with_a_warning_and_never_scored(tmp_path):

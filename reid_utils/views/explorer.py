@@ -89,19 +89,15 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
         distances = distances_of(runs[run], processing, *settings)
         return distances, average_precisions(distances, *labels_of(runs[run]))
 
-    @lru_cache(maxsize=4096)
-    def picture(role, image):
-        return thumbnail(read_image(role, image))
-
     def view(settings, q):
         features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
         ranking, image = ranked_query(before, after, features, q), image_names(features, "query")[q]
-        cards = [_card(picture("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
+        cards = [_card(thumbnail(read_image("query", image)), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
         for row in ranking[:top].itertuples():
             sign, colour = MARKS[row.is_match]
-            crop = picture("gallery", image_names(features, "gallery")[row.image])
+            crop = read_image("gallery", image_names(features, "gallery")[row.image])
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
-            cards.append(_card(crop, colour, f"{sign} rank {row.rank}", text))
+            cards.append(_card(thumbnail(crop), colour, f"{sign} rank {row.rank}", text))
         ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking[ranking.is_match].itertuples()]
         title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
         return (
@@ -132,7 +128,9 @@ def _with_controls(runs, start, rank, view):
     query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
     controls = {
         "run": widgets.Dropdown(options=list(runs), value=start[0], description="run", **wide),
-        "processing": widgets.Dropdown(options=POST_PROCESSINGS, value=start[1], description="post-processing", **wide),
+        "processing": widgets.Dropdown(
+            options=list(POST_PROCESSINGS), value=start[1], description="post-processing", **wide
+        ),
         "k1": widgets.IntSlider(start[2], description="k1", **whole),
         "k2": widgets.IntSlider(start[3], description="k2", **whole),
         "weight": widgets.FloatSlider(start[4], min=0, max=1, step=0.05, description="weight", continuous_update=False),

@@ -5,7 +5,8 @@ import textwrap
 import numpy as np
 from PIL import Image
 
-from reid_utils.ranking.metrics import known, labels_of, matches
+from reid_utils.ranking.methods import pairs_of
+from reid_utils.ranking.metrics import known
 from reid_utils.views.style import BLACK, GREY, MATCH, MISMATCH, TEXT_WIDTH, finish, new_figure
 
 # How a ranked image is marked: a match, another player's, or one of a query whose player is unknown.
@@ -65,14 +66,11 @@ def ranking_of(features, distances, q):
     player and camera (junk) and of unknown players. Returns gallery indices (n,), nearest first, ties by index, and
     (n,) whether each is a match: None throughout where the query's player is unknown.
     """
-    labels = labels_of(features)
-    player, camera = (None if ids is None else ids[q : q + 1] for ids in (labels.query_players, labels.query_cameras))
-    (is_match,), (left_out,) = matches(player, labels.gallery_players, camera, labels.gallery_cameras)
-    if features.query_groups is not None:
-        left_out = left_out | (features.gallery_groups != features.query_groups[q])
-    kept = np.flatnonzero(~left_out)
+    (is_match,), (is_other,) = pairs_of(features.subset(slice(q, q + 1), slice(None)))
+    kept = np.flatnonzero(is_match | is_other)
     order = kept[np.argsort(distances[q, kept], kind="stable")]
-    return order, is_match[order] if known(player)[0] else np.full(len(order), None)
+    is_known = known(features.query_players[q : q + 1])[0]
+    return order, is_match[order] if is_known else np.full(len(order), None)
 
 
 def image_names(features, role):

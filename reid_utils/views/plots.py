@@ -36,7 +36,7 @@ def set_statistics(manifest, sizes, note=None):
         for split, colour in colours.items():
             values, look = table.loc[table.split == split, column], {"color": colour, "linestyle": "-", "label": split}
             sns.ecdfplot(values, stat="percent", ax=ax, **look)
-        ax.set(xlabel=title, ylabel=f"{counted} up to here (%)")
+        ax.set(xlabel=title, ylabel=f"{counted} ≤ x (%)")
         ax.set_xlim(0)
     if absent := [split for split in colours if split not in set(players.split)]:
         axes[0, 0].set_title(f"{', '.join(absent)}: players hidden", fontsize="small", loc="right")
@@ -51,10 +51,9 @@ def training_curves(history, note=None):
     one for each series. Lines join epochs that follow each other, never over one without a measurement. Returns a
     text-width Figure with three axes.
     """
-    table = history if "label" in history else history.assign(label="")
-    percent = table.assign(mAP=100 * table.mAP, rank1=100 * table.rank1)
+    percent = history.assign(mAP=100 * history.mAP, rank1=100 * history.rank1, label=history.get("label", ""))
     figure, axes = new_figure(TEXT_WIDTH, 2.3, 1, 3)
-    looks = style.looks(table.label)
+    looks = style.looks(percent.label)
     titles = {"loss": "training loss (nats)", "mAP": "mAP (%)", "rank1": "rank-1 (%)"}
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         for label, lines in percent.dropna(subset=[column]).groupby("label", sort=False):

@@ -17,6 +17,7 @@ def regime_map(curves, note=None):
     of a player, the first one thick. Dotted lines mark published models, the shade what the paper's claims are about.
     The y axes are fitted to the lines and the first one's band; other bands may be cut. Returns a text-width Figure.
     """
+    curves = curves.assign(**100 * curves[["effect", "low", "high"]])
     panels, colours = curves.groupby("claim", sort=False), looks(curves["images"])["palette"]
     cells = _CELLS[: -(-(len(panels) - 1) // 3)]
     figure = blank_figure(TEXT_WIDTH, 0.9 + 1.6 * len(cells))
@@ -37,14 +38,12 @@ def _panel(ax, curves, colours, claim):
     """One claim's curves, with the y axis fitted to all lines and the first one's band."""
     for width, (images, curve) in zip((1.8, 0.9, 0.9, 0.9), curves.groupby("images", sort=False), strict=False):
         look = {"color": colours[images], "linestyle": "-"}
-        ax.plot(
-            curve["mAP"], 100 * curve["effect"], linewidth=width, label=f"{images} gallery images per player", **look
-        )
-        ax.fill_between(curve["mAP"], 100 * curve["low"], 100 * curve["high"], alpha=0.15, linewidth=0, **look)
-    first = curves[curves["images"] == curves["images"].iloc[0]]
-    low, high = np.nanmin([*first["low"], *curves["effect"], 0]), np.nanmax([*first["high"], *curves["effect"], 0])
-    margin = 0.08 * (high - low) + 1e-3
-    ax.set(xscale="logit", xlim=(0.27, 0.988), ylim=(100 * (low - margin), 100 * (high + margin)), title=claim)
+        ax.plot(curve.mAP, curve.effect, linewidth=width, label=f"{images} gallery images per player", **look)
+        ax.fill_between(curve.mAP, curve.low, curve.high, alpha=0.15, linewidth=0, **look)
+    first = curves[curves.images == curves.images.iloc[0]]
+    low, high = np.nanmin([*first.low, *curves.effect, 0]), np.nanmax([*first.high, *curves.effect, 0])
+    margin = 0.08 * (high - low) + 0.1
+    ax.set(xscale="logit", xlim=(0.27, 0.988), ylim=(low - margin, high + margin), title=claim)
     ax.axvspan(LEAST, 0.988, color=GREY, alpha=0.12, linewidth=0, label=f"paper's range (≥ {100 * LEAST:.0f} mAP)")
     baseline, *others = (f"{100 * mark:.1f}" for mark in PUBLISHED)
     published = f"published: toolkit baseline {baseline}; models and entries {', '.join(others)}"

@@ -93,9 +93,8 @@ def finish(figure, note=None):
     if note:
         strip = 0.16 / figure.get_figheight()
         figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-        inset = 0.03 / figure.get_figwidth()
         style = {"fontsize": "small", "color": GREY, "style": "italic"}
-        figure.text(1 - inset, strip / 8, printable(note), ha="right", va="bottom", **style)
+        figure.text(0.995, strip / 8, printable(note), ha="right", va="bottom", **style)
     return figure
 
 
@@ -109,8 +108,8 @@ def looks(names):
 def legend_above(figure, ax):
     """A legend of an axes' lines above the figure, in four columns or, where labels are long, fewer and more rows."""
     handles, labels = ax.get_legend_handles_labels()
-    columns = min(4, max(1, int(72 * figure.get_figwidth() / (34 + 3.7 * max(map(len, labels))))))  # points
-    figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) + -len(labels) // 4))
+    columns = max(1, min(4, 135 // (9 + max(map(len, labels)))))  # 135 characters are a text width
+    figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     if ax.get_legend():
         ax.get_legend().remove()
