@@ -223,37 +223,25 @@ def _with(entry, name, value, defaults):
 
 def read_cells(path):
     """The cells of a notebook as (type, source, tags) triples. Raises StudyError where it is missing or no notebook."""
-    content = _read(path)
-    return [
-        (cell["cell_type"], "".join(cell["source"]), tuple(cell.get("metadata", {}).get("tags", ())))
-        for cell in content["cells"]
-    ]
-
-
-def _read(path):
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"notebook {path.name} does not exist in {path.parent}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        complete = {"cells", "metadata"} <= content.keys()
-    except (ValueError, AttributeError):
-        complete = False
-    if not complete:
-        raise StudyError(f"notebook {path} is not readable; save it again from JupyterLab")
-    return content
+        return [
+            (cell["cell_type"], "".join(cell["source"]), tuple(cell.get("metadata", {}).get("tags", ())))
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        ]
+    except (ValueError, TypeError, KeyError):
+        raise StudyError(f"notebook {path} is not readable; save it again from JupyterLab") from None
 
 
 def declared_parameters(path):
     """The parameters a notebook declares: {name: default}, from its one cell tagged `parameters`.
 
-    Raises StudyError where the notebook, the cell or a parameter that every notebook needs is missing, where a
-    default is not a literal, or where the notebook asks for another kernel than python3.
+    Raises StudyError where the notebook, the cell or a parameter that every notebook needs is missing, or where a
+    default is not a literal. The kernel is always this interpreter, whatever name the notebook was saved with.
     """
     path = Path(path)
-    kernel = _read(path)["metadata"].get("kernelspec", {}).get("name", "python3")
-    if kernel != "python3":
-        raise StudyError(f"notebook {path.name} asks for the kernel {kernel!r}; store it with the kernel 'python3'")
     tagged = [source for kind, source, tags in read_cells(path) if kind == "code" and "parameters" in tags]
     if len(tagged) != 1:
         raise StudyError(f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
