@@ -21,7 +21,7 @@ from pathlib import Path
 try:
     from notebook_study import engine, keys, machine, plan, progress, study_file, worker
     from notebook_study.folders import StudyFolders, own_source, source_of, study_root
-    from reid_utils.files import read_json, write_json
+    from reid_utils.files import folder_fingerprint, read_json, write_json
 except ModuleNotFoundError as error:
     sys.exit(f"run_all: {error} in {sys.prefix} (~/.local does not count); give `make`, or .venv/bin/python run_all.py")
 
@@ -80,7 +80,7 @@ def read_plan(args):
 
 def data_folder(args, study):
     """The data's folder and fingerprint (None where a dry run would have to make them)."""
-    own = keys.folder_fingerprint(args.features) if args.features else ""
+    own = folder_fingerprint(args.features) if args.features else ""
     if args.features and not args.data:
         return "", own
     from reid_utils.data import integrity, sources

@@ -3,6 +3,7 @@
 Both are executors of `concurrent.futures`; a cluster's comes from `distributed.Client.get_executor`.
 """
 
+import asyncio
 import functools
 import logging
 import os
@@ -139,11 +140,10 @@ def connect(address, note=print):
     for name in ("distributed", "distributed.client", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # every fault is told here, in one line
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", VersionMismatchWarning)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", VersionMismatchWarning)
+            asyncio.run(asyncio.wait_for(_knock(address), LIMIT))
             client = Client(address, timeout=LIMIT, set_as_default=False)
-    except VersionMismatchWarning as error:
-        raise StudyError(f"{address}: {' '.join(str(error).split())}; start it from this environment") from None
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = str(error) or f"no answer within {LIMIT} s"
         raise StudyError(
@@ -151,9 +151,19 @@ def connect(address, note=print):
         ) from None
     executor = functools.cache(lambda gpus: _executor(client, gpus, note))
     with client:
+        for warning in told:
+            words = " ".join(word for word in str(warning.message).split() if word.strip("+-|"))
+            raise StudyError(f"{address}: {words}; start scheduler and workers from the environment of this command")
         threads = sum(client.nthreads().values())
         note(f"cluster: {threads} workers at {address}; dashboard: {client.dashboard_link}")
         yield (lambda job, running: executor(job["gpus"]).submit(run_job, job)), max(1, threads)
+
+
+async def _knock(address):
+    """Shake hands with a scheduler: a Client would wait for ever where something else listens and says nothing."""
+    from distributed.comm import connect
+
+    await (await connect(address)).close()
 
 
 def _executor(client, gpus, note):

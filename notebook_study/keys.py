@@ -1,7 +1,6 @@
 """The key of a run: a hash of everything that decides its result; whether a run is done, and if not, why not."""
 
 import functools
-import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from notebook_study.study_file import StudyError, read_cells
 from reid_utils.code import code_digest, imported_code, imported_names, installed_versions
-from reid_utils.files import digest, file_hash, is_clutter, read_json
+from reid_utils.files import digest, read_json
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -114,17 +113,6 @@ def _cell_digest(source):
     """What a cell does: its code and IPython's own lines, without comments, docstrings and layout."""
     magics = source if source.startswith("%%") else [line for line in source.splitlines() if _is_magic(line)]
     return [code_digest(_without_magics(source)), magics]
-
-
-def folder_fingerprint(folder):
-    """Content hash (32 hex digits) of a folder's files by relative name, but for clutter; raises FileNotFoundError."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    kept = [name for name in names if not any(map(is_clutter, name.parts))]
-    lines = "".join(f"{name.as_posix()}\0{file_hash(folder / name)}\n" for name in kept)
-    return digest(os.fsencode(lines))
 
 
 @dataclass(frozen=True)

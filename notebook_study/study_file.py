@@ -155,20 +155,14 @@ def read_study(path):
 
 def check_plain(value, where):
     """Raise StudyError unless a value is plain JSON: text, finite numbers, booleans, None, lists, mappings."""
-    if isinstance(value, list):
-        for item in value:
-            check_plain(item, where)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise StudyError(f"{where} has the key {key!r}; keys must be text")
-            check_plain(item, where)
-    elif not (value is None or isinstance(value, str | bool | int) or _finite(value)):
-        raise StudyError(f"{where} is {value!r}, which is not plain JSON (text, finite number, true/false, null, list)")
-
-
-def _finite(value):
-    return isinstance(value, float) and abs(value) < float("inf")
+    try:
+        plain = json.loads(json.dumps(value, allow_nan=False)) == value  # keys that are no text come back as text
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise StudyError(
+            f"{where} is {value!r}, which is not plain JSON (text, finite number, true/false, null, list, text: value)"
+        )
 
 
 def override(study, settings, declared):

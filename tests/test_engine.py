@@ -428,5 +428,17 @@ def test_clusters_that_cannot_serve_are_told_in_one_line(tmp_path, monkeypatch):
         status, _, err = call(clone, "--scheduler", address)
     finally:
         stop(scheduler, other)
-    assert (status, err.count("\n")) == (2, 1) and " has numpy 0.1, the command that started it 2." in err
-    assert not list(clone.glob("runs/*/notebooks/*.ipynb"))
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "Mismatched versions found Package Client Scheduler Workers numpy 2." in err and " 0.1; start" in err
+    assert not (clone / "runs").exists()
+
+
+def test_a_run_of_another_version_is_refused_and_nothing_is_made(tmp_path):
+    clone = make_clone(tmp_path)
+    (clone / "requirements.lock").write_text("PyYAML==6\n")
+    elsewhere = "from notebook_study import keys\nkeys.installed_versions = lambda *names: {'pyyaml': '0.1'}\n"
+    driver = (clone / "driver.py").read_text().replace("import run_all\n", f"import run_all\n{elsewhere}")
+    (clone / "driver.py").write_text(driver)
+    status, _, err = call(clone)
+    assert (status, err.count("\n")) == (2, 1) and " has pyyaml 6" in err and "the command that started it 0.1;" in err
+    assert not list(clone.glob("runs/*/tables/*"))

@@ -11,7 +11,7 @@ from notebook_study.folders import StudyFolders
 from notebook_study.plan import Run
 from notebook_study.study_file import StudyError
 from reid_utils import code
-from reid_utils.files import read_json, write_json, write_text
+from reid_utils.files import folder_fingerprint, read_json, write_json, write_text
 
 
 def run_of(name, inputs=(), minutes=1.0, **parameters):
@@ -110,13 +110,13 @@ def test_folder_fingerprint_follows_content_and_names_only(tmp_path):
     os.utime(tmp_path / "b" / "x.csv", (1, 1))
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/x.csv", "@eaDir/x.csv"):
         write_text(tmp_path / "b" / name, "a file manager was here")
-    assert keys.folder_fingerprint(tmp_path / "a") == keys.folder_fingerprint(tmp_path / "b")
+    assert folder_fingerprint(tmp_path / "a") == folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "b" / "x.csv", "2")
-    assert keys.folder_fingerprint(tmp_path / "a") != keys.folder_fingerprint(tmp_path / "b")
+    assert folder_fingerprint(tmp_path / "a") != folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "c" / "\udcff.csv", "1")  # a name that is no UTF-8
-    assert keys.folder_fingerprint(tmp_path / "c") != keys.folder_fingerprint(tmp_path / "a")
+    assert folder_fingerprint(tmp_path / "c") != folder_fingerprint(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="missing does not exist"):
-        keys.folder_fingerprint(tmp_path / "missing")
+        folder_fingerprint(tmp_path / "missing")
 
 
 def record(root, run_id, key, parts=None, files=(), seconds=10.0):
