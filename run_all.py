@@ -1,7 +1,11 @@
 """Run a study: execute its notebooks over their parameters, skip what is done, rebuild every table and figure."""
 
 import os
+import site
 import sys
+
+if __name__ == "__main__" and site.ENABLE_USER_SITE:  # no venv: libraries in ~/.local would come first
+    os.execv(sys.executable, [sys.executable, "-s", *sys.orig_argv[1:]])
 
 # This folder is looked at last: a file of the user's in it (queue.py) must not stand in for a library's module.
 sys.path.sort(key=lambda place: os.path.realpath(place) == os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
@@ -14,12 +18,16 @@ import signal
 import warnings
 from pathlib import Path
 
-from notebook_study import engine, keys, machine, plan, progress, study_file, worker
-from notebook_study.folders import StudyFolders, own_source, source_of, study_root
-from reid_utils.files import read_json, write_json
+try:
+    from notebook_study import engine, keys, machine, plan, progress, study_file, worker
+    from notebook_study.folders import StudyFolders, own_source, source_of, study_root
+    from reid_utils.files import folder_fingerprint, read_json, write_json
+except ModuleNotFoundError as error:
+    sys.exit(f"run_all: {error} in {sys.prefix} (~/.local does not count); give `make`, or .venv/bin/python run_all.py")
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
+KEYWORDS = ("rendered", "synergy")  # data that are made or downloaded
 if keys.PACKAGE.parent != ROOT:
     sys.exit(f"run_all: {sys.executable} has {keys.PACKAGE}; run `pip install --no-deps -e {ROOT}`")
 
@@ -63,14 +71,16 @@ def read_plan(args):
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = study_file.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
-    folders = StudyFolders(study_root(args.runs.resolve(), study.name, source_of(study, args), bool(args.features)))
+    folders = StudyFolders(
+        study_root(args.runs.resolve(), study.name, source_of(study, args, KEYWORDS), bool(args.features))
+    )
     runs = plan.expand(study, declared, bool(args.features))
     return study, runs, plan.pick(runs, args.only), folders
 
 
 def data_folder(args, study):
     """The data's folder and fingerprint (None where a dry run would have to make them)."""
-    own = keys.folder_fingerprint(args.features) if args.features else ""
+    own = folder_fingerprint(args.features) if args.features else ""
     if args.features and not args.data:
         return "", own
     from reid_utils.data import integrity, sources
@@ -103,17 +113,17 @@ def check_images(folder, fingerprint, root, workers):
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 
-def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
-    """Find out what is left to do and do it, on a cluster's client or here (None), or print it -> exit status."""
+def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
+    """Find out what is left to do and do it, on a cluster as `connect` yields it or here (None) -> exit status."""
     key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint, study.portable)
-    gpus = machine.visible_gpus(os.environ) if client is None and any(run.gpus for run in runs) else []
+    gpus = machine.visible_gpus(os.environ) if cluster is None and any(run.gpus for run in runs) else []
 
     def left():
         states = keys.run_states(runs, folders, key)
         return states, *plan.choose(runs, states, picked, args.force)
 
     states, chosen, fresh = left()
-    jobs = engine.slots(client) if client else args.jobs or machine.default_jobs(chosen, gpus)
+    jobs = cluster[1] if cluster else args.jobs or machine.default_jobs(chosen, gpus)
     if args.dry_run or not chosen:  # a finished study can be looked at by who may not write there
         print(progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run))
         return 0
@@ -127,14 +137,15 @@ def run_study(args, study, runs, picked, folders, client, folder, fingerprint):
             )
         check_images(folder, fingerprint, folders.root, args.jobs or jobs)
         write_json(folders.study, described(args, study, folders, folder))
-        client = client or stack.enter_context(engine.here(jobs, gpus))
-        most = {"command": command, "gpus": None if args.scheduler else len(gpus)}
+        submit = cluster[0] if cluster else stack.enter_context(engine.here(jobs, gpus))
+        fixed = {"command": command, "gpus": None if cluster else len(gpus)}
+        fixed["environment"] = {"REID_DATA_FINGERPRINT": fingerprint}
         given = {"data": str(folder)} | ({"features": str(args.features.resolve())} if args.features else {})
         work = [
-            worker.make_job(run, key[run.id], folders, NOTEBOOKS, given, fresh=run.id in fresh, **most)
+            worker.make_job(run, key[run.id], folders, NOTEBOOKS, given, fresh=run.id in fresh, **fixed)
             for run in plan.in_order(chosen, states)
         ]
-        outcomes = engine.execute(work, client, progress.Progress(chosen, states, jobs))
+        outcomes = engine.execute(work, submit, progress.Progress(chosen, states, jobs))
     print(progress.summary_text(runs, states, outcomes), progress.shown(f"tables in {folders.tables}"), sep="\n")
     return int(any(result.name != "done" for result in outcomes.values()))
 
@@ -145,7 +156,7 @@ def described(args, study, folders, folder):
         **{name: getattr(study, name) for name in ("name", "question", "data", "rendering", "threads", "portable")},
         "tables": study.tables,
         "data folder": str(folder),
-        "source": own_source(folders.root, source_of(study, args)),
+        "source": own_source(folders.root, source_of(study, args, KEYWORDS)),
         "command": command_of(args),
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
     }
@@ -159,19 +170,20 @@ def main(arguments=None):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names in any script, on a terminal of any encoding
     try:
-        os.environ.update(machine.cache_folders(), PYTHONSAFEPATH="1")  # for processes that render, too
+        os.environ.update(PYTHONSAFEPATH="1", PYTHONNOUSERSITE="1")  # for processes that render, too
         args = options(arguments)
         study, runs, picked, folders = read_plan(args)
         with contextlib.ExitStack() as stack:
-            client = None
+            cluster = None
             if args.scheduler and not args.dry_run:
-                client = stack.enter_context(engine.connect(args.scheduler))
-                place = f"{engine.slots(client)} workers at {args.scheduler}; dashboard: {client.dashboard_link}"
-                print(f"cluster: {place}", flush=True)
+                cluster = stack.enter_context(engine.connect(args.scheduler))
             folder, fingerprint = data_folder(args, study)
-            return run_study(args, study, estimated(runs, study, folder), picked, folders, client, folder, fingerprint)
+            return run_study(args, study, estimated(runs, study, folder), picked, folders, cluster, folder, fingerprint)
     except (ValueError, OSError) as error:
-        print(f"run_all: {progress.shown(' '.join(str(error).split()))}", file=sys.stderr)
+        place = error.filename if isinstance(error, PermissionError) else None
+        shared = f"{place} may not be read or written by you; whoever made it may share it with the group "
+        shared += "(chmod -R g+rwX, and umask 002 from then on), or give another folder with --runs"
+        print(f"run_all: {progress.shown(' '.join(str(shared if place else error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run_all: interrupted; the same command goes on where this one stopped", file=sys.stderr)

@@ -1,39 +1,48 @@
 """The key of a run: a hash of everything that decides its result; whether a run is done, and if not, why not."""
 
-import ast
 import functools
-import os
+import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_study.study_file import StudyError, read_cells
-from reid_utils.code import code_digest
-from reid_utils.files import digest, file_hash, is_clutter, read_json
+from reid_utils.code import code_digest, imported_code, imported_names, installed_versions
+from reid_utils.files import digest, read_json
 
 PACKAGE = Path(__file__).resolve().parent
-TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains
-DRAW_OR_PRINT = ("reid_utils.views", "reid_utils.paper")  # except for what the next run reads:
-RECORDS = ("reid_utils.paper", "reid_utils.paper.results")
 
 
 def key_parts(run, notebook, lock, threads, upstream, data, portable=False):
     """Everything that decides a run's result, by name, with no absolute path in it.
 
-    run: Run; notebook: its file; lock: requirements.lock (a missing one counts as empty); threads: int;
-    upstream: {run id: key}; data: fingerprint of the data (str); portable: as the study
-    file has it, named only where it is on.
+    run: Run; notebook: its file; lock: requirements.lock, which names the libraries whose installed versions count (a
+    missing one names none); threads: int; upstream: {run id: key}; data: fingerprint of the data (str); portable: as
+    the study file has it, named only where it is on.
     """
-    lock = Path(lock)
     return {
         "parameters": run.parameters,
         "modules": imported_modules(notebook),  # names a broken cell
         "notebook": digest([_cell_digest(source) for kind, source, _ in read_cells(notebook) if kind == "code"]),
-        "requirements": digest(lock.read_bytes() if lock.exists() else b""),
+        "packages": installed_versions(*_libraries(notebook, Path(lock))),
         "threads": threads,
         "upstream": upstream,
         "data": data,
         **({"portable": True} if portable else {}),
     }
+
+
+def _libraries(notebook, lock):
+    """Names (sorted) of what a lock pins, and of whatever else the notebook itself imports."""
+    text = lock.read_text(encoding="utf-8") if lock.exists() else ""
+    named = {*re.findall(r"^[A-Za-z0-9][\w.-]*", text, re.MULTILINE)}
+    named |= {name.partition(".")[0] for name in _notebook_imports(notebook)}
+    return sorted(named - {*_rules()["packages"]})
+
+
+def _rules():
+    """The table [tool.notebook_study] of the repository's pyproject.toml: which modules decide a run's result."""
+    return tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["notebook_study"]
 
 
 def run_keys(runs, notebooks, lock, threads, data, portable=False):
@@ -57,7 +66,7 @@ def changes(old, new):
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
-            kind = {"parameters": "parameter ", "upstream": "upstream "}.get(part, "")
+            kind = {"parameters": "parameter ", "upstream": "upstream ", "packages": "package "}.get(part, "")
             found += [f"{kind}{name} changed" for name in names]
         else:
             found.append(f"{part} changed")
@@ -66,36 +75,26 @@ def changes(old, new):
 
 @functools.cache
 def imported_modules(notebook):
-    """{module: code_digest} of the package's modules that decide a notebook's results, imported in any way.
+    """{module: code_digest} of the repository's modules that decide a notebook's results, imported in any way.
 
-    Imports inside functions count; the engine's own modules do not, nor, where the notebook trains, those that only
-    draw or print: another colour must not cost a training. Read anew once a process.
+    These are modules of the rules' `packages`, imports inside functions too; where one of the `costly` is among them,
+    not those that only draw or print (`drawing`, but for `records`): another colour must not cost a training. Read
+    once a process.
     """
-    waiting, found = _notebook_imports(notebook), {}
-    left_out = DRAW_OR_PRINT if TRAINS in waiting else ()
-    while waiting:
-        module = waiting.pop()
-        path, house = _source(module), ".".join(module.split(".")[:2])
-        if module not in found and path is not None and (house not in left_out or module in RECORDS):
-            found[module], names = _read_module(module, path)
-            waiting |= names
-    return dict(sorted(found.items()))
+    rules = _rules()
+    given = _notebook_imports(notebook), rules["packages"], PACKAGE.parent
+    computing = imported_code(*given, rules["drawing"], rules["records"])
+    return computing if computing.keys() & {*rules["costly"]} else imported_code(*given)
 
 
 @functools.cache
-def _read_module(module, path):
-    """The code_digest of a module and the names that it may import, its package among them."""
-    source, parent = path.read_text(encoding="utf-8"), module.rpartition(".")[0]
-    return code_digest(source), _imports(source, module if path.name == "__init__.py" else parent) | {parent}
-
-
 def _notebook_imports(notebook):
     """The module names that a notebook's code cells may import. Raises StudyError naming a cell that is not Python."""
     names = set()
     for number, (kind, source, _) in enumerate(read_cells(notebook), 1):
         if kind == "code":
             try:
-                names |= _imports(_without_magics(source), "")
+                names |= imported_names(_without_magics(source))
             except SyntaxError as error:
                 raise StudyError(f"{notebook}: cell {number} has a syntax error in line {error.lineno}") from None
     return names
@@ -114,38 +113,6 @@ def _cell_digest(source):
     """What a cell does: its code and IPython's own lines, without comments, docstrings and layout."""
     magics = source if source.startswith("%%") else [line for line in source.splitlines() if _is_magic(line)]
     return [code_digest(_without_magics(source)), magics]
-
-
-def _imports(source, package):
-    """Every module name that a source may import; names taken from a module are tried as modules too."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def _source(module):
-    """The file of a module of this package or of the renderer, or None for anything else."""
-    if module.partition(".")[0] not in ("reid_utils", "rendered_players"):
-        return None
-    path = PACKAGE.parent.joinpath(*module.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-
-def folder_fingerprint(folder):
-    """Content hash (32 hex digits) of a folder's files by relative name, but for clutter; raises FileNotFoundError."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    kept = [name for name in names if not any(map(is_clutter, name.parts))]
-    lines = "".join(f"{name.as_posix()}\0{file_hash(folder / name)}\n" for name in kept)
-    return digest(os.fsencode(lines))
 
 
 @dataclass(frozen=True)

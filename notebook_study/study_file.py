@@ -158,20 +158,14 @@ def read_study(path):
 
 def check_plain(value, where):
     """Raise StudyError unless a value is plain JSON: text, finite numbers, booleans, None, lists, mappings."""
-    if isinstance(value, list):
-        for item in value:
-            check_plain(item, where)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise StudyError(f"{where} has the key {key!r}; keys must be text")
-            check_plain(item, where)
-    elif not (value is None or isinstance(value, str | bool | int) or _finite(value)):
-        raise StudyError(f"{where} is {value!r}, which is not plain JSON (text, finite number, true/false, null, list)")
-
-
-def _finite(value):
-    return isinstance(value, float) and abs(value) < float("inf")
+    try:
+        plain = json.loads(json.dumps(value, allow_nan=False)) == value  # keys that are no text come back as text
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise StudyError(
+            f"{where} is {value!r}, which is not plain JSON (text, finite number, true/false, null, list, text: value)"
+        )
 
 
 def override(study, settings, declared):
@@ -226,37 +220,25 @@ def _with(entry, name, value, defaults):
 
 def read_cells(path):
     """The cells of a notebook as (type, source, tags) triples. Raises StudyError where it is missing or no notebook."""
-    content = _read(path)
-    return [
-        (cell["cell_type"], "".join(cell["source"]), tuple(cell.get("metadata", {}).get("tags", ())))
-        for cell in content["cells"]
-    ]
-
-
-def _read(path):
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"notebook {path.name} does not exist in {path.parent}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        complete = {"cells", "metadata"} <= content.keys()
-    except (ValueError, AttributeError):
-        complete = False
-    if not complete:
-        raise StudyError(f"notebook {path} is not readable; save it again from JupyterLab")
-    return content
+        return [
+            (cell["cell_type"], "".join(cell["source"]), tuple(cell.get("metadata", {}).get("tags", ())))
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        ]
+    except (ValueError, TypeError, KeyError):
+        raise StudyError(f"notebook {path} is not readable; save it again from JupyterLab") from None
 
 
 def declared_parameters(path):
     """The parameters a notebook declares: {name: default}, from its one cell tagged `parameters`.
 
-    Raises StudyError where the notebook, the cell or a parameter that every notebook needs is missing, where a
-    default is not a literal, or where the notebook asks for another kernel than python3.
+    Raises StudyError where the notebook, the cell or a parameter that every notebook needs is missing, or where a
+    default is not a literal. The kernel is always this interpreter, whatever name the notebook was saved with.
     """
     path = Path(path)
-    kernel = _read(path)["metadata"].get("kernelspec", {}).get("name", "python3")
-    if kernel != "python3":
-        raise StudyError(f"notebook {path.name} asks for the kernel {kernel!r}; store it with the kernel 'python3'")
     tagged = [source for kind, source, tags in read_cells(path) if kind == "code" and "parameters" in tags]
     if len(tagged) != 1:
         raise StudyError(f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")

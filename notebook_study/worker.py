@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from notebook_study.folders import StudyFolders
 from notebook_study.keys import PACKAGE
-from notebook_study.machine import cache_folders
-from notebook_study.study_file import declared_parameters
+from notebook_study.study_file import StudyError, declared_parameters
+from reid_utils.code import installed_versions
 from reid_utils.files import is_clutter, read_json, write_json, write_text
 
 RUN = "from notebook_study.worker import main; sys.exit(main(sys.argv[1:]))"
@@ -45,7 +46,10 @@ PORTABLE = {
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
-PUBLISHED = "1698537600"  # 2023-10-29, the paper's day: the date that reproducible files carry
+# Of the user's environment, what would run code of theirs in a kernel, or change numbers or figures behind its key.
+DROPPED = ("PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "PYTHONOPTIMIZE", "MPLBACKEND", "MATPLOTLIBRC", *PORTABLE)
+PUBLISHED = "1698537600"  # 2023-10-29, when what is reproduced was published: the date that reproducible files carry
+REFUSED = 3  # exit status of a process that differs from the command that made its job
 LOCK_LIMIT = 60  # seconds; a lost machine's lock on a shared folder outlives it by some
 KERNEL_START_LIMIT = 300  # seconds; a loaded machine may need more than papermill's 60
 SOCKET_PATH_LIMIT = 80  # characters; a socket's whole path must stay below 104
@@ -62,12 +66,12 @@ class Outcome:
     message: str = ""
 
 
-def make_job(run, key, folders, notebooks, given, *, command, gpus=None, fresh=False):
+def make_job(run, key, folders, notebooks, given, *, command, environment=None, gpus=None, fresh=False):
     """The job of a run, as plain values that a worker reads from JSON; every path in it is absolute.
 
     key: (key, parts) of the run; notebooks: their folder; given: {name: value} of what the engine passes to notebooks
-    that declare it; command: as engine.hold yields it; gpus: how many there are at most (None: any number); fresh:
-    start from nothing.
+    that declare it; command: as engine.hold yields it; environment: {variable: text} for the run; gpus: how many there
+    are at most (None: any number); fresh: start from nothing.
     """
     notebook = Path(notebooks).resolve() / f"{run.notebook}.ipynb"
     declared = declared_parameters(notebook)
@@ -85,14 +89,20 @@ def make_job(run, key, folders, notebooks, given, *, command, gpus=None, fresh=F
         "gpus": run.gpus if gpus is None else min(run.gpus, gpus),
         "fresh": fresh,
         "command": command,
+        "environment": environment or {},
+        "made by": made_by(),
     }
+
+
+def made_by():
+    """What must be equal in a command and its runs beside the versions of packages: {name: text}."""
+    return {"Python": platform.python_version(), PACKAGE.name: str(PACKAGE)}
 
 
 def worker_environment(job, gpus=()):
     """The environment of a run's process and its kernel: threads, determinism, GPUs, places for caches."""
-    dropped = ("PYTHONDONTWRITEBYTECODE", "MPLBACKEND")  # bytecode halves a kernel's start; the kernel draws inline
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(job["parts"]["threads"])) | cache_folders()
+    environment = {name: value for name, value in os.environ.items() if name not in DROPPED}
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(job["parts"]["threads"])) | job["environment"]
     environment |= PORTABLE if job["parts"].get("portable") else {}
     environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
@@ -101,10 +111,9 @@ def worker_environment(job, gpus=()):
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(place for place in given if place and Path(place).resolve() != PACKAGE.parent),
         "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where the command was typed
+        "PYTHONNOUSERSITE": "1",  # nor from ~/.local
         "SOURCE_DATE_EPOCH": PUBLISHED,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "IPYTHONDIR": str(Path(job["root"]) / "locks" / "ipython"),
-        "REID_DATA_FINGERPRINT": job["parts"]["data"],
         "STUDY_ENTRY": job["entry"],  # results say which entry of the study file made them
     }
 
@@ -121,7 +130,7 @@ def python(statement):
 def start_worker(job, gpus=()):
     """Start a job in a process of its own -> Popen. Its output goes to logs/<run id>.log."""
     folders = StudyFolders(Path(job["root"]))
-    write_json(folders.job(job["run"]), {**job, "parent": os.getpid()})
+    write_json(folders.job(job["run"]), {**job, "parent": os.getpid(), "host": os.uname().nodename})
     log = folders.log(job["run"])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
@@ -136,12 +145,14 @@ def start_worker(job, gpus=()):
 
 
 def outcome(job, status, seconds):
-    """What an ended worker's exit status means -> Outcome."""
+    """What an ended worker's exit status means -> Outcome. Raises StudyError for a worker of another version."""
     folders, run_id = StudyFolders(Path(job["root"])), job["run"]
     record, failed = read_json(folders.record(run_id)), read_json(folders.failure(run_id))
     if status == 0 and record:
         return Outcome(run_id, "done", seconds, record["kernel_seconds"])
     log = folders.log(run_id)
+    if status == REFUSED:
+        raise StudyError(failed["message"])
     if failed:
         message = failed["message"]
     elif status < 0:
@@ -163,6 +174,13 @@ def main(arguments):
     die_with(job["parent"])
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     folders = StudyFolders(Path(job["root"]))
+    packages = job["parts"]["packages"]
+    here, there = made_by() | installed_versions(*packages), job["made by"] | packages
+    differs = next((name for name in there if here.get(name) != there[name]), None)
+    if differs:
+        who = f"{sys.executable} on {os.uname().nodename} has {differs} {here.get(differs)}"
+        _fail(job, folders, f"{who}, the command that started it {there[differs]}; make them equal")
+        return REFUSED
     lock = FileLock(folders.lock(job["run"]))
     try:
         lock.acquire(timeout=LOCK_LIMIT)
@@ -248,11 +266,12 @@ def _run_notebook(job, saved):
         private = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         kernel = {"argv": [*python(KERNEL), "-f", "{connection_file}"], "language": "python"}
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", {**kernel, "display_name": "Python 3"})
-        os.environ.update({"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder})
+        os.environ.update({"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder})
         papermill.execute_notebook(
             *paths,
             parameters=job["parameters"],
-            kernel_name="python3",
+            kernel_name="python3",  # whatever name the notebook was saved with
+            language="python",
             cwd=str(Path(job["notebook"]).parent),
             progress_bar=False,
             log_output=True,

@@ -41,16 +41,17 @@ def imported_names(source, package=""):
     return names
 
 
-def imported_code(names, packages, root, left_out=()):
+def imported_code(names, packages, root, left_out=(), kept=()):
     """{module: code_digest} of the modules of `packages` (names) under the folder `root` that importing `names` reads.
 
-    Imports inside functions count, and every module's own package. left_out: modules that are passed over, as is what
-    only they import. Files are read once a process.
+    Imports inside functions count, and every module's own package. left_out: packages and modules that are passed
+    over, and with them what only they import, but for the modules `kept`. Files are read once a process.
     """
     waiting, found = set(names), {}
     while waiting:
         module = waiting.pop()
-        if module.partition(".")[0] not in packages or module in found or _within(module, left_out):
+        passed_over = module not in kept and any(f"{module}.".startswith(f"{other}.") for other in left_out)
+        if module.partition(".")[0] not in packages or module in found or passed_over:
             continue
         path = Path(root).joinpath(*module.split("."))
         path = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -58,10 +59,6 @@ def imported_code(names, packages, root, left_out=()):
             found[module], more = _read_module(module, path)
             waiting |= more
     return dict(sorted(found.items()))
-
-
-def _within(module, packages):
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 @functools.cache

@@ -100,3 +100,14 @@ def digest(value):
     if not isinstance(value, bytes | str):
         value = json.dumps(value, sort_keys=True)
     return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:32]
+
+
+def folder_fingerprint(folder):
+    """Content hash (32 hex digits) of a folder's files by relative name, but for clutter; raises FileNotFoundError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder} does not exist")
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    kept = [name for name in names if not any(map(is_clutter, name.parts))]
+    lines = "".join(f"{name.as_posix()}\0{file_hash(folder / name)}\n" for name in kept)
+    return digest(os.fsencode(lines))

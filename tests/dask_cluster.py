@@ -19,12 +19,12 @@ SCHEDULER = PROGRAM + "from distributed.cli.dask_scheduler import main; main()"
 WORKER = PROGRAM + "from distributed.cli.dask_worker import main; main()"
 
 
-def _launch(program, *arguments):
+def _launch(program, *arguments, path=""):
     return subprocess.Popen(
         [sys.executable, "-c", program, str(os.getpid()), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{path}"},
     )
 
 
@@ -39,10 +39,10 @@ def start_scheduler(folder):
     return process, json.loads(file.read_text())["address"]
 
 
-def start_worker(address, *options, prelude=""):
-    """Start a Dask worker of one thread, in one process, which runs the code `prelude` first -> Popen."""
+def start_worker(address, *options, prelude="", path=""):
+    """Start a Dask worker of one thread, in one process, which runs `prelude` first and reads libraries of `path`."""
     fixed = ("--nthreads", "1", "--no-nanny", "--death-timeout", "60", "--local-directory", tempfile.gettempdir())
-    return _launch(prelude + WORKER, address, *LOOPBACK, *fixed, *options)
+    return _launch(prelude + WORKER, address, *LOOPBACK, *fixed, *options, path=path)
 
 
 def stop(*processes):

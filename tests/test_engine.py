@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from dask_cluster import cluster, start_scheduler, start_worker, stop
 from distributed import Client
-from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_notebook
+from tiny_study import GIVEN, REPOSITORY, call, make_clone, processes_of, start, wait_until, write_notebook
 
 from notebook_study import engine, keys, progress, worker
 from notebook_study.folders import StudyFolders
@@ -56,20 +55,23 @@ def test_a_job_is_plain_values_with_absolute_paths_and_only_what_the_notebook_de
 
 
 def environment_of(gpus=(), root="/r"):
-    return worker.worker_environment({"root": root, "entry": "", "parts": {"threads": 3, "data": "f"}}, gpus)
+    job = {"root": root, "entry": "", "parts": {"threads": 3, "data": "f"}, "environment": {"FINGERPRINT": "f"}}
+    return worker.worker_environment(job, gpus)
 
 
 def test_kernels_get_threads_gpus_and_no_foreign_folders_before_they_start(monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("PYTHONSTARTUP", "/mine/startup.py")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setenv("PYTHONPATH", f":/mine::{keys.PACKAGE.parent}/")  # an empty entry is the current folder
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     environment = environment_of()
     assert {environment[name] for name in worker.THREAD_VARIABLES} == {"3"}
     assert environment["OMP_WAIT_POLICY"] == "passive" and environment["PYTHONHASHSEED"] == "0"
-    assert environment.keys().isdisjoint({"PYTHONDONTWRITEBYTECODE", "MPLBACKEND", "CUDA_VISIBLE_DEVICES"})
+    assert environment.keys().isdisjoint(set(worker.DROPPED) | {"CUDA_VISIBLE_DEVICES"})
     assert environment["PYTHONPATH"] == "/mine" and environment["PYTHONSAFEPATH"] == "1"
+    assert environment["PYTHONNOUSERSITE"] == "1" and environment["FINGERPRINT"] == "f"
     assert environment_of(["2", "5"])["CUDA_VISIBLE_DEVICES"] == "2,5"
 
 
@@ -139,6 +141,7 @@ def script_jobs(tmp_path, monkeypatch, scripts, gpus=0):
 
     def start(job, gpus):
         folders.log(job["run"]).parent.mkdir(exist_ok=True)
+        write_json(folders.job(job["run"]), {**job, "host": "here", "parent": os.getpid()})
         done = f"\nfrom reid_utils.files import write_json\nwrite_json({str(folders.record(job['run']))!r}, "
         done += "{'kernel_seconds': 1.0})"
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
@@ -154,8 +157,8 @@ def script_jobs(tmp_path, monkeypatch, scripts, gpus=0):
 
 
 def execute(jobs, slots, show=None, gpus=()):
-    with engine.here(slots, gpus) as client:
-        return engine.execute(jobs, client, show or Show(), pause=0.02)
+    with engine.here(slots, gpus) as submit:
+        return engine.execute(jobs, submit, show or Show(), pause=0.02)
 
 
 def test_runs_wait_for_their_inputs_and_keep_the_limit_and_the_order(tmp_path, monkeypatch):
@@ -169,11 +172,10 @@ def test_runs_wait_for_their_inputs_and_keep_the_limit_and_the_order(tmp_path, m
     assert set(starts[:2]) == {"+a", "+b"} and set(starts[2:]) == {"+c", "+d"}
 
 
-def test_a_run_here_tells_nothing_of_a_cluster(tmp_path, monkeypatch):
-    monkeypatch.setattr(Client, "scheduler_info", lambda *_, **__: {"workers": {}})  # as in the first moments
-    show = Show()
-    execute(script_jobs(tmp_path, monkeypatch, {"a": ([], "")})[0], 1, show)
-    assert show.events == ["+a", "-a"]
+def test_runs_here_need_no_cluster_library():
+    code = "import sys, run_all; print('distributed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_gpu_belongs_to_one_run_at_a_time(tmp_path, monkeypatch):
@@ -361,8 +363,7 @@ def test_a_run_that_kills_its_dask_workers_fails_after_four(tmp_path):
         status, out, _ = call(clone, "--scheduler", address, "--only", "*flip")
     finally:
         stop(scheduler, *workers)
-    assert status == 1 and out.count("again   02_training__flip on tcp://127.0.0.1:") == 3
-    assert "failed  02_training__flip [1/1]: 4 Dask workers died while running it (out of memory?); see " in out
+    assert status == 1 and "failed  02_training__flip [1/1]: KilledWorker: " in out and "4 different workers" in out
 
 
 @linux_only
@@ -388,15 +389,6 @@ def test_runs_wait_for_gpus_and_a_notebook_error_is_not_retried(workers, tmp_pat
 
 
 @linux_only
-def test_a_dask_worker_that_does_not_answer_is_named_within_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "LIMIT", 3)
-    with cluster(tmp_path, workers=1) as (address, (stopped,)):
-        stopped.send_signal(signal.SIGSTOP)
-        with pytest.raises(StudyError, match="does not answer within 3 s"), engine.connect(address):
-            pass
-
-
-@linux_only
 def test_a_lost_scheduler_costs_one_line_and_no_result(tmp_path):
     clone = make_clone(tmp_path)
     scheduler, address = start_scheduler(tmp_path)
@@ -410,7 +402,7 @@ def test_a_lost_scheduler_costs_one_line_and_no_result(tmp_path):
     finally:
         stop(scheduler, worker)
     assert study.returncode == 2 and err == (
-        f"run_all: the connection to the Dask scheduler at {address} is lost, and its runs end with it; "
+        "run_all: the connection to the Dask scheduler is lost, and its runs end with it; "
         "the same command goes on where this one stopped\n"
     )
     assert call(clone, *SLOW, "--only", "*none")[0] == 0
@@ -426,12 +418,27 @@ def test_clusters_that_cannot_serve_are_told_in_one_line(tmp_path, monkeypatch):
                 engine.connect(address).__enter__()
     clone = make_clone(tmp_path)
     scheduler, address = start_scheduler(tmp_path)
-    other = start_worker(address, prelude="import platform; platform.python_version = lambda: '3.0.0'; ")
+    (tmp_path / "old" / "numpy-0.1.dist-info").mkdir(parents=True)
+    metadata = tmp_path / "old" / "numpy-0.1.dist-info" / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
+    other = start_worker(address, path=tmp_path / "old")
     try:
         with Client(address, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=60)
         status, _, err = call(clone, "--scheduler", address)
     finally:
         stop(scheduler, other)
-    assert (status, err.count("\n")) == (2, 1) and "has python 3.0.0, this command 3." in err
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "Mismatched versions found Package Client Scheduler Workers numpy 2." in err and " 0.1; start" in err
     assert not (clone / "runs").exists()
+
+
+def test_a_run_of_another_version_is_refused_and_nothing_is_made(tmp_path):
+    clone = make_clone(tmp_path)
+    (clone / "requirements.lock").write_text("PyYAML==6\n")
+    elsewhere = "from notebook_study import keys\nkeys.installed_versions = lambda *names: {'pyyaml': '0.1'}\n"
+    driver = (clone / "driver.py").read_text().replace("import run_all\n", f"import run_all\n{elsewhere}")
+    (clone / "driver.py").write_text(driver)
+    status, _, err = call(clone)
+    assert (status, err.count("\n")) == (2, 1) and " has pyyaml 6" in err and "the command that started it 0.1;" in err
+    assert not list(clone.glob("runs/*/tables/*"))

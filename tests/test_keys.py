@@ -10,7 +10,8 @@ from notebook_study import keys
 from notebook_study.folders import StudyFolders
 from notebook_study.plan import Run
 from notebook_study.study_file import StudyError
-from reid_utils.files import read_json, write_json, write_text
+from reid_utils import code
+from reid_utils.files import folder_fingerprint, read_json, write_json, write_text
 
 
 def run_of(name, inputs=(), minutes=1.0, **parameters):
@@ -32,7 +33,8 @@ def package(tmp_path, monkeypatch):
     }
     for name, source in sources.items():
         write_text(tmp_path / "reid_utils" / name, source)
-    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "reid_utils")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "notebook_study")
     forget()
     yield tmp_path
     forget()
@@ -40,8 +42,8 @@ def package(tmp_path, monkeypatch):
 
 def forget():
     """As a new process: what was read of notebooks and modules is read again."""
-    keys.imported_modules.cache_clear()
-    keys._read_module.cache_clear()
+    for read in (keys.imported_modules, keys._notebook_imports, code._read_module, code.installed_versions):
+        read.cache_clear()
 
 
 def key_of(clone, source="from reid_utils.ranking import metrics", run=None, threads=1, data="f", upstream=None):
@@ -49,14 +51,6 @@ def key_of(clone, source="from reid_utils.ranking import metrics", run=None, thr
     forget()
     run = run or run_of("n", seeds=[0])
     return keys.key_parts(run, clone / "n.ipynb", clone / "requirements.lock", threads, upstream or {}, data)
-
-
-def test_modules_count_directly_through_others_in_functions_and_with_their_packages(package):
-    modules = key_of(package)["modules"]
-    assert set(modules) == {
-        "reid_utils", "reid_utils.ranking", "reid_utils.ranking.distances", "reid_utils.ranking.metrics",
-        "reid_utils.data", "reid_utils.data.images",
-    }  # fmt: skip
 
 
 def test_magics_are_no_obstacle_and_broken_cells_are_named(package):
@@ -68,9 +62,6 @@ def test_magics_are_no_obstacle_and_broken_cells_are_named(package):
 def test_every_part_of_a_key_is_told_when_it_changes(package):
     before = key_of(package)
     assert keys.changes(before, key_of(package)) == []
-    (package / "requirements.lock").write_text("numpy==3\n")
-    assert keys.changes(before, key_of(package)) == ["requirements changed"]
-    (package / "requirements.lock").unlink()
     write_text(package / "reid_utils" / "data" / "images.py", "x = 2\n")
     assert keys.changes(before, key_of(package)) == ["reid_utils.data.images changed"]
     write_text(package / "reid_utils" / "data" / "images.py", "x = 1\n")
@@ -82,6 +73,20 @@ def test_every_part_of_a_key_is_told_when_it_changes(package):
     assert keys.changes(before, key_of(package, upstream={"a": "k"})) == ["upstream a changed"]
     changed = key_of(package, "from reid_utils.ranking import metrics\nmetrics.late()")
     assert keys.changes(before, changed) == ["notebook changed"]
+
+
+def test_installed_versions_count_and_not_how_the_lock_is_written(package, monkeypatch):
+    lock = package / "requirements.lock"
+    lock.write_bytes(b"PyYAML==6.0 \\\n    --hash=sha256:0\n    # via x\nnot-installed==1\n")
+    before = key_of(package)
+    assert set(before["packages"]) == {"pyyaml"}
+    lock.write_bytes(lock.read_bytes().replace(b"\n", b"\r\n").replace(b"6.0", b"7.0").replace(b"PyYAML", b"pyyaml"))
+    assert keys.changes(before, key_of(package)) == []
+    added = key_of(package, "from reid_utils.ranking import metrics\nimport numpy")  # a library that no lock names
+    assert set(added["packages"]) == {"pyyaml", "numpy"}
+    write_text(package / "PyYAML-0.1.dist-info" / "METADATA", "Metadata-Version: 2.1\nName: PyYAML\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(package)
+    assert keys.changes(before, key_of(package)) == ["package pyyaml changed"]
 
 
 def test_outputs_and_metadata_of_a_notebook_do_not_count(package):
@@ -105,13 +110,13 @@ def test_folder_fingerprint_follows_content_and_names_only(tmp_path):
     os.utime(tmp_path / "b" / "x.csv", (1, 1))
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/x.csv", "@eaDir/x.csv"):
         write_text(tmp_path / "b" / name, "a file manager was here")
-    assert keys.folder_fingerprint(tmp_path / "a") == keys.folder_fingerprint(tmp_path / "b")
+    assert folder_fingerprint(tmp_path / "a") == folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "b" / "x.csv", "2")
-    assert keys.folder_fingerprint(tmp_path / "a") != keys.folder_fingerprint(tmp_path / "b")
+    assert folder_fingerprint(tmp_path / "a") != folder_fingerprint(tmp_path / "b")
     write_text(tmp_path / "c" / "\udcff.csv", "1")  # a name that is no UTF-8
-    assert keys.folder_fingerprint(tmp_path / "c") != keys.folder_fingerprint(tmp_path / "a")
+    assert folder_fingerprint(tmp_path / "c") != folder_fingerprint(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="missing does not exist"):
-        keys.folder_fingerprint(tmp_path / "missing")
+        folder_fingerprint(tmp_path / "missing")
 
 
 def record(root, run_id, key, parts=None, files=(), seconds=10.0):
@@ -143,7 +148,8 @@ def house(tmp_path, monkeypatch):
     """A copy of the package and the notebooks whose keys are computed -> its folder."""
     for name in ("reid_utils", "rendered_players", "notebooks"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "reid_utils")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "notebook_study")
     forget()
     yield tmp_path
     forget()

@@ -35,6 +35,25 @@ def make(tree, target, **environment):
     return subprocess.run(command, cwd=tree, capture_output=True, text=True, env=clean | environment)
 
 
+def test_make_alone_says_what_can_be_typed_and_does_nothing(tree):
+    lines = make(tree, "--no-print-directory").stdout.splitlines()
+    told = {line.split()[1]: line.split(maxsplit=2)[2] for line in lines}
+    assert {
+        "env",
+        "smoke",
+        "study",
+        "test",
+        "lint",
+        "lab",
+        "bench",
+        "report",
+        "verify",
+        "weights",
+        "clean",
+    } <= told.keys()
+    assert not (tree / ".venv").exists()
+
+
 def test_a_mirror_and_a_certificate_set_for_pip_reach_uv(tree):
     settings = {":env:.index-url": "https://a.example/simple", "global.cert": "/c.pem"}
     settings |= {"global.extra-index-url": "https://x.example", "global.index-url": "https://b.example"}

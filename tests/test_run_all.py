@@ -113,7 +113,7 @@ def test_faulty_data_end_in_one_line_before_anything_runs(tmp_path):
 def test_a_killed_study_leaves_no_process_and_goes_on_where_it_was(tmp_path):
     clone = make_clone(tmp_path / "a {b} c")  # braces and spaces are nothing special
     root = clone / "runs" / "tiny"
-    slow = ["--set", "steps=15", "--set", "pause=0.1", "--only", "*flip"]
+    slow = ["--set", "steps=80", "--set", "pause=0.1", "--only", "*flip"]
     process = start(clone, *slow)
     step = root / "results" / "02_training__flip" / "step.txt"
     wait_until(step.exists)
@@ -267,6 +267,31 @@ def test_names_in_any_script_and_with_marks_of_terminals_stop_nothing(tmp_path):
     root = next((clone / "runs").glob("tiny-*"))
     assert (root / "tables" / "T1.csv").exists() and root.name == f"tiny-{crops.name}"
     assert "all 3 runs are done" in call(clone, "--data", str(crops))[1]
+
+
+def test_an_error_about_permissions_says_what_to_do(finished):
+    """Two users of one group share runs/; the first made it with umask 022."""
+    clone, _, root, data = finished
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    for folder in (clone, *clone.parents[:3]):
+        folder.chmod(0o755)
+    command = [sys.executable, str(clone / "driver.py"), "tiny", "--runs", str(clone / "runs"), "--force", *data]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    other = ["setpriv", "--reuid=5002", "--clear-groups"]
+    done = subprocess.run([*other, *command], capture_output=True, text=True, env=environment)
+    told = f"run_all: {root}/locks/study.lock may not be read or written by you; "
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(told), done.stderr
+    assert "chmod -R g+rwX" in done.stderr and "Errno" not in done.stderr
+
+
+def test_libraries_of_the_users_home_stand_in_for_none():
+    """An interpreter without a venv, as conda's, reads ~/.local first: run_all starts itself anew without it."""
+    code = "import os, runpy, site, sys\nsite.ENABLE_USER_SITE = True\n"
+    code += "os.execv = lambda program, words: sys.exit(repr(words[:2]))\n"
+    code += "runpy.run_path('run_all.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr == f"{[sys.executable, '-s']}\n"
 
 
 def test_a_finished_study_can_be_read_where_nothing_can_be_written(finished):
