@@ -9,27 +9,43 @@ right) in pixels, bottom and right excluded.
 import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 from filelock import FileLock
+from PIL import Image, UnidentifiedImageError
 
 from reid_utils.files import digest, replacing
 
 PARTS = ("flip", "jitter", "sharpen", "cutout", "erasing")
+MAX_PIXELS = 64 * 2**20
+_PNG_DEPTH = 24  # where a PNG file says how many bits a channel has
 
 
 def decode(path):
-    """Read one image file as RGB.
+    """Read one image file as RGB: the one way in for crops, whoever reads them.
 
-    Returns a (height, width, 3) uint8 array. Raises ValueError that names a file which is no readable image.
+    Returns a (height, width, 3) uint8 array. Raises ValueError naming a file that is not a whole 8-bit JPEG, PNG, BMP
+    or WebP image with three channels and at most 64 Mpixel: what another reader would make of it is not known.
     """
-    data = np.fromfile(path, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ValueError(f"{path} is not a readable image; fetch it again or take it out of the data folder")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    data = Path(path).read_bytes()
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG", "BMP", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} × {image.height} pixels"
+                raise ValueError(f"{path} has {size}, above 64 Mpixel: give a crop of one player")
+            mode = "16-bit RGB" if image.format == "PNG" and data[_PNG_DEPTH] == 16 else image.mode
+            if mode != "RGB":
+                raise ValueError(f"{path} has the colour mode {mode}: convert it to 8-bit RGB")
+            image.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a JPEG, PNG, BMP or WebP file: fetch it again or convert it") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be decoded ({error}): fetch it again or remove it") from None
+    # The pixels are OpenCV's, as in the published code.
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def letterbox(image, height, width):
