@@ -36,9 +36,9 @@ def decode(path):
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
                 raise ValueError(f"{path} has {size}, above 64 Mpixel: give a crop of one player")
-            mode = "16-bit RGB" if image.format == "PNG" and data[_PNG_DEPTH] == 16 else image.mode
-            if mode != "RGB":
-                raise ValueError(f"{path} has the colour mode {mode}: convert it to 8-bit RGB")
+            deep = image.format == "PNG" and data[_PNG_DEPTH] == 16
+            if image.mode != "RGB" or deep:
+                raise ValueError(f"{path} has the colour mode {'16-bit ' * deep}{image.mode}: convert it to 8-bit RGB")
             image.load()
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a JPEG, PNG, BMP or WebP file: fetch it again or convert it") from None

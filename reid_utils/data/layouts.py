@@ -81,7 +81,7 @@ def _by_names(root, layout):
 
 
 def _by_lists(root, layout):
-    """Rows of MSMT17's lists, lines of a path and a player's number; the third number of a file's name is its camera."""
+    """Rows of MSMT17's lists: lines of a path and a player's number; the third number of a name is its camera."""
     rows = []
     for name, labels in layout.folders.items():
         place = next((root / part for part in (f"mask_{labels[0]}_v2", labels[0]) if (root / part).is_dir()), root)
@@ -173,7 +173,7 @@ class Layout(NamedTuple):
 
 
 def _with(*names):
-    return lambda root: all((root / name).exists() for name in names)
+    return lambda root: any((root / name).exists() for name in names)
 
 
 def _has_players(root):
@@ -209,7 +209,7 @@ def _soccernet(test):
 
 LAYOUTS = {
     "Synergy": Layout(
-        _with("reid_training"),
+        _with("reid_training", "reid_test"),
         dict(zip((folder.replace("reid_ch", "?reid_ch") for folder in FOLDERS), SETS, strict=True)),
         "(?P<player>[0-9]{1,9})_(?P<sequence>[0-9]{1,9})_(?P<frame>[0-9]{1,9})",
         "{player}_{sequence}_{frame}.jpeg (whole numbers)",
@@ -218,7 +218,7 @@ LAYOUTS = {
     ),
     # DukeMTMC and CUHK03 come in its form too. Player −1 is junk and 0 a distractor, in bounding_box_test alone.
     "Market-1501": Layout(
-        _with("bounding_box_train"),
+        _with("bounding_box_train", "bounding_box_test"),
         {"bounding_box_train": _TRAIN, "query": _QUERY, "bounding_box_test": _GALLERY},
         "(?P<player>-1|[0-9]{1,9})_c(?P<camera>[0-9]{1,4}).*",
         "{player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg",
@@ -235,7 +235,7 @@ LAYOUTS = {
     "SoccerNet ReID, valid": _soccernet("valid"),
     # Players who changed clothes: C is looked for in A. B, the clothes of A again, is left out.
     "PRCC": Layout(
-        _with("train", "test/A", "test/C"),
+        _with("test/C"),
         {"train": _TRAIN, "?val": _TRAIN, "test/C": _QUERY, "test/A": _GALLERY},
         "(?P<player>[^/]+)/.+",
         "{player}/….jpg",
@@ -309,8 +309,9 @@ def layout_rows(data_dir) -> pd.DataFrame:
     if layout.single:
         keys = labelled[["split", *layout.single]].itertuples(index=False)
         refuse_repeats(keys, labelled["path"], f"the same {', '.join(layout.single[:-1])} and {layout.single[-1]}")
-    ids = table["image_id"].mask(table["split"] == "challenge", table["image_id"].str.lstrip("0"))
-    refuse_repeats(zip(table["split"], table["role"], ids, strict=True), table["path"], "the same image id")
+    ranked = table[table["split"] != "train"]
+    ids = ranked["image_id"].mask(ranked["split"] == "challenge", ranked["image_id"].str.lstrip("0"))
+    refuse_repeats(zip(ranked["split"], ranked["role"], ids, strict=True), ranked["path"], "the same image id")
     return table[COLUMNS]
 
 

@@ -60,10 +60,13 @@ def _check_players(manifest):
         if paths.empty:
             raise ValueError(f"there are no {role} images: put images to test on into folders query and gallery")
     if -1 in train or (-1 in query and len(query) > 1):
-        raise ValueError(f"{(train if -1 in train else query)[-1]} is junk (-1), which belongs into the gallery: move it there")
+        junk = (train if -1 in train else query)[-1]
+        raise ValueError(f"{junk} is junk (-1), which belongs into the gallery: move it there")
     for player, path in pd.concat([query, gallery]).items():
         if player in train:
-            raise ValueError(f"player {player} is in both {train[player]} and {path}: training and test must share no player")
+            raise ValueError(
+                f"player {player} is in both {train[player]} and {path}: the two sets must share no player"
+            )
     images = manifest.loc[manifest["split"] == "train", "player"].value_counts()
     single = sorted(images.index[images == 1])
     if single:
