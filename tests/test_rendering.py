@@ -229,9 +229,9 @@ def test_histogram_bound_by_hand(tmp_path):
     _paint(gallery, "001_000_01.jpeg", (0, 0, 250))
     _paint(gallery, "002_000_01.jpeg", (250, 0, 0))
     assert histogram_bound(tmp_path) == 1.0
-    # Player 001 in blue sorts before player 002's own image: average precision 1 and 1/2.
+    # Player 001 in blue ties with player 002's own image, for either query: 1 of 1, then 2 of 3; 1 of 2.
     _paint(gallery, "001_000_02.jpeg", (250, 0, 0))
-    assert histogram_bound(tmp_path) == pytest.approx((1 + 1 / 2) / 2)
+    assert histogram_bound(tmp_path) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
     (gallery / "002_000_01.jpeg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"002_000_01\.jpeg"):
         histogram_bound(tmp_path)

@@ -19,7 +19,6 @@ from PIL import Image, UnidentifiedImageError
 
 from reid_utils.files import digest, replacing
 
-PARTS = ("flip", "jitter", "sharpen", "cutout", "erasing")
 MAX_PIXELS = 64 * 2**20
 _PNG_DEPTH = 24  # where a PNG file says how many bits a channel has
 
@@ -167,7 +166,10 @@ def draw_erasing(rng, height, width):
     return None
 
 
-_BOXES = {"cutout": draw_cutout, "erasing": draw_erasing}
+# An augmentation is one entry: what draws its numbers, for a change of the crop with what makes it.
+CHANGES = {"jitter": (draw_jitter, jitter), "sharpen": (draw_sharpen, sharpen)}
+BOXES = {"cutout": draw_cutout, "erasing": draw_erasing}
+PARTS = ("flip", *CHANGES, *BOXES)
 
 
 def augment(image, parts, rng, flip=False):
@@ -179,11 +181,10 @@ def augment(image, parts, rng, flip=False):
     height, width = image.shape[:2]
     if flip:
         image = np.ascontiguousarray(image[:, ::-1])
-    if "jitter" in parts and (drawn := draw_jitter(rng)):
-        image = jitter(image, *drawn)
-    if "sharpen" in parts and (drawn := draw_sharpen(rng)):
-        image = sharpen(image, *drawn)
-    drawn = [draw(rng, height, width) for part, draw in _BOXES.items() if part in parts]
+    for part, (draw, change) in CHANGES.items():
+        if part in parts and (drawn := draw(rng)):
+            image = change(image, *drawn)
+    drawn = [draw(rng, height, width) for part, draw in BOXES.items() if part in parts]
     return image, [box for box in drawn if box]
 
 
