@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -25,8 +27,9 @@ def _players(counts):
 def _epoch(images, labels, augmentation, batches=None, **settings):
     if batches is None:
         batches = np.arange(len(images))[None]
-    settings = {"seed": 3, "epoch": 1, "mean": MEAN, "std": STD, **settings}
-    return EpochBatches(images, labels, batches, augmentation=augmentation, **settings)
+    encoder = SimpleNamespace(mean=settings.pop("mean", MEAN), std=settings.pop("std", STD))
+    recipe = SimpleNamespace(seed=3, augmentation=augmentation)
+    return EpochBatches(images, labels, batches, recipe, encoder, **{"epoch": 1, **settings})
 
 
 def _ready(data, b=0):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,10 +160,10 @@ def test_a_batch_that_cannot_be_shared_alike_is_an_error():
 
     from reid_utils.data.batches import EpochBatches
 
-    settings = {"seed": 0, "epoch": 1, "augmentation": "none", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    recipe, encoder = SimpleNamespace(seed=0, augmentation="none"), SimpleNamespace(mean=(0, 0, 0), std=(1, 1, 1))
     images, labels = np.zeros((6, 8, 8, 3), np.uint8), np.repeat(np.arange(3), 2)
     with pytest.raises(ValueError, match="3 draws a batch cannot be shared by 2 processes"):
-        EpochBatches(images, labels, np.array([[0, 2, 4]]), share=(0, 2), **settings)
+        EpochBatches(images, labels, np.array([[0, 2, 4]]), recipe, encoder, 1, share=(0, 2))
 
 
 def test_one_process_is_a_plain_call_and_a_used_gpu_is_refused(monkeypatch):

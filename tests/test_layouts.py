@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from reid_utils.data import integrity, synergy
-from reid_utils.data.difficulty import histogram_bound
-from reid_utils.data.layouts import find_layout
+from reid_utils.data.difficulty import colour_distances
+from reid_utils.data.layouts import find_layout, layout_rows
 from reid_utils.learning.features import save_features
 from reid_utils.ranking.feature_files import load_features
 from reid_utils.ranking.methods import distances_of, score
@@ -81,7 +81,20 @@ def people(root):
     return root
 
 
-LAYOUTS = {"Market-1501": market, "MSMT17": msmt, "SoccerNet ReID": soccernet, "a folder a player": people}
+def prcc(root):
+    put(root, *(f"train/{p:03d}/{c}_{k}.jpg" for p in range(12) for c in "ABC" for k in (9, 10)))
+    put(root, *(f"val/{p:03d}/A_{k}.jpg" for p in range(12) for k in (7, 10)))
+    put(root, *(f"test/{c}/{p:03d}/{k}.jpg" for p in (30, 31) for c in "ABC" for k in (1, 2)))
+    return root
+
+
+LAYOUTS = {
+    "Market-1501": market,
+    "MSMT17": msmt,
+    "SoccerNet ReID, valid": soccernet,
+    "PRCC": prcc,
+    "a folder a player": people,
+}
 
 
 @pytest.fixture
@@ -109,17 +122,19 @@ def test_each_layout_gives_the_same_manifest(build, tmp_path, name):
     assert sum(len(query) + len(gallery) for _, query, gallery in held) == len(train)
     for _, query, gallery in held:
         assert set(query["player"]) == set(gallery["player"]) and len(gallery) >= len(query)
-    assert 0 < histogram_bound(root) <= 1
+    sizes = test["role"].value_counts()
+    found = colour_distances(root, manifest)["RGB, 6 bands"]
+    assert found.shape == (sizes["query"], sizes["gallery"]) and -1.001 < found.min() < 0
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.filterwarnings("ignore:.*single image")
 def test_the_fingerprint_covers_every_image_of_a_layout(build, tmp_path, name):
     root = build(LAYOUTS[name])
-    before = integrity.data_fingerprint(root, tmp_path / "cache.json")
-    for path in (synergy.layout_rows(root)[0].path, synergy.layout_rows(root)[-1].path):
+    before = integrity.data_fingerprint(root)
+    for path in layout_rows(root)["path"].iloc[[0, -1]]:
         (root / path).write_bytes((root / path).read_bytes() + b" ")
-        after = integrity.data_fingerprint(root, tmp_path / "cache.json")
+        after = integrity.data_fingerprint(root)
         assert after != before
         before = after
 
@@ -214,7 +229,7 @@ def test_folders_train_and_test_of_players_are_taken_as_they_are(tmp_path):
         put(tmp_path, *(f"{'train' if p < 4 else 'test'}/anna {p}/{k}.png" for k in range(2)))
     assert synergy.load_manifest(tmp_path).groupby("split")["player"].nunique().to_dict() == {"test": 1, "train": 3}
     put(tmp_path, "test/anna 1/7.png", "test/anna 1/8.png")
-    with pytest.raises(ValueError, match=r"player anna 1 is in both .*train and .*test"):
+    with pytest.raises(ValueError, match=r"is in both train/anna 1/0.png and test/anna 1/7.png"):
         synergy.load_manifest(tmp_path)
 
 
@@ -222,11 +237,15 @@ def test_folders_train_and_test_of_players_are_taken_as_they_are(tmp_path):
     ("make", "name", "message"),
     [
         (market, "query/100.jpg", r"query/100\.jpg is not named {player}_c{camera}"),
-        (market, "bounding_box_train/-1_c1s1_000001_00.jpg", "is junk .-1., which belongs into bounding_box_test"),
+        (market, "bounding_box_train/-1_c1s1_000001_00.jpg", "is junk .-1., which belongs into the gallery"),
         (market, "query/0100_c1s1_000001_00.png", "the same image id"),
-        (market, "bounding_box_train/0100_c1s1_000001_00.jpg", "player 100 is in both bounding_box_train and query"),
+        (
+            market,
+            "bounding_box_train/0100_c1s1_000001_00.jpg",
+            r"is in both bounding_box_train/\S+ and query/",
+        ),
         (soccernet, "train/a/b/c/0/7-1-1.png", "is not named {box}-{action}-{person}"),
-        (people, "player 2/notes.txt", r"notes\.txt is not named as a .jpg, .jpeg or .png image"),
+        (people, "player 2/notes.txt", r"notes\.txt is not named as a JPEG, PNG, BMP or WebP image"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -249,7 +268,28 @@ def test_a_wrong_line_and_a_missing_folder_are_named(build):
 
 
 def test_a_folder_in_no_layout_says_what_was_looked_for(tmp_path):
-    put(tmp_path, "reid_test/query/1_0_0.jpeg", "reid_test/gallery/1_0_1.jpeg")
-    for folder in (tmp_path, tmp_path / "reid_test"):
-        with pytest.raises(FileNotFoundError, match=r"no reid_training \(Synergy\), bounding_box_train"):
-            synergy.load_manifest(folder)
+    (tmp_path / "notes.txt").write_text("no images")
+    with pytest.raises(FileNotFoundError, match=r"no reid_training \(Synergy\), bounding_box_train"):
+        synergy.load_manifest(tmp_path)
+
+
+def test_prcc_looks_for_changed_clothes_and_trains_on_val_too(build):
+    manifest = synergy.load_manifest(build(prcc))
+    assert manifest.groupby("split")["player"].unique().map(len).to_dict() == {"test": 2, "train": 12}
+    assert manifest["split"].value_counts()["train"] == 12 * 8
+    assert rows(manifest, "test", "query")["path"].str[:7].unique().tolist() == ["test/C/"]
+    assert rows(manifest, "test", "gallery")["path"].str[:7].unique().tolist() == ["test/A/"]
+
+
+@pytest.mark.parametrize("sets", [("train", "val", "query", "gallery"), ("Train", "test/query", "test/gallery")])
+def test_folders_of_players_below_the_sets_are_told_from_soccernet(tmp_path, sets):
+    for part in sets:
+        people = (1, 2, 10) if part.casefold() in ("train", "val") else (3, 20)
+        put(tmp_path, *(f"{part}/p{p}/{k}.jpg" for p in people for k in (2, 10)))
+    manifest = synergy.load_manifest(tmp_path)
+    assert find_layout(tmp_path)[0] == "a folder a player"
+    assert manifest.groupby("split")["player"].unique().map(sorted).to_dict() == {"test": [4, 5], "train": [1, 2, 3]}
+    assert rows(manifest, "test", "gallery")["image_id"].tolist() == ["p3_2", "p3_10", "p20_2", "p20_10"]
+    put(tmp_path, "elsewhere/1.jpg")
+    with pytest.raises(ValueError, match=r"elsewhere/1.jpg lies in none of the folders train, val, test, query"):
+        synergy.load_manifest(tmp_path)

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reid_utils.data.difficulty import histogram_bound
+from reid_utils.data.difficulty import colour_distances
+from reid_utils.data.synergy import load_manifest
+from reid_utils.ranking import mean_average_precision
 from rendered_players import dataset as rendering
 from rendered_players.crops import render_crop
 from rendered_players.dataset import render_dataset
@@ -181,6 +183,15 @@ def test_team_mates_share_the_kit_and_differ_in_themselves():
     assert looks[6].number is None and looks[7].number is None
 
 
+def histogram_bound(data_dir):
+    """The mAP of the test split ranked by colour alone, as notebook 01 has it."""
+    manifest = load_manifest(data_dir)
+    test = manifest[manifest["split"] == "test"]
+    query, gallery = (test[test["role"] == role] for role in ("query", "gallery"))
+    labels = query["player"], gallery["player"], query["camera"], gallery["camera"]
+    return max(mean_average_precision(found, *labels) for found in colour_distances(data_dir, manifest).values())
+
+
 def test_colour_histograms_find_some_players_but_not_most(data_set):
     assert 0.15 < histogram_bound(data_set) <= 0.60
 
@@ -211,15 +222,16 @@ def _paint(folder, name, colour):
 
 def test_histogram_bound_by_hand(tmp_path):
     query, gallery = tmp_path / "reid_test/query", tmp_path / "reid_test/gallery"
-    _paint(tmp_path / "reid_training", "005_000_00.jpeg", (0, 0, 0))
+    for name in ("005_000_00.jpeg", "005_000_01.jpeg"):
+        _paint(tmp_path / "reid_training", name, (0, 0, 0))
     _paint(query, "001_000_00.jpeg", (0, 0, 250))
     _paint(query, "002_000_00.jpeg", (250, 0, 0))
     _paint(gallery, "001_000_01.jpeg", (0, 0, 250))
     _paint(gallery, "002_000_01.jpeg", (250, 0, 0))
     assert histogram_bound(tmp_path) == 1.0
-    # Player 001 in blue sorts before player 002's own image: average precision 1 and 1/2.
+    # Player 001 in blue ties with player 002's own image, for either query: 1 of 1, then 2 of 3; 1 of 2.
     _paint(gallery, "001_000_02.jpeg", (250, 0, 0))
-    assert histogram_bound(tmp_path) == pytest.approx((1 + 1 / 2) / 2)
+    assert histogram_bound(tmp_path) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
     (gallery / "002_000_01.jpeg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"002_000_01\.jpeg"):
         histogram_bound(tmp_path)
@@ -227,6 +239,7 @@ def test_histogram_bound_by_hand(tmp_path):
 
 def test_histogram_bound_names_a_missing_split_and_takes_the_folder_around_data_reid(tmp_path, data_set):
     assert histogram_bound(data_set.parent) == histogram_bound(data_set)
-    _paint(tmp_path / "reid_training", "005_000_00.jpeg", (0, 0, 0))
+    for name in ("005_000_00.jpeg", "005_000_01.jpeg"):
+        _paint(tmp_path / "reid_training", name, (0, 0, 0))
     with pytest.raises(FileNotFoundError, match="reid_test/query"):
         histogram_bound(tmp_path)

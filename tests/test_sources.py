@@ -65,7 +65,8 @@ def test_a_folder_of_the_users_is_found_and_made_absolute(tmp_path, monkeypatch)
 def test_a_missing_or_foreign_folder_is_named(tmp_path, find):
     with pytest.raises(FileNotFoundError, match="nowhere is missing: give rendered, synergy or a folder"):
         find(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no reid_training"):
+    (tmp_path / "0001_a.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no reid_training.*: a study needs crops to train on"):
         find(tmp_path)
 
 

@@ -75,19 +75,19 @@ def pk_batches(players, n_players, n_images, seed, epoch):
 class EpochBatches:
     """The batches of one epoch, as a map-style data set: item b is what batch b is made of.
 
-    `images` (N, h, w, 3) uint8, `labels` (N,) int64. An item holds tensors: images (n, h, w, 3) uint8, boxes to fill
-    (n, 2, 4) int64 (zeros for none) and labels (n,) int64; bytes pass quickly between processes, and `ready` turns them
+    `images` (N, h, w, 3) uint8, `labels` (N,) int64; of `recipe` seed and augmentation are taken, of `encoder` mean and
+    std. An item holds tensors: images (n, h, w, 3) uint8, boxes to fill (n, 2, 4) int64 (zeros for none) and labels
+    (n,) int64; bytes pass quickly between processes, and `ready` turns them
     into what an encoder takes. With `pairs` the queries come first, then their partners in the same order; without, the
     images of `batches` alone. `share` (k, n): the images of part k of n of each batch alone, and the labels of all of
     it. Every draw follows from (seed, epoch, image index), with the place in the epoch where an image may recur, so any
     number of workers gives the same tensors.
     """
 
-    def __init__(self, images, labels, batches, *, seed, epoch, augmentation, mean, std, pairs=True, share=(0, 1)):
+    def __init__(self, images, labels, batches, recipe, encoder, epoch, pairs=True, share=(0, 1)):
         self.images, self.labels, self.batches = images, np.asarray(labels), batches
-        self.seed, self.epoch, self.pairs = seed, epoch, pairs
-        self.parts, self.mean, self.std = parse_augmentation(augmentation), mean, std
-        self.share = share
+        self.recipe, self.encoder, self.parts = recipe, encoder, parse_augmentation(recipe.augmentation)
+        self.epoch, self.pairs, self.share = epoch, pairs, share
         if self.batches.shape[1] % share[1]:
             raise ValueError(f"{self.batches.shape[1]} draws a batch cannot be shared by {share[1]} processes alike")
         self.members = {p: np.flatnonzero(self.labels == p) for p in np.unique(self.labels)}
@@ -112,10 +112,10 @@ class EpochBatches:
         """(images (n, 3, h, w) float32, labels (n,)) of an item, normalised and erased on a device; `out` as there."""
         images, boxes, labels = item
         images = images.to(device, non_blocking=True)
-        return normalise(images, self.mean, self.std, boxes, out), labels.to(device, non_blocking=True)
+        return normalise(images, self.encoder.mean, self.encoder.std, boxes, out), labels.to(device, non_blocking=True)
 
     def _draw(self, index, where):
-        rng = np.random.default_rng([_IMAGE, self.seed, self.epoch, index, *where])
+        rng = np.random.default_rng([_IMAGE, self.recipe.seed, self.epoch, index, *where])
         others = self.members[self.labels[index]]
         partner = others[(np.searchsorted(others, index) + 1 + rng.integers(max(1, len(others) - 1))) % len(others)]
         flip = "flip" in self.parts and rng.random() < 0.5

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from reid_utils.data.layouts import beside, find_root, layout_rows
+from reid_utils.data.images import decode
+from reid_utils.data.layouts import beside, find_root
 
 
 def _histogram(image: np.ndarray, bands: int) -> np.ndarray:
@@ -20,52 +21,27 @@ def _histogram(image: np.ndarray, bands: int) -> np.ndarray:
 
 
 def _describe(path: Path) -> dict[str, np.ndarray]:
-    image = cv2.imread(str(path))
-    if image is None:
-        raise ValueError(f"{path} is not a readable image: render or download it again")
+    image = cv2.cvtColor(decode(path), cv2.COLOR_RGB2BGR)
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
     return {
-        f"{name}{bands}": _histogram(pixels, bands)
-        for name, pixels in (("rgb", image), ("hsv", hsv))
+        f"{name}, {bands} bands": _histogram(pixels, bands)
+        for name, pixels in (("RGB", image), ("HSV", hsv))
         for bands in (1, 6)
     }
 
 
-def _mean_average_precision(likeness: np.ndarray, matches: np.ndarray, junk: np.ndarray) -> float:
-    """Mean over the queries (rows) that have a match; junk is left out, ties go by index."""
-    precisions = []
-    for row, hits, left_out in zip(likeness, matches, junk, strict=True):
-        ranked = hits[~left_out][np.argsort(-row[~left_out], kind="stable")]
-        places = np.flatnonzero(ranked) + 1
-        if len(places):
-            precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
-    return float(np.mean(precisions))
+def colour_distances(data_dir, manifest) -> dict[str, np.ndarray]:
+    """{kind: distances (Q, G) float32} of the test split by colour histograms: what needs no training.
 
-
-def histogram_bound(data_dir: str | Path) -> float:
-    """The mAP (0-1) of the test split when ranked by colour histograms, the best of four kinds.
-
-    Kinds: 8×8×8 RGB and HSV histograms of the whole crop and of six horizontal bands, compared by the Bhattacharyya
-    coefficient. `data_dir` is a folder in one of the layouts. The gallery's junk (player −1), images of the query's
-    player in the query's camera, and other groups, are left out. NaN where no query has a match.
+    Kinds: 8×8×8 RGB and HSV histograms of the whole crop and of six horizontal bands; the distance is the negated
+    Bhattacharyya coefficient. `manifest`: as from `load_manifest`. A gallery image of another group than the query's is
+    at 1, behind all of its own.
     """
-    root = find_root(data_dir)
-    test = [row for row in layout_rows(root) if row.split == "test"]
-    query, gallery = ([row for row in test if row.role == role] for role in ("query", "gallery"))
-    players, cameras, groups = (
-        [np.array([getattr(row, name) for row in rows]) for rows in (query, gallery)]
-        for name in ("player", "camera", "group")
-    )
-    matches = players[0][:, None] == players[1]
-    junk = matches & (cameras[0][:, None] == cameras[1]) | (players[1] == -1) | (groups[0][:, None] != groups[1])
-    if not (matches & ~junk).any():
-        return float("nan")
-    described = [[_describe(root / row.path) for row in rows] for rows in (query, gallery)]
-    scores = []
-    for kind in described[0][0]:
-        asked, given = (np.stack([row[kind] for row in rows]) for rows in described)
-        scores.append(_mean_average_precision(asked @ given.T, matches, junk))
-    return max(scores)
+    sets = [manifest[(manifest["split"] == "test") & (manifest["role"] == role)] for role in ("query", "gallery")]
+    apart = np.not_equal.outer(*(rows["group"].to_numpy() for rows in sets))
+    described = [[_describe(Path(data_dir) / path) for path in rows["path"]] for rows in sets]
+    query, gallery = ({kind: np.stack([row[kind] for row in rows]) for kind in rows[0]} for rows in described)
+    return {kind: np.where(apart, np.float32(1), -query[kind] @ gallery[kind].T) for kind in query}
 
 
 # Damage: pure functions of an RGB image (h, w, 3) uint8, which return one of the same shape and type; level 0 changes

@@ -9,27 +9,42 @@ right) in pixels, bottom and right excluded.
 import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 from filelock import FileLock
+from PIL import Image, UnidentifiedImageError
 
 from reid_utils.files import digest, replacing
 
-PARTS = ("flip", "jitter", "sharpen", "cutout", "erasing")
+MAX_PIXELS = 64 * 2**20
+_PNG_DEPTH = 24  # where a PNG file says how many bits a channel has
 
 
 def decode(path):
-    """Read one image file as RGB.
+    """Read one image file as RGB: the one way in for crops, whoever reads them.
 
-    Returns a (height, width, 3) uint8 array. Raises ValueError that names a file which is no readable image.
+    Returns a (height, width, 3) uint8 array. Raises ValueError naming a file that is not a whole 8-bit JPEG, PNG, BMP
+    or WebP image with three channels and at most 64 Mpixel: what another reader would make of it is not known.
     """
-    data = np.fromfile(path, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ValueError(f"{path} is not a readable image; fetch it again or take it out of the data folder")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    data = Path(path).read_bytes()
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG", "BMP", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} × {image.height} pixels"
+                raise ValueError(f"{path} has {size}, above 64 Mpixel: give a crop of one player")
+            deep = image.format == "PNG" and data[_PNG_DEPTH] == 16
+            if image.mode != "RGB" or deep:
+                raise ValueError(f"{path} has the colour mode {'16-bit ' * deep}{image.mode}: convert it to 8-bit RGB")
+            image.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a JPEG, PNG, BMP or WebP file: fetch it again or convert it") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be decoded ({error}): fetch it again or remove it") from None
+    # The pixels are OpenCV's, as in the published code.
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def letterbox(image, height, width):
@@ -151,7 +166,10 @@ def draw_erasing(rng, height, width):
     return None
 
 
-_BOXES = {"cutout": draw_cutout, "erasing": draw_erasing}
+# An augmentation is one entry: what draws its numbers, for a change of the crop with what makes it.
+CHANGES = {"jitter": (draw_jitter, jitter), "sharpen": (draw_sharpen, sharpen)}
+BOXES = {"cutout": draw_cutout, "erasing": draw_erasing}
+PARTS = ("flip", *CHANGES, *BOXES)
 
 
 def augment(image, parts, rng, flip=False):
@@ -163,11 +181,10 @@ def augment(image, parts, rng, flip=False):
     height, width = image.shape[:2]
     if flip:
         image = np.ascontiguousarray(image[:, ::-1])
-    if "jitter" in parts and (drawn := draw_jitter(rng)):
-        image = jitter(image, *drawn)
-    if "sharpen" in parts and (drawn := draw_sharpen(rng)):
-        image = sharpen(image, *drawn)
-    drawn = [draw(rng, height, width) for part, draw in _BOXES.items() if part in parts]
+    for part, (draw, change) in CHANGES.items():
+        if part in parts and (drawn := draw(rng)):
+            image = change(image, *drawn)
+    drawn = [draw(rng, height, width) for part, draw in BOXES.items() if part in parts]
     return image, [box for box in drawn if box]
 
 

@@ -1,46 +1,33 @@
 """Which layout a folder of crops has, and a row for each of its images.
 
-Synergy, Market-1501 (DukeMTMC and CUHK03 in its form too), MSMT17 with its lists, SoccerNet ReID, folders per player.
-One function each returns the rows of a manifest (see `synergy.load_manifest`), ordered by the numbers in file names.
+A layout is a row of `LAYOUTS`: the folders that hold the images of each set, and how their names are read. Only where
+names do not say enough (MSMT17's lists, a folder per player, plain crops) a function of its own reads them.
 """
 
 import os
 import re
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
 
 from reid_utils.files import is_clutter
 from rendered_players import FOLDERS
 
-_IMAGE = r"\.(?:jpe?g|png)"
-_SYNERGY = re.compile(rf"([0-9]{{1,9}})_([0-9]{{1,9}})_([0-9]{{1,9}}){_IMAGE}", re.IGNORECASE)
-_HIDDEN = re.compile(rf"([0-9]{{1,9}}){_IMAGE}", re.IGNORECASE)
-_MARKET = re.compile(rf"(-1|[0-9]{{1,9}})_c([0-9]{{1,4}}).*{_IMAGE}", re.IGNORECASE)
-_MSMT = re.compile(rf"[0-9]+_[0-9]+_([0-9]{{1,4}})_.*{_IMAGE}", re.IGNORECASE)
-_SOCCER = re.compile(
-    rf"[0-9]+-([0-9]{{1,9}})-([^-]+)-([0-9]{{1,9}})-[^-]*-[^-]*-[^-]*-[0-9]+x[0-9]+{_IMAGE}", re.IGNORECASE
+SETS = [("train", "train"), ("test", "query"), ("test", "gallery"), ("challenge", "query"), ("challenge", "gallery")]
+COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "camera", "group"]
+SIGNS = (
+    "reid_training (Synergy), bounding_box_train (Market-1501), list_train.txt (MSMT17), test/query (SoccerNet), "
+    "train and test/A (PRCC), train, nor four or more folders of a player's images"
 )
-_SOCCER_HIDDEN = re.compile(rf"[0-9]+-([0-9]{{1,9}})-[0-9]+x[0-9]+{_IMAGE}", re.IGNORECASE)
-_TRAIN, _QUERY, _GALLERY = ("train", "train"), ("test", "query"), ("test", "gallery")
-_CHALLENGE = (("challenge", "query"), ("challenge", "gallery"))
-SETS = (_TRAIN, _QUERY, _GALLERY, *_CHALLENGE)  # (split, role), in the manifest's order
-
-
-class Row(NamedTuple):
-    """One image: `path` is relative to the data's folder, numbers are −1 where hidden.
-
-    A query is ranked against the gallery of its `group` alone, where that is not 0.
-    """
-
-    image_id: str
-    path: str
-    split: str
-    role: str
-    player: int
-    sequence: int
-    frame: int
-    camera: int
-    group: int = 0
+_TRAIN, _QUERY, _GALLERY = SETS[:3]
+_IMAGE = r"\.(?i:jpe?g|png|bmp|webp)"
+_PARTS = {"train": "train", "val": "train", "test": "test", "query": "test", "gallery": "test"}  # folder: split
+_NOTES = (".csv", ".json", ".md", ".npz", ".txt")  # what may lie beside plain crops
 
 
 def by_numbers(name):
@@ -48,23 +35,241 @@ def by_numbers(name):
     return [int(number) for number in re.findall("[0-9]+", name)], name
 
 
-def image_names(folder):
-    """Names of the files of a folder, ordered by numbers; what operating systems leave behind is passed over.
+def _by_parts(path):
+    return [by_numbers(part) for part in Path(path).parts]
 
-    Raises FileNotFoundError for a missing folder, ValueError for an empty one and for what is no regular file.
+
+def _files(folder, nested=True):
+    """The files in a folder and below, or the entries of it alone; without what operating systems leave behind."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_clutter(name)]
+        entries = files if nested else files + folders
+        yield from (Path(place, name) for name in entries if not is_clutter(name))
+        if not nested:
+            return
+
+
+def _is_image(path):
+    return re.search(_IMAGE + "$", path.name) is not None
+
+
+def _row(root, place, path, labels, pattern, form):
+    """One image of a folder `place` as a dict. Raises ValueError for what is off the pattern or no regular file."""
+    if _is_image(path) and not path.is_file():
+        raise ValueError(f"{path} is named like an image but is no regular file: remove it")
+    below = path.relative_to(place)
+    match = re.fullmatch(pattern + _IMAGE, below.as_posix())
+    if not match:
+        raise ValueError(f"{path} is not named {form}: rename or remove it")
+    row = {"image_id": "_".join(below.with_suffix("").parts), "path": path.relative_to(root).as_posix()}
+    return row | dict(zip(("split", "role"), labels, strict=True)) | match.groupdict()
+
+
+def _by_names(root, layout):
+    """Rows of the layout's folders, ordered by the numbers in file names."""
+    for folder, labels in layout.folders.items():
+        place = root / folder.lstrip("?")
+        if folder.startswith("?") and not (root / folder[1:].partition("/")[0]).is_dir():
+            continue
+        if not place.is_dir():
+            raise FileNotFoundError(f"{place} is missing: the layout needs this folder with images in it")
+        found = sorted(_files(place, layout.nested), key=lambda path: (by_numbers(path.name), path))
+        if not found:
+            raise ValueError(f"{place} is empty: put its images there")
+        rule = layout.hidden if labels[0] == "challenge" else (layout.pattern, layout.form)
+        yield from (_row(root, place, path, labels, *rule) for path in found)
+
+
+def _by_lists(root, layout):
+    """Rows of MSMT17's lists: lines of a path and a player's number; the third number of a name is its camera."""
+    rows = []
+    for name, labels in layout.folders.items():
+        place = next((root / part for part in (f"mask_{labels[0]}_v2", labels[0]) if (root / part).is_dir()), root)
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"{root / name} is missing: the layout of MSMT17 needs it")
+        for number, line in enumerate((root / name).read_text(encoding="utf-8").splitlines(), 1):
+            path, _, player = line.strip().rpartition(" ")
+            if not re.fullmatch("[0-9]{1,9}", player) or not (place / path).is_file():
+                where = f"{root / name} line {number} ({line!r})"
+                raise ValueError(f"{where} is not an image of {place} and a player's number: correct it")
+            rows.append(_row(root, place, place / path, labels, layout.pattern, layout.form) | {"player": player})
+    return sorted(rows, key=lambda row: _by_parts(row["path"]))
+
+
+def _crop(path):
+    """What a path says: id, path, split and role by folders named so, the other folders, the number in its name."""
+    words = [part.casefold() for part in path.parts[:-1] if part.casefold() in _PARTS]
+    folders = [part for part in path.parts[:-1] if part.casefold() not in _PARTS]
+    split = _PARTS[words[0]] if words else ""
+    role = "train" if split == "train" else next((word for word in words if word in ("query", "gallery")), "")
+    number = re.match("(?:-?[0-9]+(?=_))?", path.name)[0]
+    return "_".join([*folders, path.stem]), path.as_posix(), split, role, "/".join(folders), number
+
+
+def _refuse(root, table, wrong, what):
+    """Raise ValueError naming the first row that is wrong, where there is one."""
+    if wrong.any():
+        raise ValueError(f"{root / table['path'][wrong.argmax()]} {what}: move, rename or remove it")
+
+
+def _by_folders(root, layout, halved=False):
+    """Rows of any folder of crops: of its folders train, val, test, query and gallery, where it has them.
+
+    A crop's player is the folder around it, where there are several, else the number before the first "_" of its name,
+    else unknown (−1). Without query and gallery a player's first image is the query, and unknown ones are both.
+    `halved`: the first half of the players trains where no folder says who does.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: the layout needs this folder with images in it")
-    entries = [entry for entry in os.scandir(folder) if not is_clutter(entry.name)]
-    if not entries:
-        raise ValueError(f"{folder} is empty: put its images there")
-    return sorted((_regular(entry).name for entry in entries), key=by_numbers)
+    found = [path for path in _files(root) if path.parent != root or path.suffix.lower() not in _NOTES]
+    for path in found:
+        _row(root, root, path, _TRAIN, layout.pattern, layout.form)
+    crops = [_crop(path) for path in sorted((path.relative_to(root) for path in found), key=_by_parts)]
+    table = pd.DataFrame(crops, columns=["image_id", "path", "split", "role", "player", "number"], dtype=object)
+    folder, number, placed = table["player"], table["number"], table["split"] != ""
+    _refuse(root, table, placed.any() & ~placed, "lies in none of the folders train, val, test, query and gallery")
+    asked = table["role"].isin(["query", "gallery"])
+    _refuse(root, table, asked.any() & (table["role"] == ""), "lies in neither query nor gallery")
+    if folder.nunique() > 1:
+        _refuse(root, table, folder == "", "lies in no player's folder, as others do")
+        if len(set(zip(folder, number, strict=True))) > max(folder.nunique(), number.nunique()):
+            warnings.warn(f"{root}: players are the folders around crops, not the numbers in names", stacklevel=4)
+    else:
+        wrong = (number != "").any() & ~number.str.fullmatch("-1|[0-9]{1,9}").astype(bool)
+        _refuse(root, table, wrong, "does not begin with a player's number of at most nine digits and _")
+        table["player"] = number.replace("", "-1").astype(int)
+    if halved and not placed.any():
+        people = table["player"].unique()
+        table.loc[table["player"].isin(people[: len(people) // 2]), ["split", "role"]] = "train"
+    table["split"] = table["split"].replace("", "test")
+    if not asked.any():
+        later = table.duplicated(["split", "player"]) | (table["player"] == -1)
+        table["role"] = table["role"].mask(table["split"] == "test", np.where(later, "gallery", "query"))
+        if (table["player"] == -1).all():
+            return pd.concat([table.assign(role="query"), table])
+    return table
 
 
-def _regular(entry):
-    if re.search(_IMAGE + "$", entry.name, re.IGNORECASE) and not entry.is_file():
-        raise ValueError(f"{os.fspath(entry)} is named like an image but is no regular file: remove it")
-    return entry
+class Layout(NamedTuple):
+    """How a layout is known, and how its images are found and named.
+
+    has: whether a folder has it; folders: {folder or list: (split, role)}, one with "?" may be missing; pattern: of
+    names below these folders, whose named groups are columns; form: the pattern as messages show it; hidden: both where
+    identities are hidden; read: a function (root, layout) that gives the rows; nested: images may lie in folders below;
+    named: players have names, or numbers that count within a "split" only, and are numbered anew; seen_once: persons of
+    one image are usual in training; grouped: a query is ranked within its sequence alone; single: columns in which no
+    two labelled images agree.
+    """
+
+    has: Callable
+    folders: dict
+    pattern: str = ".*"
+    form: str = "as a JPEG, PNG, BMP or WebP image"
+    hidden: tuple = ("", "")
+    read: Callable = _by_names
+    nested: bool = False
+    named: str = ""
+    seen_once: bool = False
+    grouped: bool = False
+    single: tuple = ()
+
+
+def _with(*names):
+    return lambda root: any((root / name).exists() for name in names)
+
+
+def _has_players(root):
+    """Whether a folder has a folder train or val, or four and more of a player's images."""
+    folders = [path for path in _files(root, nested=False) if path.is_dir()]
+    words = {folder.name.casefold() for folder in folders} & set(_PARTS)
+    of_players = len(folders) >= 4 and not words and any(map(_is_image, _files(folders[0], nested=False)))
+    return bool(words & {"train", "val"}) or of_players
+
+
+def _soccernet(test):
+    """SoccerNet ReID, tested on its folder `test`. It is known by its names: others have a folder test/query too."""
+    pattern = (
+        "(?:.*/)?(?P<image_id>[0-9]+-(?P<sequence>[0-9]{1,9})-(?P<player>[^-/]+)-(?P<frame>[0-9]{1,9})-"
+        "[^-/]*-[^-/]*-[^-/]*-[0-9]+x[0-9]+)"
+    )
+    folders = ("train", f"{test}/query", f"{test}/gallery", "?challenge/query", "?challenge/gallery")
+    return Layout(
+        lambda root: any(re.fullmatch(pattern + _IMAGE, path.name) for path in _files(root / test / "query")),
+        dict(zip(folders, SETS, strict=True)),
+        pattern,
+        "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png",
+        (
+            "(?:.*/)?(?P<image_id>[0-9]+)-(?P<sequence>[0-9]{1,9})-[0-9]+x[0-9]+",
+            "{box}-{action}-{height}x{width}.png",
+        ),
+        nested=True,
+        named="split",
+        seen_once=True,
+        grouped=True,
+    )
+
+
+LAYOUTS = {
+    "Synergy": Layout(
+        _with("reid_training", "reid_test"),
+        dict(zip((folder.replace("reid_ch", "?reid_ch") for folder in FOLDERS), SETS, strict=True)),
+        "(?P<player>[0-9]{1,9})_(?P<sequence>[0-9]{1,9})_(?P<frame>[0-9]{1,9})",
+        "{player}_{sequence}_{frame}.jpeg (whole numbers)",
+        ("[0-9]{1,9}", "{image_id}.jpeg (a whole number)"),
+        single=("player", "sequence", "frame"),
+    ),
+    # DukeMTMC and CUHK03 come in its form too. Player −1 is junk and 0 a distractor, in bounding_box_test alone.
+    "Market-1501": Layout(
+        _with("bounding_box_train", "bounding_box_test"),
+        {"bounding_box_train": _TRAIN, "query": _QUERY, "bounding_box_test": _GALLERY},
+        "(?P<player>-1|[0-9]{1,9})_c(?P<camera>[0-9]{1,4}).*",
+        "{player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg",
+    ),
+    "MSMT17": Layout(
+        _with("list_train.txt"),
+        {"list_train.txt": _TRAIN, "list_val.txt": _TRAIN, "list_query.txt": _QUERY, "list_gallery.txt": _GALLERY},
+        "(?:.*/)?(?P<image_id>[0-9]+_[0-9]+_(?P<camera>[0-9]{1,4})_[^/]*)",
+        "{player}_{image}_{camera}_….jpg",
+        read=_by_lists,
+        named="split",
+    ),
+    "SoccerNet ReID": _soccernet("test"),
+    "SoccerNet ReID, valid": _soccernet("valid"),
+    # Players who changed clothes: C is looked for in A. B, the clothes of A again, is left out.
+    "PRCC": Layout(
+        _with("test/C"),
+        {"train": _TRAIN, "?val": _TRAIN, "test/C": _QUERY, "test/A": _GALLERY},
+        "(?P<player>[^/]+)/.+",
+        "{player}/….jpg",
+        nested=True,
+        named="set",
+    ),
+    "a folder a player": Layout(_has_players, {}, read=partial(_by_folders, halved=True), named="set"),
+    "crops": Layout(lambda root: any(map(_is_image, _files(root))), {}, read=_by_folders, named="set"),
+}
+
+
+def find_layout(data_dir) -> tuple[str, Path]:
+    """(name of the layout, the folder that has it): `data_dir` itself, or the data_reid folder directly inside it.
+
+    Raises FileNotFoundError where there is no image in a layout of `LAYOUTS`.
+    """
+    for name, layout in LAYOUTS.items():
+        for folder in (Path(data_dir), Path(data_dir) / "data_reid"):
+            if layout.has(folder):
+                return name, folder
+    raise FileNotFoundError(f"{data_dir} holds no {SIGNS}: give the folder that holds them")
+
+
+def find_root(data_dir) -> Path:
+    """The folder of `find_layout` alone."""
+    return find_layout(data_dir)[1]
+
+
+def _numbered(table, within):
+    """Players numbered from 1 (Series), those of training first, then by the numbers in their names; NaN stays."""
+    keys = within + "/" + table["player"]
+    known = table.assign(key=keys, later=table["split"] != "train").dropna(subset="player").drop_duplicates("key")
+    order = sorted(zip(known["later"], known["player"].map(by_numbers), known["key"], strict=True))
+    return keys.map({key: number for number, (*_, key) in enumerate(order, 1)})
 
 
 def refuse_repeats(keys, paths, what):
@@ -76,219 +281,38 @@ def refuse_repeats(keys, paths, what):
         seen[key] = path
 
 
-def _match(pattern, path, form):
-    match = pattern.fullmatch(path.name)
-    if not match:
-        raise ValueError(f"{path} is not named {form}: rename or remove it")
-    return match
+def layout_rows(data_dir) -> pd.DataFrame:
+    """COLUMNS of each image of a folder, whichever layout it has, by split and role; numbers are −1 where hidden.
 
-
-def synergy_rows(root):
-    """Rows of reid_training, reid_test and, where it is there, reid_challenge: {player}_{sequence}_{frame}.jpeg.
-
-    Camera: query 0, gallery 1, training 0, so that nothing counts as junk, as in the published code. Raises ValueError
-    for a name off the pattern and for two files of equal numbers.
+    Paths are relative to the folder that has the layout. Where names do not say it, the sequence is the player (folds
+    keep it whole), the frame counts a player's images, and the camera is 1 in the gallery, else 0, so that nothing is
+    junk, as in the published code. Raises ValueError for a name off the layout's pattern and for two images of one id;
+    FileNotFoundError for a missing folder.
     """
-    rows = []
-    for folder, labels in zip(FOLDERS, SETS, strict=True):
-        if labels in _CHALLENGE and not (root / "reid_challenge").is_dir():
-            continue
-        for name in image_names(root / folder):
-            numbers = _synergy_numbers(root / folder / name, labels)
-            rows.append(Row(Path(name).stem, f"{folder}/{name}", *labels, *numbers, int("gallery" in labels)))
-    labelled = [row for row in rows if row.split != "challenge"]
-    shared = [(row.split, row.player, row.sequence, row.frame) for row in labelled]
-    refuse_repeats(shared, [row.path for row in labelled], "the same player, sequence and frame")
-    hidden = [row for row in rows if row.split == "challenge"]
-    refuse_repeats([(row.role, int(row.image_id)) for row in hidden], [row.path for row in hidden], "the same image id")
-    return rows
-
-
-def _synergy_numbers(path, labels):
-    if labels in _CHALLENGE:
-        _match(_HIDDEN, path, "{image_id}.jpeg (a whole number)")
-        return -1, -1, -1
-    return tuple(map(int, _match(_SYNERGY, path, "{player}_{sequence}_{frame}.jpeg (whole numbers)").groups()))
-
-
-def market_rows(root):
-    """Rows of bounding_box_train, query and bounding_box_test: {player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg.
-
-    Player −1 is junk and 0 a distractor, in bounding_box_test alone. Folds keep a player whole (`sequence`), and take
-    a player's first image as query (`frame` 0).
-    """
-    rows = []
-    for folder, labels in (("bounding_box_train", _TRAIN), ("query", _QUERY), ("bounding_box_test", _GALLERY)):
-        for name in image_names(root / folder):
-            match = _match(_MARKET, root / folder / name, "{player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg")
-            player = int(match[1])
-            if player < 0 and labels != _GALLERY:
-                raise ValueError(
-                    f"{root / folder / name} is junk (-1), which belongs into bounding_box_test: move it there"
-                )
-            rows.append(Row(Path(name).stem, f"{folder}/{name}", *labels, player, player, 0, int(match[2])))
-    return _numbered(rows)
-
-
-def msmt_rows(root):
-    """Rows of list_train, list_val, list_query and list_gallery.txt: lines of a path and a player's number.
-
-    Paths lie below mask_train_v2 and mask_test_v2 (version 2) or train and test; the third number of a file's name is
-    its camera. The lists number training and test players apart: test players go on where training players end.
-    """
-    lists = (("list_train", _TRAIN), ("list_val", _TRAIN), ("list_query", _QUERY), ("list_gallery", _GALLERY))
-    rows = [row for name, labels in lists for row in _listed(root, root / f"{name}.txt", labels)]
-    rows.sort(key=lambda row: (SETS.index(row[2:4]), by_numbers(row.path)))
-    return _numbered(_after_training(rows))
-
-
-def _listed(root, source, labels):
-    folder = next((name for name in (f"mask_{labels[0]}_v2", labels[0]) if (root / name).is_dir()), labels[0])
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is missing: the layout of MSMT17 needs it")
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, player = line.strip().rpartition(" ")
-        path = root / folder / name
-        if not re.fullmatch("[0-9]{1,9}", player) or not path.is_file():
-            raise ValueError(
-                f"{source} line {number} ({line!r}) is not an image of {root / folder} and a player's number"
-            )
-        camera = int(_match(_MSMT, path, "{player}_{image}_{camera}_….jpg")[1])
-        yield Row(path.stem, f"{folder}/{name}", *labels, int(player), int(player), 0, camera)
-
-
-def soccernet_rows(root):
-    """Rows of train, test (else valid) and challenge: {box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{h}x{w}.png.
-
-    `sequence` is the action, and so is `group`, counted from 1: SoccerNet retrieves within an action alone. Persons are
-    numbered from 1, test persons after those of training. Cameras as in the Synergy layout. A hidden image's id is its
-    box, as SoccerNet takes it.
-    """
-    test = "test" if (root / "test" / "query").is_dir() else "valid"
-    folders = {"train": _TRAIN, f"{test}/query": _QUERY, f"{test}/gallery": _GALLERY}
-    if (root / "challenge").is_dir():
-        folders |= {"challenge/query": _CHALLENGE[0], "challenge/gallery": _CHALLENGE[1]}
-    return _after_training([row for folder, labels in folders.items() for row in _actions(root, folder, labels)])
-
-
-def _actions(root, folder, labels):
-    if not (root / folder).is_dir():
-        raise FileNotFoundError(f"{root / folder} is missing: the layout of SoccerNet needs it")
-    found = [Path(top) / name for top, _, names in os.walk(root / folder) for name in names]
-    found = [_regular(path) for path in found if not any(map(is_clutter, path.relative_to(root).parts))]
-    if not found:
-        raise ValueError(f"{root / folder} is empty: put its images there")
-    for path in sorted(found, key=lambda path: (by_numbers(path.name), path)):
-        if labels in _CHALLENGE:
-            numbers = (-1, int(_match(_SOCCER_HIDDEN, path, "{box}-{action}-{height}x{width}.png")[1]), -1)
-        else:
-            form = "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png"
-            action, person, frame = _match(_SOCCER, path, form).groups()
-            numbers = (person, int(action), int(frame))
-        name = path.relative_to(root).as_posix()
-        image_id = path.stem.partition("-")[0] if labels in _CHALLENGE else path.stem
-        yield Row(image_id, name, *labels, *numbers, int("gallery" in labels), numbers[1] + 1)
-
-
-def folder_rows(root):
-    """Rows of one folder per player: of `train` and `test` where both are there, else the first half of players trains.
-
-    Players are numbered from 1, in the order of their names. A test player's first image is the query, the others are
-    the gallery; cameras as in the Synergy layout. Folds keep a player whole (`sequence`).
-    """
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        players = {"train": _people(root / "train"), "test": _people(root / "test")}
-    else:
-        people = _people(root)
-        players = {"train": people[: len(people) // 2], "test": people[len(people) // 2 :]}
-    both = sorted({folder.name for folder in players["train"]} & {folder.name for folder in players["test"]})
-    if both:
-        raise ValueError(f"player {both[0]} is in both {root / 'train'} and {root / 'test'}: they must share no player")
-    rows = []
-    for player, (split, folder) in enumerate(((s, f) for s, found in players.items() for f in found), 1):
-        for frame, name in enumerate(image_names(folder)):
-            _match(re.compile(rf".*{_IMAGE}", re.IGNORECASE), folder / name, "as a .jpg, .jpeg or .png image")
-            role = "train" if split == "train" else "gallery" if frame else "query"
-            path = (folder / name).relative_to(root).as_posix()
-            stem = f"{folder.name}_{Path(name).stem}"
-            rows.append(Row(stem, path, split, role, player, player, frame, int(role == "gallery")))
-    return sorted(rows, key=lambda row: SETS.index(row[2:4]))
-
-
-def _people(root):
-    """The folders of a folder, ordered by numbers."""
-    folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_clutter(entry.name)]
-    return [root / name for name in sorted(folders, key=by_numbers)]
-
-
-def _numbered(rows):
-    """Rows with `frame` counting the images of a player, within split and role."""
-    counted = {}
-    for k, row in enumerate(rows):
-        key = row.split, row.role, row.player
-        counted[key] = counted.get(key, -1) + 1
-        rows[k] = row._replace(frame=counted[key])
-    return rows
-
-
-def _after_training(rows):
-    """Rows with players numbered from 1, training players first: their own numbers count within a split only."""
-    known = {(row.split, row.player) for row in rows if row.player != -1}
-    order = sorted(known, key=lambda key: (key[0] != "train", by_numbers(str(key[1]))))
-    numbers = {key: number for number, key in enumerate(order, 1)}
-    return [row._replace(player=numbers.get((row.split, row.player), -1)) for row in rows]
-
-
-def _is_folder_a_player(root):
-    folders = [folder for half in ("train", "test") if (root / half).is_dir() for folder in _people(root / half)]
-    folders = folders or (_people(root) if root.is_dir() else [])
-    parts = {part for folder in (*FOLDERS, "query", "gallery") for part in folder.split("/")}
-    if len(folders) < 4 or parts & {folder.name for folder in folders}:
-        return False
-    return any(re.search(_IMAGE + "$", file.name, re.IGNORECASE) for file in folders[0].iterdir())
-
-
-LAYOUTS = {  # name: (whether a folder has this layout, its rows)
-    "Synergy": (lambda root: (root / "reid_training").is_dir(), synergy_rows),
-    "Market-1501": (lambda root: (root / "bounding_box_train").is_dir(), market_rows),
-    "MSMT17": (lambda root: (root / "list_train.txt").is_file(), msmt_rows),
-    "SoccerNet ReID": (
-        lambda root: any((root / part / "query").is_dir() for part in ("test", "valid")),
-        soccernet_rows,
-    ),
-    "a folder a player": (_is_folder_a_player, folder_rows),
-}
-
-
-def find_layout(data_dir) -> tuple[str, Path]:
-    """(name of the layout, the folder that has it): `data_dir` itself, or the data_reid folder directly inside it.
-
-    Raises FileNotFoundError where neither has a layout of `LAYOUTS`.
-    """
-    data_dir = Path(data_dir)
-    for folder in (data_dir, data_dir / "data_reid"):
-        for name, (has, _) in LAYOUTS.items():
-            if has(folder):
-                return name, folder
-    raise FileNotFoundError(
-        f"{data_dir} holds no reid_training (Synergy), bounding_box_train (Market-1501), list_train.txt (MSMT17), "
-        "test/query (SoccerNet), nor four or more folders of a player's images: give the folder that holds them"
-    )
-
-
-def find_root(data_dir) -> Path:
-    """The folder of `find_layout` alone."""
-    return find_layout(data_dir)[1]
-
-
-def layout_rows(data_dir) -> list[Row]:
-    """The rows of a folder's images, whichever layout it has; two of equal split, role and image id are refused."""
     name, root = find_layout(data_dir)
-    rows = LAYOUTS[name][1](root)
-    refuse_repeats(
-        [(row.split, row.role, row.image_id) for row in rows], [row.path for row in rows], "the same image id"
-    )
-    return rows
+    layout = LAYOUTS[name]
+    table = pd.DataFrame(layout.read(root, layout), dtype=object)
+    sets = [SETS.index(labels) for labels in zip(table["split"], table["role"], strict=True)]
+    table = table.iloc[np.argsort(sets, kind="stable")].reset_index(drop=True)
+    if layout.named and isinstance(table["player"][0], str):
+        table["player"] = _numbered(table, table["split"] if layout.named == "split" else "")
+    defaults = {
+        "sequence": table["player"],
+        "frame": table.groupby(["split", "role", "player"]).cumcount(),
+        "camera": (table["role"] == "gallery").astype(int),
+    }
+    table = table.assign(**{column: values for column, values in defaults.items() if column not in table})
+    numbers = ["player", "sequence", "frame", "camera"]
+    table[numbers] = table[numbers].apply(pd.to_numeric).fillna(-1).astype(int)
+    table["group"] = table["sequence"] + 1 if layout.grouped else 0
+    labelled = table[table["split"] != "challenge"]
+    if layout.single:
+        keys = labelled[["split", *layout.single]].itertuples(index=False)
+        refuse_repeats(keys, labelled["path"], f"the same {', '.join(layout.single[:-1])} and {layout.single[-1]}")
+    ranked = table[table["split"] != "train"]
+    ids = ranked["image_id"].mask(ranked["split"] == "challenge", ranked["image_id"].str.lstrip("0"))
+    refuse_repeats(zip(ranked["split"], ranked["role"], ids, strict=True), ranked["path"], "the same image id")
+    return table[COLUMNS]
 
 
 def beside(root, name):

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from reid_utils.data.layouts import SETS, beside, find_layout, find_root, layout_rows, refuse_repeats
+from reid_utils.data.layouts import LAYOUTS, SETS, beside, find_layout, find_root, layout_rows, refuse_repeats
 
 COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera", "group"]
 _SETS = ["training", "test query", "test gallery", "challenge query", "challenge gallery"]
@@ -33,17 +33,19 @@ def load_manifest(data_dir) -> pd.DataFrame:
     a warning).
     """
     layout, root = find_layout(data_dir)
-    manifest = pd.DataFrame(layout_rows(data_dir)).assign(fold=-1)[COLUMNS]
-    if layout == "SoccerNet ReID":
+    manifest = layout_rows(data_dir)
+    if LAYOUTS[layout].seen_once:
         manifest = _without_single_images(manifest)
     _check_players(manifest)
-    manifest = manifest.assign(camera=read_cameras(root, manifest))
-    prefix = root.relative_to(data_dir).as_posix()
-    return assign_folds(manifest if prefix == "." else manifest.assign(path=f"{prefix}/" + manifest["path"]))
+    prefix = root.relative_to(data_dir)
+    manifest = manifest.assign(
+        camera=read_cameras(root, manifest), path=[(prefix / path).as_posix() for path in manifest["path"]]
+    )
+    return assign_folds(manifest)[COLUMNS]
 
 
 def _without_single_images(manifest):
-    """A manifest without training players of one image: SoccerNet has many, since most persons are seen once."""
+    """A manifest without training persons of one image."""
     single = (manifest["split"] == "train") & ~manifest.duplicated(["split", "player"], keep=False)
     if single.any():
         warnings.warn(f"{single.sum()} training persons of a single image make no pair and are left out", stacklevel=3)
@@ -51,24 +53,28 @@ def _without_single_images(manifest):
 
 
 def _check_players(manifest):
-    train = manifest.loc[manifest["split"] == "train", "player"]
-    test = manifest[manifest["split"] == "test"]
-    both = sorted(set(train) & set(test["player"]))
-    if both:
-        where = " and ".join(
-            manifest.loc[(manifest["player"] == both[0]) & (manifest["split"] == split), "path"].iloc[0].split("/")[0]
-            for split in ("train", "test")
-        )
-        raise ValueError(f"player {both[0]} is in both {where}: the two sets must share no player")
-    images = train.value_counts()
-    single = sorted(images[images == 1].index)
+    """Raise ValueError for what no study can use, naming an image; warn of queries without a match."""
+    sets = {labels: rows.groupby("player")["path"].first() for labels, rows in manifest.groupby(["split", "role"])}
+    train, query, gallery = (sets.get(labels, pd.Series(dtype=object)) for labels in SETS[:3])
+    for role, paths in (("query", query), ("gallery", gallery)):
+        if paths.empty:
+            raise ValueError(f"there are no {role} images: put images to test on into folders query and gallery")
+    if -1 in train or (-1 in query and len(query) > 1):
+        junk = (train if -1 in train else query)[-1]
+        raise ValueError(f"{junk} is junk (-1), which belongs into the gallery: move it there")
+    for player, path in pd.concat([query, gallery]).items():
+        if player in train:
+            raise ValueError(
+                f"player {player} is in both {train[player]} and {path}: the two sets must share no player"
+            )
+    images = manifest.loc[manifest["split"] == "train", "player"].value_counts()
+    single = sorted(images.index[images == 1])
     if single:
         raise ValueError(
-            f"player {single[0]} has a single training image ({len(single)} such players), which makes no pair: "
-            "add another image or remove it"
+            f"player {single[0]} has a single training image, {train[single[0]]} ({len(single)} such players), which "
+            "makes no pair: add another image or remove it"
         )
-    roles = {role: set(test.loc[test["role"] == role, "player"]) for role in ("query", "gallery")}
-    lonely = sorted(roles["query"] - roles["gallery"])
+    lonely = sorted(set(query.index) - set(gallery.index))
     if lonely:
         warnings.warn(
             f"{len(lonely)} test queries have no gallery image of their player (first: player {lonely[0]}); "
@@ -77,24 +83,25 @@ def _check_players(manifest):
         )
 
 
-def assign_folds(manifest, n_folds=10) -> pd.DataFrame:
-    """The manifest with `fold` 0 … min(n_folds, sequences) − 1 for training rows, GroupKFold grouped by sequence.
+def assign_folds(manifest, n_folds=None) -> pd.DataFrame:
+    """The manifest with `fold` 0 … n_folds − 1 for training rows, GroupKFold grouped by sequence.
 
-    Warns where there are fewer sequences than folds; with one sequence every fold is −1, and `fold_split` raises.
-    Warns too where a player has several sequences and so may stand on both sides of a fold. Raises ValueError for
-    `n_folds` below 2. Source: the published code's preprocessing (there over training and test together).
+    `n_folds` None: as many as there are sequences, ten at most; a number above that is lowered to it with a warning.
+    With one sequence every fold is −1, and `fold_split` raises. Warns where a player has several sequences and so may
+    stand on both sides of a fold. Raises ValueError for `n_folds` below 2. Source: the published code's preprocessing
+    (there over training and test together).
     """
     from sklearn.model_selection import GroupKFold
 
-    if n_folds < 2:
-        raise ValueError(f"n_folds is {n_folds}: give at least 2")
     rows = np.flatnonzero(manifest["split"] == "train")
     groups = manifest["sequence"].to_numpy()[rows]
-    count = min(n_folds, len(np.unique(groups)))
+    possible = len(np.unique(groups))
+    if n_folds is not None and n_folds < 2:
+        raise ValueError(f"n_folds is {n_folds}: give at least 2")
+    if n_folds and possible < n_folds:
+        warnings.warn(f"{possible} sequences, so {possible} folds instead of {n_folds}", stacklevel=2)
+    count = min(n_folds or 10, possible)
     folds = np.full(len(manifest), -1)
-    if count < n_folds:
-        made = f"{count} folds" if count > 1 else "no folds"
-        warnings.warn(f"the training set has {count} sequences, so {made} instead of {n_folds}", stacklevel=2)
     if count > 1:
         for k, (_, held_out) in enumerate(GroupKFold(count).split(rows, groups=groups)):
             folds[rows[held_out]] = k
@@ -169,16 +176,12 @@ def counts(manifest) -> pd.DataFrame:
 
 
 def _differences(manifest, year):
-    own = {
-        name: (None if ids is pd.NA else ids, images) for name, ids, images in counts(manifest).itertuples(index=False)
-    }
-    pairs = [(name, own.get(name, (None, 0)), known) for name, known in _PUBLISHED[year].items()]
-    return [
-        f"{name} {_count_text(*mine)} instead of {_count_text(*known)}" for name, mine, known in pairs if mine != known
-    ]
+    own = counts(manifest).astype(object).where(lambda table: table.notna(), None).set_index("set").T.to_dict("list")
+    found = [(name, tuple(own.get(name, (None, 0))), known) for name, known in _PUBLISHED[year].items()]
+    return [f"{name} {_in_words(*mine)} instead of {_in_words(*known)}" for name, mine, known in found if mine != known]
 
 
-def _count_text(identities, images):
+def _in_words(identities, images):
     return f"{images} images" if identities is None else f"{images} images of {identities} players"
 
 
@@ -189,11 +192,10 @@ def published_year(manifest) -> int | None:
 
 def check_counts(manifest) -> str:
     """One line: which published Synergy Re-ID set the counts equal, or what differs from the nearer one."""
-    if year := published_year(manifest):
-        return f"counts equal those of Synergy Re-ID with the {year} challenge"
     year = min(_PUBLISHED, key=lambda year: len(_differences(manifest, year)))
     differences = "; ".join(_differences(manifest, year))
-    return f"counts differ from Synergy Re-ID with the {year} challenge: {differences}"
+    name = f"Synergy Re-ID with the {year} challenge"
+    return f"counts differ from {name}: {differences}" if differences else f"counts equal those of {name}"
 
 
 def set_name(data_dir, manifest) -> str:
@@ -262,36 +264,24 @@ def challenge_truth(data_dir) -> pd.DataFrame | None:
     source = beside(root, "challenge_truth.csv")
     if source is None:
         return None
-    table = _truth_rows(source)
-    keys = table["role"] + "/" + table["number"].astype(str)
-    refuse_repeats(keys, str(source) + ": " + keys, "two rows")
-    hidden = [row for row in layout_rows(root) if row.split == "challenge"]
-    stems = {f"{row.role}/{row.image_id.lstrip('0') or '0'}": (row.image_id, row.role) for row in hidden}
-    different = sorted(set(keys) ^ set(stems))
-    if different:
-        lacking = "has no row for" if different[0] in stems else "names an image that is not there:"
-        raise ValueError(f"{source} {lacking} reid_challenge/{different[0]}: give the truth of these very images")
-    players = dict(zip(keys, table["player"].astype(int), strict=True))
-    rows = [(stem, players[key], role) for key, (stem, role) in stems.items()]
-    return pd.DataFrame(rows, columns=["image_id", "player", "role"])
-
-
-def _truth_rows(source):
-    """role, number (int) and player of each row of a truth file, whichever of the two forms it has."""
-    table = _read_table(source)
-    if {"path", "player"} <= set(table.columns):
-        paths = table["path"].str.extract(
-            r"reid_challenge/(query|gallery)/([0-9]{1,9})\.(?:jpe?g|png)$", flags=re.IGNORECASE
-        )
-        table = pd.DataFrame({"role": paths[0], "number": paths[1], "player": table["player"]})
-    elif {"split", "id", "pid"} <= set(table.columns):
-        table = pd.DataFrame({"role": table["split"], "number": table["id"], "player": table["pid"]})
+    table = _read_table(source).rename(columns={"pid": "player"})
+    if {"split", "id", "player"} <= set(table.columns):
+        keys = table["split"] + "/" + table["id"]
+    elif {"path", "player"} <= set(table.columns):
+        keys = table["path"].str.removeprefix("reid_challenge/").str.rpartition(".")[0]
     else:
         raise ValueError(f"{source} has the columns {list(table.columns)}: it needs path, player or split, id, pid")
-    numeric = [table[name].str.fullmatch("[0-9]{1,9}").fillna(False).astype(bool) for name in ("number", "player")]
-    good = table["role"].isin(["query", "gallery"]) & numeric[0] & numeric[1]
+    parts = keys.str.extract("^(query|gallery)/0*([0-9]{1,9})$")
+    good = parts.notna().all(axis=1) & table["player"].str.fullmatch("[0-9]{1,9}").astype(bool)
     if not good.all():
-        raise ValueError(
-            f"{source} row {int((~good).to_numpy().argmax()) + 2} gives no challenge image and player: correct it"
-        )
-    return table.assign(number=table["number"].astype(int))
+        raise ValueError(f"{source} row {good.argmin() + 2} gives no challenge image and player: correct it")
+    keys = parts[0] + "/" + parts[1]
+    refuse_repeats(keys, str(source) + ": " + keys, "two rows")
+    hidden = layout_rows(root).query("split == 'challenge'")[["image_id", "role"]]
+    images = hidden["role"] + "/" + hidden["image_id"].str.lstrip("0").replace("", "0")
+    different = sorted(set(keys) ^ set(images))
+    if different:
+        lacking = "names an image that is not there:" if different[0] in set(keys) else "has no row for"
+        raise ValueError(f"{source} {lacking} reid_challenge/{different[0]}: give the truth of these very images")
+    players = images.map(dict(zip(keys, table["player"].astype(int), strict=True)))
+    return hidden.assign(player=players)[["image_id", "player", "role"]].reset_index(drop=True)

@@ -29,18 +29,7 @@ def epoch_batches(images, labels, encoder, recipe, epoch, share=(0, 1)):
         batches = unique_player_batches(labels[rows], recipe.batch_pairs, recipe.seed, epoch)
     else:
         batches = pk_batches(labels[rows], *players_and_images(recipe), recipe.seed, epoch)
-    return EpochBatches(
-        images,
-        labels,
-        rows[batches],
-        seed=recipe.seed,
-        epoch=epoch,
-        augmentation=recipe.augmentation,
-        mean=encoder.mean,
-        std=encoder.std,
-        pairs=pairs,
-        share=share,
-    )
+    return EpochBatches(images, labels, rows[batches], recipe, encoder, epoch, pairs, share)
 
 
 class RunBatches:
