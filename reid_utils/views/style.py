@@ -16,10 +16,11 @@ from reid_utils.files import replacing, write_text
 COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0  # inches, of a two-column paper
 PNG_LIMIT = 300_000  # bytes
 
-# Okabe and Ito's palette (yellow is too faint for lines), then three of Paul Tol's: safe for the colour-blind.
+# Okabe and Ito's palette (yellow is too faint for lines), then three colours that, seen with any common form of
+# colour blindness, lie as far from all others as these do from each other.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#882255", "#999933", "#888888")
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#7A3E00", "#5E2CA5", "#DDCC77")
 MARKERS = "os^Dv<>"
 MATCH, MISMATCH = GREEN, VERMILLION
 
