@@ -20,7 +20,7 @@ from pathlib import Path
 
 try:
     from notebook_study import engine, keys, machine, plan, progress, study_file, worker
-    from notebook_study.folders import StudyFolders, own_source, source_of, study_root
+    from notebook_study.folders import StudyFolders, own_source, study_root
     from reid_utils.files import folder_fingerprint, read_json, write_json
 except ModuleNotFoundError as error:
     sys.exit(f"run_all: {error} in {sys.prefix} (~/.local does not count); give `make`, or .venv/bin/python run_all.py")
@@ -66,14 +66,28 @@ def command_of(args):
     return shlex.join([*words, *(word for setting in args.set for word in ("--set", setting))])
 
 
+def source_of(study, args):
+    """The data set or features that the options `args` name instead of the study's own: a folder (Path), or None.
+
+    A keyword counts as a relative path. Raises ValueError for a path that is not valid UTF-8.
+    """
+    other = args.features or (args.data if args.data != study.data else None)
+    if not other or other in KEYWORDS:
+        return other and Path(other)
+    try:
+        path = Path(other).expanduser().resolve()
+        str(path).encode()
+    except (RuntimeError, UnicodeEncodeError):
+        raise ValueError(f"{other} is not valid UTF-8, or ~user with an unknown user: rename the folder") from None
+    return path.parent if path.name == "data_reid" else path  # every set in the layout may be called so
+
+
 def read_plan(args):
     """The study with its overrides, its runs, the ids asked for, the folders of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = study_file.declared_in(study, NOTEBOOKS)
     study = study_file.override(study, args.set, declared)
-    folders = StudyFolders(
-        study_root(args.runs.resolve(), study.name, source_of(study, args, KEYWORDS), bool(args.features))
-    )
+    folders = StudyFolders(study_root(args.runs.resolve(), study.name, source_of(study, args), bool(args.features)))
     runs = plan.expand(study, declared, bool(args.features))
     return study, runs, plan.pick(runs, args.only), folders
 
@@ -156,7 +170,7 @@ def described(args, study, folders, folder):
         **{name: getattr(study, name) for name in ("name", "question", "data", "rendering", "threads", "portable")},
         "tables": study.tables,
         "data folder": str(folder),
-        "source": own_source(folders.root, source_of(study, args, KEYWORDS)),
+        "source": own_source(folders.root, source_of(study, args)),
         "command": command_of(args),
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
     }

@@ -36,7 +36,7 @@ def hold(folders):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = read_json(folders.holder) or {"process": "unknown", "host": "this or another machine", "since": "unknown"}
+        who = read_json(folders.holder) or dict.fromkeys(("process", "host", "since"), "unknown")
         raise StudyError(
             f"{folders.root} is in use by process {who['process']} on {who['host']} since {who['since']}; "
             "wait for it, end it, or give another folder with --runs"

@@ -67,22 +67,6 @@ class StudyFolders:
         return self.root / "notebooks" / f"{run_id}.ipynb"
 
 
-def source_of(study, args, keywords=()):
-    """The data set or features that the options `args` name instead of the study's own: a folder (Path), or None.
-
-    One of the `keywords` counts as a relative path. Raises ValueError for a path that is not valid UTF-8.
-    """
-    other = args.features or (args.data if args.data != study.data else None)
-    if not other or other in keywords:
-        return other and Path(other)
-    try:
-        path = Path(other).expanduser().resolve()
-        str(path).encode()
-    except (RuntimeError, UnicodeEncodeError):
-        raise ValueError(f"{other} is not valid UTF-8, or ~user with an unknown user: rename the folder") from None
-    return path.parent if path.name == "data_reid" else path  # every set in the layout may be called so
-
-
 def study_root(runs, name, source=None, features=False):
     """The folder of a study's results below `runs` (absolute): each other data set, or own features, has its own.
 

@@ -1,6 +1,7 @@
 """The key of a run: a hash of everything that decides its result; whether a run is done, and if not, why not."""
 
 import functools
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -8,18 +9,22 @@ from pathlib import Path
 
 from notebook_study.study_file import StudyError, read_cells
 from reid_utils.code import code_digest, imported_code, imported_names, installed_versions
-from reid_utils.files import digest, read_json
+from reid_utils.files import digest, file_hash, read_json
 
 PACKAGE = Path(__file__).resolve().parent
 
 
 def key_parts(run, notebook, lock, threads, upstream, data, portable=False):
-    """Everything that decides a run's result, by name, with no absolute path in it.
+    """Everything that decides a run's result, by name, with no absolute path in it but what parameters say.
+
+    A parameter that names a file (start weights) counts by what the file holds, too.
 
     run: Run; notebook: its file; lock: requirements.lock, which names the libraries whose installed versions count (a
     missing one names none); threads: int; upstream: {run id: key}; data: fingerprint of the data (str); portable: as
     the study file has it, named only where it is on.
     """
+    named = {name: Path(notebook).parent / value for name, value in run.parameters.items() if isinstance(value, str)}
+    files = {name: file_hash(path) for name, path in named.items() if os.path.isfile(path)}  # noqa: PTH113
     return {
         "parameters": run.parameters,
         "modules": imported_modules(notebook),  # names a broken cell
@@ -29,6 +34,7 @@ def key_parts(run, notebook, lock, threads, upstream, data, portable=False):
         "upstream": upstream,
         "data": data,
         **({"portable": True} if portable else {}),
+        **({"files": files} if files else {}),
     }
 
 
@@ -59,18 +65,15 @@ def run_keys(runs, notebooks, lock, threads, data, portable=False):
 
 def changes(old, new):
     """What differs between two sets of key parts, in words; empty where nothing does."""
-    found = []
-    for part in sorted(old.keys() | new.keys()):
-        before, after = old.get(part), new.get(part)
-        if before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
-            kind = {"parameters": "parameter ", "upstream": "upstream ", "packages": "package "}.get(part, "")
-            found += [f"{kind}{name} changed" for name in names]
-        else:
-            found.append(f"{part} changed")
-    return found
+    before, after = _named(old), _named(new)
+    return [f"{name} changed" for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+
+
+def _named(parts):
+    """Key parts as one mapping, what they are called in words -> value."""
+    kinds = {"parameters": "parameter ", "upstream": "upstream ", "packages": "package ", "files": "content of "}
+    items = [(part, value.items() if isinstance(value, dict) else [(part, value)]) for part, value in parts.items()]
+    return {f"{kinds.get(part, '')}{name}": value for part, values in items for name, value in values}
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import sys
 import time
 
 from notebook_study.plan import urgency
+from notebook_study.worker import Outcome
 
 
 def duration(seconds):
@@ -74,15 +75,12 @@ def _shorten(text, width):
 def summary_text(runs, states, outcomes):
     """The closing table: a line a run with state, seconds and seconds of kernel start, then the totals."""
     width = max(len(run.id) for run in runs)
-    lines = [f"{'run':<{width}}  {'state':<8} {'seconds':>8} {'kernel start':>13}"]
+    lines = [f"{'run':<{width}}  {'state':<9} {'seconds':>8} {'kernel start':>13}"]
     for run in runs:
-        result = outcomes.get(run.id)
-        if result is None:
-            name, seconds, kernel = ("as before" if states[run.id].name == "done" else states[run.id].name), "", ""
-        else:
-            name, seconds = result.name, f"{result.seconds:.1f}" if result.seconds else ""
-            kernel = "" if result.kernel_seconds is None else f"{result.kernel_seconds:.1f}"
-        lines.append(f"{run.id:<{width}}  {name:<9}{seconds:>8} {kernel:>13}")
+        before = "as before" if states[run.id].name == "done" else states[run.id].name
+        result = outcomes.get(run.id) or Outcome(run.id, before)
+        spent, kernel = (f"{value:.1f}" if value else "" for value in (result.seconds, result.kernel_seconds))
+        lines.append(f"{run.id:<{width}}  {result.name:<9} {spent:>8} {kernel:>13}".rstrip())
     executed = [result for result in outcomes.values() if result.seconds]
     kernels = sum(result.kernel_seconds or 0 for result in executed)
     spent = sum(result.seconds for result in executed)
@@ -101,18 +99,19 @@ class Progress:
         self.seconds, self.jobs = {run.id: states[run.id].seconds for run in chosen}, jobs
         self.stream = sys.stdout if stream is None else stream
         self.live = self.stream.isatty()
-        self.running, self.ended_ids, self.drawn, self.drawn_at = {}, set(), 0, 0.0
+        self.running, self.ended_ids, self.drawn = {}, set(), 0
 
     def started(self, run_id):
         """Note that a run began."""
         self.running[run_id] = time.monotonic()
         if not self.live:
-            self._line(f"start   {run_id} (about {duration(self.seconds[run_id])})")
+            self.note(f"start   {run_id} (about {duration(self.seconds[run_id])})")
 
     def note(self, text):
-        """Write a line that is neither a start nor an end."""
-        self._clear()
-        self._line(text)
+        """Write a line that stays."""
+        self._draw([])
+        self.stream.write(shown(text) + "\n")
+        self.stream.flush()
 
     def ended(self, result):
         """Note what a run came to, with its message where it failed."""
@@ -120,18 +119,20 @@ class Progress:
         self.ended_ids.add(result.run)
         count = f"{len(self.ended_ids)}/{len(self.seconds)}"
         spent = f" in {duration(result.seconds)}" if result.seconds else ""
-        self._clear()
-        self._line(f"{result.name:<7} {result.run}{spent} [{count}]{': ' if result.message else ''}{result.message}")
+        self.note(f"{result.name:<7} {result.run}{spent} [{count}]{': ' if result.message else ''}{result.message}")
 
     def tick(self):
-        """Redraw the live lines, at most twice a second."""
-        if self.live and time.monotonic() - self.drawn_at >= 0.5:
-            self._clear()
+        """Redraw the live lines."""
+        if self.live:
             width = shutil.get_terminal_size().columns - 1
-            lines = [_shorten(line, width) for line in self._lines()]
-            self.stream.write("".join(f"{line}\n" for line in lines))
+            self._draw([_shorten(line, width) for line in self._lines()])
             self.stream.flush()
-            self.drawn, self.drawn_at = len(lines), time.monotonic()
+
+    def _draw(self, lines):
+        """Write lines in place of the former live lines."""
+        above = f"\x1b[{self.drawn}A\x1b[J" if self.drawn else ""
+        self.stream.write(above + "".join(f"{line}\n" for line in lines))
+        self.drawn = len(lines)
 
     def _lines(self):
         now, left = time.monotonic(), 0.0
@@ -142,12 +143,3 @@ class Progress:
         waiting = self.seconds.keys() - self.ended_ids - self.running.keys()
         left += sum(self.seconds[run_id] for run_id in waiting)
         yield f"  {len(self.ended_ids)} of {len(self.seconds)} ended, about {duration(left / self.jobs)} left"
-
-    def _clear(self):
-        if self.drawn:
-            self.stream.write(f"\x1b[{self.drawn}A\x1b[J")
-            self.drawn = 0
-
-    def _line(self, text):
-        self.stream.write(shown(text) + "\n")
-        self.stream.flush()

@@ -47,7 +47,7 @@ def small_study(tmp_path_factory):
     tree = tmp_path_factory.mktemp("tree")
     for name in ("notebooks", "notebook_study", "reid_utils", "studies", ".jupyter"):
         shutil.copytree(ROOT / name, tree / name)
-    for name in ("run_all.py", "requirements.lock"):
+    for name in ("run_all.py", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tree / name)
     lab = tree / "studies" / "lab.yaml"
     text = lab.read_text().replace("seeds: [0], epochs: 8", "seeds: [0, 1], epochs: 1")

@@ -89,6 +89,16 @@ def test_installed_versions_count_and_not_how_the_lock_is_written(package, monke
     assert keys.changes(before, key_of(package)) == ["package pyyaml changed"]
 
 
+def test_a_file_that_a_parameter_names_counts_by_what_it_holds(package):
+    run = run_of("n", start=str(package / "weights"), loss="x" * 300)
+    write_text(package / "weights", "1")
+    before = key_of(package, run=run)
+    os.utime(package / "weights", (1, 1))
+    assert keys.changes(before, key_of(package, run=run)) == []
+    write_text(package / "weights", "2")
+    assert keys.changes(before, key_of(package, run=run)) == ["content of start changed"]
+
+
 def test_outputs_and_metadata_of_a_notebook_do_not_count(package):
     before = key_of(package)
     content = read_json(package / "n.ipynb")

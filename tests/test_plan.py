@@ -1,15 +1,19 @@
 """Study files: what they expand to, and that every mistake is told before anything runs."""
 
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
-from tiny_study import GIVEN, make_clone, write_notebook
+from tiny_study import GIVEN, REPOSITORY, make_clone, write_notebook
 
 from notebook_study import folders, keys, plan, progress, study_file
 from notebook_study.plan import Run, expand
 from notebook_study.study_file import StudyError, declared_in, declared_parameters, override, read_study
 from reid_utils.files import write_json
+
+sys.path.append(str(REPOSITORY))
+import run_all
 
 DECLARED = {
     "02_training": {
@@ -248,7 +252,7 @@ def root_of(runs, **given):
     """The results folder of a study called full (data: rendered), made with a study.json as run_all writes it."""
     options = SimpleNamespace(**{"data": None, "features": None, **given})
     study = SimpleNamespace(data="rendered")
-    source = folders.source_of(study, options, ("rendered", "synergy"))
+    source = run_all.source_of(study, options)
     root = folders.study_root(runs, "full", source, bool(options.features))
     write_json(root / "study.json", {"source": folders.own_source(root, source)})
     return root.name
@@ -273,7 +277,7 @@ def test_other_data_get_a_results_folder_of_their_own(tmp_path):
 def test_a_folder_whose_name_cannot_be_written_down_is_told():
     for name in ("/data/caf\udce9", "~nobody-of-this-name/data"):
         with pytest.raises(ValueError, match="rename the folder"):
-            folders.source_of(SimpleNamespace(data="rendered"), SimpleNamespace(features=None, data=name))
+            run_all.source_of(SimpleNamespace(data="rendered"), SimpleNamespace(features=None, data=name))
 
 
 def test_a_moved_data_set_keeps_its_results_folder(tmp_path):

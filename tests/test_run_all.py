@@ -199,7 +199,7 @@ def test_nothing_is_run_that_lies_where_the_command_was_typed_or_on_the_paths_of
 
 def test_a_file_beside_run_all_stands_in_for_no_module_and_the_code_is_the_checkouts_own(tmp_path):
     tree = make_clone(tmp_path / "a {prefix} 'c")
-    for name in ("run_all.py", "notebook_study", "reid_utils", "rendered_players"):
+    for name in ("run_all.py", "pyproject.toml", "notebook_study", "reid_utils", "rendered_players"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         copy(REPOSITORY / name, tree / name)
     told = "import reid_utils, random\nprint('from', reid_utils.__file__)"
