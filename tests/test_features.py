@@ -61,6 +61,13 @@ def test_folders_query_and_gallery_decide_and_a_folder_may_be_a_player(tmp_path)
     assert _table(crops_of(tmp_path)) == [("query/bob/2.jpg", "query", 2, 0), *expected]
 
 
+def test_numbers_in_names_that_other_folders_hold_too_are_no_players_and_that_is_told(tmp_path):
+    _write(tmp_path, *(f"{name}/{k}_x.jpg" for name in ("ann", "bob") for k in (1, 2)))
+    with pytest.warns(UserWarning, match="players are the folders around crops, not the numbers in names"):
+        rows = crops_of(tmp_path)
+    assert rows["player"].tolist() == [1, 2, 1, 2]
+
+
 def test_crops_without_any_player_are_query_and_gallery_and_unknown(tmp_path):
     _write(tmp_path, "x.jpg", "y.jpg")
     rows = crops_of(tmp_path)

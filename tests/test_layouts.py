@@ -237,7 +237,11 @@ def test_folders_train_and_test_of_players_are_taken_as_they_are(tmp_path):
     ("make", "name", "message"),
     [
         (market, "query/100.jpg", r"query/100\.jpg is not named {player}_c{camera}"),
-        (market, "bounding_box_train/-1_c1s1_000001_00.jpg", "is junk .-1., which belongs into the gallery"),
+        (
+            market,
+            "bounding_box_train/-1_c1s1_000001_00.jpg",
+            r"_c1s1_000001_00.jpg shows junk or no known player \(-1\), which the gallery alone may",
+        ),
         (market, "query/0100_c1s1_000001_00.png", "the same image id"),
         (
             market,
@@ -279,6 +283,11 @@ def test_prcc_looks_for_changed_clothes_and_trains_on_val_too(build):
     assert manifest["split"].value_counts()["train"] == 12 * 8
     assert rows(manifest, "test", "query")["path"].str[:7].unique().tolist() == ["test/C/"]
     assert rows(manifest, "test", "gallery")["path"].str[:7].unique().tolist() == ["test/A/"]
+
+
+def test_players_who_are_called_a_to_c_are_no_prcc(tmp_path):
+    put(tmp_path, *(f"{part}/{k}.jpg" for part in ("train/X", "test/A", "test/B", "test/C") for k in range(2)))
+    assert find_layout(tmp_path)[0] == "a folder a player" and len(synergy.load_manifest(tmp_path)) == 8
 
 
 @pytest.mark.parametrize("sets", [("train", "val", "query", "gallery"), ("Train", "test/query", "test/gallery")])

@@ -235,7 +235,7 @@ LAYOUTS = {
     "SoccerNet ReID, valid": _soccernet("valid"),
     # Players who changed clothes: C is looked for in A. B, the clothes of A again, is left out.
     "PRCC": Layout(
-        _with("test/C"),
+        lambda root: any(path.is_dir() for path in _files(root / "test" / "C", nested=False)),
         {"train": _TRAIN, "?val": _TRAIN, "test/C": _QUERY, "test/A": _GALLERY},
         "(?P<player>[^/]+)/.+",
         "{player}/….jpg",

@@ -61,7 +61,7 @@ def _check_players(manifest):
             raise ValueError(f"there are no {role} images: put images to test on into folders query and gallery")
     if -1 in train or (-1 in query and len(query) > 1):
         junk = (train if -1 in train else query)[-1]
-        raise ValueError(f"{junk} is junk (-1), which belongs into the gallery: move it there")
+        raise ValueError(f"{junk} shows junk or no known player (-1), which the gallery alone may: move or rename it")
     for player, path in pd.concat([query, gallery]).items():
         if player in train:
             raise ValueError(
@@ -229,7 +229,7 @@ def _read_table(source):
 
 
 def read_cameras(root, manifest):
-    """The camera of each row (int Series): from cameras.csv where it lies there, else as the manifest has it."""
+    """The camera of each row (list of int): from cameras.csv where it lies there, else as the manifest has it."""
     source = beside(root, "cameras.csv")
     if source is None:
         return manifest["camera"]
@@ -237,19 +237,24 @@ def read_cameras(root, manifest):
     if not {"path", "camera"} <= set(table.columns):
         raise ValueError(f"{source} has the columns {list(table.columns)}: it needs path and camera")
     refuse_repeats(table["path"], str(source) + ": " + table["path"], "two rows")
-    for path, camera in zip(table["path"], table["camera"], strict=True):
-        if not re.fullmatch("[0-9]{1,9}", camera):
-            raise ValueError(f"{source} gives {path} the camera {camera!r}: give a whole number from 0 up")
-    unknown = sorted(set(table["path"]) - set(manifest["path"]))
-    if unknown:
-        raise ValueError(f"{source} names {unknown[0]}, which is no image here: write paths as reid_test/query/NAME")
+    cameras = dict(zip(table["path"], table["camera"], strict=True))
     # A split that the file leaves out whole keeps the convention; half a split would mix two meanings.
-    given = manifest["path"].map(table.set_index("path")["camera"].astype(int))
-    named = manifest["split"].isin(manifest.loc[given.notna(), "split"])
-    if (given.isna() & named).any():
-        path = manifest.loc[given.isna() & named, "path"].iloc[0]
-        raise ValueError(f"{source} gives no camera for {path}: add its row")
-    return given.fillna(manifest["camera"]).astype(int)
+    named = manifest["path"].isin(cameras)
+    lacking = manifest["path"][~named & manifest["split"].isin(manifest["split"][named])]
+    faults = [
+        f"gives {path} the camera {camera!r}: give a whole number from 0 up"
+        for path, camera in cameras.items()
+        if not re.fullmatch("[0-9]{1,9}", camera)
+    ]
+    faults += [
+        f"names {path}, which is no image here: write paths as reid_test/query/NAME"
+        for path in sorted(cameras.keys() - set(manifest["path"]))
+    ]
+    faults += [f"gives no camera for {path}: add its row" for path in lacking]
+    if faults:
+        raise ValueError(f"{source} {faults[0]}")
+    given = zip(manifest["path"], manifest["camera"], strict=True)
+    return [int(cameras.get(path, camera)) for path, camera in given]
 
 
 def challenge_truth(data_dir) -> pd.DataFrame | None:
