@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_study.study_file import StudyError, read_cells
-from reid_utils.files import code_digest, digest, file_hash, is_clutter, read_json
+from reid_utils.code import code_digest
+from reid_utils.files import digest, file_hash, is_clutter, read_json
 
 PACKAGE = Path(__file__).resolve().parent
 TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains

@@ -1,6 +1,5 @@
-"""Files written whole or not at all (text, JSON, arrays), and hashes of what files and code hold."""
+"""Files written whole or not at all (text, JSON, arrays), and hashes of what they hold."""
 
-import ast
 import hashlib
 import json
 import os
@@ -101,16 +100,3 @@ def digest(value):
     if not isinstance(value, bytes | str):
         value = json.dumps(value, sort_keys=True)
     return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:32]
-
-
-def code_digest(source):
-    """SHA-256 (32 hex digits) of what Python source (str) does: comments, docstrings and layout do not count.
-
-    Raises SyntaxError.
-    """
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return digest(ast.unparse(tree))  # unlike ast.dump, alike under every version of Python

@@ -120,8 +120,8 @@ def test_saved_features_come_back_with_their_ids(tmp_path):
     features = np.eye(3, dtype=np.float32)
     save_features(tmp_path / "test.npz", manifest, features)
     read = load_features(tmp_path / "test.npz")
-    assert np.array_equal(read["query"], features[:1]) and np.array_equal(read["gallery"], features[1:])
-    assert read["gallery_players"].tolist() == [4, 5] and read["gallery_images"].tolist() == [
+    assert np.array_equal(read.query, features[:1]) and np.array_equal(read.gallery, features[1:])
+    assert read.gallery_players.tolist() == [4, 5] and read.gallery_images.tolist() == [
         "004_001_01",
         "005_001_01",
     ]
@@ -157,9 +157,7 @@ def test_bad_feature_files_are_named_with_what_is_wrong(tmp_path, changes, messa
 
 def test_own_features_need_only_four_keys_and_an_empty_folder_is_an_error(tmp_path):
     read = load_features(_file(tmp_path / "mine.npz"))
-    assert (
-        read["query"].dtype == np.float32 and set(read["query_cameras"]) == {0} and set(read["gallery_cameras"]) == {1}
-    )
+    assert read.query.dtype == np.float32 and read.query_cameras is None and read.gallery_images is None
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no"):
         load_folder(tmp_path / "empty")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,13 +45,14 @@ def test_bfloat16_features_are_read(tmp_path):
     stored = (exact.view(np.uint32) >> 16).astype(np.uint16).view("V2")
     path = tmp_path / "mine.npz"
     np.savez(path, query=stored, gallery=np.ones((3, 4)), query_players=QUERY, gallery_players=GALLERY)
-    np.testing.assert_array_equal(load_features(path)["query"], exact)
+    np.testing.assert_array_equal(load_features(path).query, exact)
 
 
 @pytest.mark.parametrize("kind", ["cameras", "groups"])
 def test_cameras_and_groups_are_of_both_sides_and_of_each_image(tmp_path, kind):
     sides = {f"query_{kind}": np.array([1, 2]), f"gallery_{kind}": np.array([1, 2, 2])}
-    assert load_features(save(tmp_path / "mine.npz", **sides)).keys() >= sides.keys()
+    read = load_features(save(tmp_path / "mine.npz", **sides))
+    assert all((getattr(read, name) == labels).all() for name, labels in sides.items())
     for name, labels in sides.items():
         with pytest.raises(ValueError, match=rf"mine\.npz has {name} only; give the {kind} of both sides or of none"):
             load_features(save(tmp_path / "mine.npz", **{name: labels}))
@@ -68,7 +70,7 @@ def test_players_of_two_kinds_are_refused_by_file(tmp_path):
     with pytest.raises(ValueError, match=r"mine\.npz: query_players are text, gallery_players whole numbers"):
         load_features(save(tmp_path / "mine.npz", query_players=np.array(["0", "1"])))
     numbers, names = (load_features(save(tmp_path / f"{name}.npz")) for name in ("numbers", "names"))
-    names |= {side: names[side].astype(str) for side in ("query_players", "gallery_players")}
+    names = replace(names, **{side: getattr(names, side).astype(str) for side in ("query_players", "gallery_players")})
     with pytest.raises(ValueError, match="query ids of numbers are whole numbers, of names text"):
         check_same_images([{"numbers": numbers, "names": names}])
 
@@ -95,7 +97,7 @@ def test_an_entry_is_the_fusion_of_means_over_seeds(tmp_path):
     assert list(models) == ["test"] and [list(seed) for seed in models["test"]] == [["first", "second"]] * 2
     entries = write_entry(tmp_path, models, "none", "similarity")
     assert sorted(path.name for path in tmp_path.glob("*.csv")) == ["test.csv", "test_plain.csv"]
-    sides = [(model["query"], model["gallery"]) for seed in models["test"] for model in seed.values()]
+    sides = [(model.query, model.gallery) for seed in models["test"] for model in seed.values()]
     expected = np.mean([((query[:, None] - gallery[None]) ** 2).sum(axis=2) for query, gallery in sides], axis=0)
     np.testing.assert_allclose(entries["test"], expected, rtol=1e-5)
 

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from reid_utils.code import code_digest
 from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.sources import prepare_data
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.files import code_digest, digest, file_hash, write_text
+from reid_utils.files import digest, file_hash, write_text
 from reid_utils.learning.features import extract_features, extract_sets
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
 from reid_utils.learning.processes import default_device, launch, on_main, precision_in_force

@@ -8,15 +8,62 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from reid_utils.files import is_clutter, replacing
+from reid_utils.files import is_clutter, replacing, save_arrays
 from reid_utils.ranking.distances import as_array, check_matrix, first_bad_row
 from reid_utils.ranking.metrics import EXACT, as_ids, check_same_kind, known
 
 REQUIRED = ("query", "gallery", "query_players", "gallery_players")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Features:
+    """What is ranked: the features of a query and a gallery (or their distances alone) and who is on each image.
+
+    query (Q, d), gallery (G, d) float32, or None with `distances` (Q, G); players (Q,), (G,) int64 or text, -1 for an
+    unknown one. None where nobody has said: cameras (then nothing is junk), groups (then a query is ranked against the
+    whole gallery, else within its own group), images (their names). weights_sha256: of the encoder's file, or "".
+    """
+
+    query_players: np.ndarray
+    gallery_players: np.ndarray
+    query: np.ndarray | None = None
+    gallery: np.ndarray | None = None
+    distances: np.ndarray | None = None
+    query_cameras: np.ndarray | None = None
+    gallery_cameras: np.ndarray | None = None
+    query_groups: np.ndarray | None = None
+    gallery_groups: np.ndarray | None = None
+    query_images: np.ndarray | None = None
+    gallery_images: np.ndarray | None = None
+    weights_sha256: str = ""
+
+
+def features_of(manifest, features, weights_sha256="") -> Features:
+    """`Features` of a split: its rows of the manifest (roles query and gallery) in the order of `features` (N, d).
+
+    Players, cameras and, where a query is ranked within its group alone, groups int64; names of the images text.
+    """
+    sides = {}
+    for role in ("query", "gallery"):
+        rows = (manifest["role"] == role).to_numpy()
+        sides[role] = features[rows].astype(np.float32)
+        sides[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
+        sides[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
+        sides[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
+        if "group" in manifest and manifest["group"].any():
+            sides[f"{role}_groups"] = manifest.loc[rows, "group"].to_numpy(np.int64)
+    return Features(**sides, weights_sha256=weights_sha256)
+
+
+def save(path, features: Features) -> None:
+    """Write a feature file, an npz without pickles with a key a field (what is None has none), atomically."""
+    given = {field.name: getattr(features, field.name) for field in fields(features)}
+    save_arrays(path, **{name: np.asarray(value) for name, value in given.items() if value is not None})
 
 
 def _read_npz(path) -> dict[str, np.ndarray]:
@@ -38,13 +85,12 @@ def _check_features(path, role: str, features: np.ndarray, players: np.ndarray) 
         raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
 
 
-def load_features(path):
+def load_features(path) -> Features:
     """Read one feature file (npz without pickles).
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
-    unknown player. Optional: query_cameras and gallery_cameras (0 and 1 where both are absent, so nothing counts as
-    junk), query_groups and gallery_groups (a query is ranked among its own), query_images, gallery_images. Returns a
-    dict with what there is, features float32. Raises ValueError naming the file and what is wrong with it.
+    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Raises ValueError naming the
+    file and what is wrong with it.
     """
     found = _read_npz(path)
     missing = [name for name in REQUIRED if name not in found]
@@ -54,23 +100,22 @@ def load_features(path):
         sides = [role for role in ("query", "gallery") if f"{role}_{kind}" in found]
         if len(sides) == 1:
             raise ValueError(f"{path} has {sides[0]}_{kind} only; give the {kind} of both sides or of none")
-    for camera, role in enumerate(("query", "gallery")):
+    for role in ("query", "gallery"):
         features = found[role]
         _check_features(path, role, features, found[f"{role}_players"])
-        labels = [name for name in (f"{role}_players", f"{role}_groups") if name in found]
+        labels = [f"{role}_{kind}" for kind in ("players", "groups") if f"{role}_{kind}" in found]
         for name in labels:
             found[name] = as_ids(found[name], f"{path}: {name}")
-        found.setdefault(f"{role}_cameras", np.full(len(features), camera))
-        found.setdefault(f"{role}_images", np.arange(len(features)).astype(np.str_))
-        for name in (*labels, f"{role}_cameras", f"{role}_images"):
-            if found[name].shape != features.shape[:1]:
+        for name in [f"{role}_{kind}" for kind in ("players", "groups", "cameras", "images")]:
+            if name in found and found[name].shape != features.shape[:1]:
                 raise ValueError(f"{path}: {name} has shape {found[name].shape}; it needs an entry a row of {role}")
     for kind in ("players", "groups") if "query_groups" in found else ("players",):
         names = (f"{path}: query_{kind}", f"gallery_{kind}")
         check_same_kind(found[f"query_{kind}"], found[f"gallery_{kind}"], names)
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
-    return found
+    found["weights_sha256"] = str(found.get("weights_sha256", ""))
+    return Features(**{field.name: found.get(field.name) for field in fields(Features)})
 
 
 def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
@@ -133,18 +178,18 @@ def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return distances, _id_column(table[1:, 0], path, "query"), _id_column(table[0, 1:], path, "gallery")
 
 
-def _read_model(path: Path) -> dict[str, np.ndarray]:
+def _read_model(path: Path) -> Features:
     if path.suffix.lower() == ".npz":
         return load_features(path)
     distances, query_ids, gallery_ids = read_distance_csv(path)
-    return {"distances": distances, "query_players": query_ids, "gallery_players": gallery_ids}
+    return Features(distances=distances, query_players=query_ids, gallery_players=gallery_ids)
 
 
 def load_folder(folder):
     """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one per model.
 
-    Returns {name: features dict} or {name: {"distances", "query_players", "gallery_players"}}, feature files first,
-    sorted by file name; the ids of a distance CSV are taken for player ids. Files that systems leave behind (`._a.npz`)
+    Returns {name: Features}, feature files first, sorted by file name; the ids of a distance CSV are taken for player
+    ids. Files that systems leave behind (`._a.npz`)
     are passed over. Raises FileNotFoundError for an empty or missing folder.
     """
     models, folder = {}, Path(folder)
@@ -169,7 +214,7 @@ def scorable(models: Mapping) -> dict:
 
     Warns of those left out; raises ValueError where none remains.
     """
-    hidden = [name for name, model in models.items() if not known(model["query_players"]).any()]
+    hidden = [name for name, model in models.items() if not known(model.query_players).any()]
     message = f"all query players of {', '.join(hidden)} are unknown (-1), a hidden split: it is not scored"
     if len(hidden) == len(models):
         raise ValueError(f"{message}; give a set with known players")
@@ -178,10 +223,10 @@ def scorable(models: Mapping) -> dict:
     return {name: model for name, model in models.items() if name not in hidden}
 
 
-def load_models(folders: Mapping, seeds) -> dict[str, list[dict]]:
+def load_models(folders: Mapping, seeds) -> dict[str, list[dict[str, Features]]]:
     """Feature files of several models and seeds.
 
-    folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: features} a seed]}, for the sets
+    folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: Features} a seed]}, for the sets
     that every model and seed has.
     """
     read = [{name: load_folder(Path(folder) / f"seed{seed}") for name, folder in folders.items()} for seed in seeds]

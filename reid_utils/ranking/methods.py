@@ -87,7 +87,7 @@ def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
 
 def post_processings_of(model):
     """The post-processings that a model of `load_folder` can go through: a distance matrix cannot be re-ranked."""
-    return ("none",) if "distances" in model else POST_PROCESSINGS
+    return ("none",) if model.query is None else POST_PROCESSINGS
 
 
 def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
@@ -95,12 +95,12 @@ def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
 
     Where the model has query_groups (Q,) and gallery_groups (G,), images of other groups lie behind all of the query's.
     """
-    if "distances" in model:
-        return model["distances"]
-    distances = post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
-    if "query_groups" not in model:
+    if model.query is None:
+        return model.distances
+    distances = post_process(model.query, model.gallery, name, k1, k2, jaccard_weight)
+    if model.query_groups is None:
         return distances
-    apart = model["query_groups"][:, None] != model["gallery_groups"]
+    apart = model.query_groups[:, None] != model.gallery_groups
     return np.where(apart, distances + np.ptp(distances) + 1, distances)
 
 
@@ -111,9 +111,11 @@ def check_same_images(tested):
     """
     for models in tested:
         for kind in ("players", "images"):
-            if all(f"query_{kind}" in model for model in models.values()):
-                ids = [(model[f"query_{kind}"], model[f"gallery_{kind}"]) for model in models.values()]
-                fusions.check_same_ids(ids, list(models))
+            names = f"query_{kind}", f"gallery_{kind}"
+            ids = {name: [getattr(model, side) for side in names] for name, model in models.items()}
+            known = {name: sides for name, sides in ids.items() if all(side is not None for side in sides)}
+            if known:
+                fusions.check_same_ids(list(known.values()), list(known))
 
 
 def fuse(matrices, name, top_k=15):
@@ -204,7 +206,9 @@ def csv_ids(model, name):
     With players in header and first column, notebooks 03 and 04 can score the file.
     """
     kind = "images" if name == "challenge" else "players"
+    if getattr(model, f"query_{kind}") is None:
+        raise ValueError(f"the features of the {name} set name no images, which are the ids of its distance CSV")
     try:
-        return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
+        return [getattr(model, f"{role}_{kind}").astype(np.int64) for role in ("query", "gallery")]
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None

@@ -32,7 +32,7 @@ class Labels(NamedTuple):
 
 def labels_of(model) -> Labels:
     """The labels of a model of `load_features` or `load_folder`, for `score(distances, *labels_of(model))`."""
-    return Labels(*(model.get(name) for name in Labels._fields))
+    return Labels(*(getattr(model, name) for name in Labels._fields))
 
 
 def as_ids(values, name: str) -> np.ndarray:

@@ -36,7 +36,10 @@ def ranked_query(before, after, features, q):
     """
     labels, query = labels_of(features), slice(q, q + 1)
     (is_match,), (junk,) = matches(
-        labels.query_players[query], labels.gallery_players, labels.query_cameras[query], labels.gallery_cameras
+        labels.query_players[query],
+        labels.gallery_players,
+        None if labels.query_cameras is None else labels.query_cameras[query],
+        labels.gallery_cameras,
     )
     kept = np.flatnonzero(~junk)
     order, former = (kept[np.argsort(distances[q, kept], kind="stable")] for distances in (after, before))
@@ -91,7 +94,7 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     @lru_cache(maxsize=8)
     def rank(run, *processing):
-        distances = post_process(runs[run]["query"], runs[run]["gallery"], *processing)
+        distances = post_process(runs[run].query, runs[run].gallery, *processing)
         return distances, average_precisions(distances, *labels_of(runs[run]))
 
     @lru_cache(maxsize=4096)
@@ -100,15 +103,15 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     def view(settings, q):
         features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
-        ranking, image = ranked_query(before, after, features, q), features["query_images"][q]
+        ranking, image = ranked_query(before, after, features, q), features.query_images[q]
         cards = [_card(picture("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
         for row in ranking[:top].itertuples():
             sign, colour = ("✓", MATCH) if row.is_match else ("✗", MISMATCH)
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
-            cards.append(_card(picture("gallery", features["gallery_images"][row.image]), colour,
+            cards.append(_card(picture("gallery", features.gallery_images[row.image]), colour,
                                f"{sign} rank {row.rank}", text))  # fmt: skip
         ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking[ranking.is_match].itertuples()]
-        title = f"player {features['query_players'][q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
+        title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
         return (
             f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
             f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
@@ -148,7 +151,7 @@ def _with_controls(runs, start, rank, view):
 
     def renew(**settings):
         aps, former = rank(*settings.values())[1], query.value
-        players, order = runs[settings["run"]]["query_players"], worst_first(aps)
+        players, order = runs[settings["run"]].query_players, worst_first(aps)
         query.unobserve(show, "value")  # new options pick the first one: not a choice of the user's
         query.options = [(f"AP {aps[q]:.2f} · player {players[q]}", q) for q in order]
         query.value = former if former in order else order[0]
