@@ -143,9 +143,9 @@ def _first_line(error):
 
 def _unavailable(backbone, repository, error):
     return FileNotFoundError(
-        f"no pretrained weights for {backbone} ({_first_line(error)}); run `make weights` (EfficientNet-Lite 0 to 2 and "
-        f"mobilenetv2_100), or put the safetensors file of the hub's {repository} as {weights_file_name(backbone)} into "
-        "the folder named by weights_dir, or set pretrained to false"
+        f"no pretrained weights for {backbone} ({_first_line(error)}); run `make weights` (it has mobilenetv2_100 and "
+        f"tf_efficientnet_lite0 to 2), or put the safetensors file of the hub's {repository} as "
+        f"{weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
     )
 
 
@@ -183,8 +183,8 @@ def _timm_encoder(backbone, image_size, pretrained, local):
 def _timm_state(backbone, path):
     """The tensors of a weights file as timm's strict check wants them: its names, a classifier of its size.
 
-    The classifier is taken off later, so one that is missing or of another size may be zeros. A prefix ("module.") goes,
-    and where the whole trunk is there, so do modules that timm's network lacks (another toolkit's classifier or neck).
+    The classifier is taken off later, so one that is missing or of another size may be zeros. A prefix ("module.") is
+    removed and, where the whole trunk is there, so are modules that timm's network lacks (a classifier or neck).
     """
     import timm
 
