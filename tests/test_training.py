@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,23 +20,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from reid_utils import code
 from reid_utils.data.images import load_images
 from reid_utils.data.synergy import load_manifest, training_and_validation
-from reid_utils.learning import loading, seeds, training
+from reid_utils.learning import features, loading, models, processes, seeds, training
+from reid_utils.learning.checkpoints import save_checkpoint
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.loading import RunBatches, batches_of_steps, epoch_batches
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder, load_weights, save_weights
-from reid_utils.learning.processes import save_checkpoint
-from reid_utils.learning.seeds import (
-    Training,
-    check_seeds,
-    choose_sets,
-    load_pool,
-    settings_in_extra,
-    start_weights_file,
-    train_seed,
-)
+from reid_utils.learning.seeds import check_seeds, choose_sets, load_pool, settings_in_extra, start_weights_file
 from reid_utils.learning.training import (
     Recipe,
     build_optimiser,
@@ -46,11 +41,13 @@ from reid_utils.learning.training import (
     take_step,
     train,
 )
+from reid_utils.ranking import feature_files, methods
 from reid_utils.ranking.feature_files import load_features
 from reid_utils.ranking.methods import POST_PROCESSINGS, score, squared_euclidean
 from rendered_players.dataset import render_dataset
 
 HERE = str(Path(__file__).parent)
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "02_training.ipynb"
 SIZE = (48, 24)
 ENCODER = {"backbone": "test_byobnet", "image_size": SIZE}
 SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -63,7 +60,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np, timm, torch
 from reid_utils.learning import loading, seeds, training
-from reid_utils.learning.processes import save_checkpoint
+from reid_utils.learning.checkpoints import save_checkpoint
 from test_training import OFTEN, constant, encoder, labels_of
 folder, stops = Path(sys.argv[1]), [int(stop) for stop in sys.argv[2:]]
 images, rate, save = np.load(folder.parent / "images.npy"), training.learning_rate_at, torch.save
@@ -109,6 +106,19 @@ def labels_of(images):
 
 def constant(_):
     return {"mAP": 0.5, "aps": np.ones(2)}
+
+
+def train_seed(sets, recipe, folder, start="", encoder_settings=ENCODER):
+    """Seed 0 of a run in `folder`, trained and scored by the cells of notebook 02 -> (history, scores)."""
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
+    names = {"experiment": seeds, "devices": processes, "processes": 1, "seeds": [0], "start": start, "pd": pd}
+    names |= {"training": training, "models": models, "features": features, "methods": methods}
+    names |= {"feature_files": feature_files, "encoder_settings": encoder_settings, "sets": sets, "crops": sets.images}
+    names |= {"labels": sets.training[1], "recipe": recipe, "precision": "auto", "run": SimpleNamespace(folder=folder)}
+    for mark in ("def train_seed", "training.check_share"):
+        (cell,) = (cell for cell in cells if cell.startswith(mark))
+        exec(cell, names)
+    return names["history"], names["scores"][0]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -249,41 +259,124 @@ def test_a_checkpoint_of_other_settings_or_none_that_can_be_read_is_an_error(eig
         train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=str)
 
 
-def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path):
-    sets, told = choose_sets(*eight_players, "data"), []
-    training = Training(sets, TINY, ENCODER, report=told.append)
-    folder = tmp_path / "results" / "run" / "seed0"
-    first = train_seed(training, folder)
-    trained, weights = len(told), _bytes(folder)
-    again = train_seed(training, folder)
-    assert len(told) == trained >= TINY.epochs
+def _epochs(capsys):
+    return capsys.readouterr().out.count("epoch ")
+
+
+def test_a_finished_seed_is_read_and_one_of_other_settings_redone(eight_players, tmp_path, capsys):
+    sets, folder = choose_sets(*eight_players, "data"), tmp_path / "results" / "run"
+    first = train_seed(sets, TINY, folder)
+    weights = _bytes(folder / "seed0")
+    assert _epochs(capsys) == TINY.epochs
+    again = train_seed(sets, TINY, folder)
+    assert _epochs(capsys) == 0
     assert np.array_equal(first[1]["hard"]["aps"], again[1]["hard"]["aps"])
     assert not (tmp_path / "results" / "superseded").exists()
-    train_seed(replace(training, recipe=replace(TINY, epochs=1)), folder)
-    assert len(told) > trained and _bytes(folder) != weights
-    assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in folder.iterdir()}
+    train_seed(sets, replace(TINY, epochs=1), folder)
+    assert _epochs(capsys) == 1 and _bytes(folder / "seed0") != weights
+    assert {"test.npz", "challenge.npz", "weights.safetensors"} <= {path.name for path in (folder / "seed0").iterdir()}
     assert _bytes(tmp_path / "results" / "superseded" / "run" / "seed0.1") == weights
+    others = replace(sets, training=(sets.images, np.where(sets.training[1] == 7, -1, sets.training[1])))
+    train_seed(others, replace(TINY, epochs=1), folder)
+    assert _epochs(capsys) == 1, "other players are another training"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package that stands for the code in force."""
+    copy = tmp_path / "package" / "reid_utils"
+    shutil.copytree(seeds.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(seeds, "PACKAGE", copy)
+    return copy
+
+
+def _edit(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    code._read_module.cache_clear()
 
 
 def test_code_that_says_the_same_trains_nothing_and_another_loss_moves_the_old_weights_aside(
-    eight_players, tmp_path, monkeypatch, capsys
+    eight_players, tmp_path, package, capsys
 ):
-    package = tmp_path / "package" / "reid_utils"
-    shutil.copytree(Path(seeds.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(seeds, "__file__", str(package / "learning" / "seeds.py"))
-    told, folder = [], tmp_path / "results" / "run" / "seed0"
-    training = Training(choose_sets(*eight_players, "data"), replace(TINY, epochs=1), ENCODER, report=told.append)
-    train_seed(training, folder)
-    trained, losses = len(told), package / "learning" / "losses.py"
-    text = losses.read_text()
-    losses.write_text("# A word more.\n" + text.replace('"""Symmetric InfoNCE of', '"""The InfoNCE of'))
-    (package / "views" / "style.py").write_text("GREY = '0.5'\n")
-    train_seed(training, folder)
-    assert len(told) == trained
-    losses.write_text(text.replace("(forth + back) / 2", "forth + back"))
-    train_seed(training, folder)
-    assert len(told) == 2 * trained and "other code; it was moved to" in capsys.readouterr().out
+    sets, recipe, folder = choose_sets(*eight_players, "data"), replace(TINY, epochs=1), tmp_path / "results" / "run"
+    train_seed(sets, recipe, folder)
+    losses = package / "learning" / "losses.py"
+    _edit(losses, '"""Symmetric InfoNCE of', '"""The InfoNCE of')
+    _edit(package / "views" / "style.py", "def use_style", "def other_style")
+    assert _epochs(capsys) == 1
+    train_seed(sets, recipe, folder)
+    assert _epochs(capsys) == 0
+    _edit(losses, "(forth + back) / 2", "forth + back")
+    train_seed(sets, recipe, folder)
+    told = capsys.readouterr().out
+    assert told.count("epoch ") == 1 and "other code; it was moved to" in told
     assert (tmp_path / "results" / "superseded" / "run" / "seed0.1" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("keep_epochs", [False, True])
+def test_an_edit_of_the_metric_moves_every_score_together_and_trains_nothing(
+    eight_players, tmp_path, package, monkeypatch, capsys, keep_epochs
+):
+    sets, folder = choose_sets(*eight_players, "data"), tmp_path / "results" / "run"
+    recipe = replace(TINY, epochs=3, keep_epochs=keep_epochs)
+    history, scores = train_seed(sets, recipe, folder)
+    weights = _bytes(folder / "seed0")
+    _edit(package / "ranking" / "metrics.py", "import numpy as np", "import numpy as np\n\nEDITED = True")
+    same, _ = train_seed(sets, recipe, folder)
+    assert [row["mAP"] for row in same] == [row["mAP"] for row in history], "no score has changed, so all are kept"
+
+    def halved(*given):
+        found = score(*given)
+        return found | {"mAP": found["mAP"] / 2, "aps": found["aps"] / 2}
+
+    _edit(package / "ranking" / "metrics.py", "EDITED = True", "EDITED = False")
+    monkeypatch.setattr(methods, "score", halved)
+    capsys.readouterr()
+    anew, now = train_seed(sets, recipe, folder)
+    assert _epochs(capsys) == 0 and _bytes(folder / "seed0") == weights
+    for name in (*POST_PROCESSINGS, "untrained", "best"):
+        assert now[name]["mAP"] == scores[name]["mAP"] / 2, name
+        assert np.array_equal(now[name]["aps"], scores[name]["aps"] / 2, equal_nan=True), name
+    scored = [row["epoch"] for row in anew if "mAP" in row]
+    assert all(row["mAP"] == history[row["epoch"]]["mAP"] / 2 for row in anew if "mAP" in row)
+    best = max(history[1:], key=lambda row: row["mAP"])["epoch"]
+    assert scored == ([0, 1, 2, 3] if keep_epochs else sorted({0, best, 3}))
+    assert [row["loss"] for row in anew][1:] == [row["loss"] for row in history][1:]
+
+
+def test_a_training_cut_off_before_an_edit_of_the_metric_goes_on_with_its_scores_made_anew(
+    eight_players, tmp_path, monkeypatch
+):
+    images, recipe = eight_players[1][:48], replace(TINY, epochs=3, keep_epochs=True)
+    scale, steps = {"by": 1.0}, iter(range(1000))
+
+    def validate(current):
+        return {"mAP": scale["by"] * next(current.parameters()).abs().mean().item(), "aps": np.ones(2)}
+
+    def stopped(*given):
+        if next(steps) == 12:
+            raise KeyboardInterrupt
+        return take_step(*given)
+
+    whole = train(encoder(), images, labels_of(images), recipe, tmp_path / "whole", validate, report=str)
+    monkeypatch.setattr(training, "take_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(encoder(), images, labels_of(images), recipe, tmp_path / "cut", validate, str, scored_by="old")
+    monkeypatch.undo()
+    scale["by"] = 0.5
+    cut = train(encoder(), images, labels_of(images), recipe, tmp_path / "cut", validate, str, scored_by="new")
+    assert [row["mAP"] for row in cut] == [row["mAP"] / 2 for row in whole]
+    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "cut")
+
+
+def test_validation_ranks_within_groups_as_the_features_that_are_written_do(eight_players, tmp_path):
+    manifest, images = eight_players
+    sets = choose_sets(manifest.assign(group=manifest["player"] % 3 + 1), images, "data")
+    history, scores = train_seed(sets, replace(TINY, epochs=1), tmp_path / "grouped")
+    _, alone = train_seed(choose_sets(manifest, images, "data"), replace(TINY, epochs=1), tmp_path / "alone")
+    assert history[-1]["mAP"] == scores["best"]["mAP"] == scores["none"]["mAP"] > alone["none"]["mAP"]
 
 
 def test_what_is_trained_on_and_validated(eight_players):
@@ -322,44 +415,69 @@ def test_a_pool_is_trained_on_in_place_of_the_training_players(eight_players, tm
 
 
 def test_no_epochs_evaluate_the_start_and_a_start_is_another_runs_end(eight_players, tmp_path):
-    training = Training(choose_sets(*eight_players, "data"), TINY, ENCODER, report=str)
-    zero = replace(training, recipe=replace(TINY, epochs=0))
-    history, scores = train_seed(training, tmp_path / "first" / "seed0")
+    sets, zero = choose_sets(*eight_players, "data"), replace(TINY, epochs=0)
+    history, scores = train_seed(sets, zero, tmp_path / "first")
     weights = tmp_path / "first" / "seed0" / "weights.safetensors"
     for start in (tmp_path / "first", weights):
-        begun, same = train_seed(replace(zero, start_weights=str(start)), tmp_path / "zero")
-        assert len(begun) == 1 and same["hard"]["mAP"] == scores["hard"]["mAP"] == same["hard"]["mAP"]
+        begun, same = train_seed(sets, zero, tmp_path / "zero", str(start))
+        assert len(begun) == 1 and same["hard"]["mAP"] == scores["hard"]["mAP"]
         assert begun[0]["mAP"] == history[-1]["mAP"] == same["none"]["mAP"]
-    bare = timm.create_model("test_byobnet").state_dict()  # as its library writes it: with the head
-    save_file(bare, tmp_path / "bare.safetensors")
-    train_seed(replace(zero, start_weights=tmp_path / "bare.safetensors"), tmp_path / "zero")
-    same = load_weights(tmp_path / "zero" / "weights.safetensors", encoder()).state_dict()
-    assert all(torch.equal(value, same[f"trunk.{name}"]) for name, value in bare.items() if "head.fc" not in name)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bare", "module", "model", "torchreid", "fastreid"])
+def test_a_start_may_be_what_a_library_or_another_toolkit_wrote(tmp_path, form):
+    state = timm.create_model("test_byobnet").state_dict()
+    other = {**state, "head.fc.weight": torch.ones(7, 256), "head.fc.bias": torch.ones(7), "neck.weight": torch.ones(9)}
+    moved = {f"module.{name}": tensor for name, tensor in other.items()}
+    contents = {
+        "bare": state,
+        "module": {"state_dict": moved},
+        "model": {"model": {f"model.{name}": tensor for name, tensor in state.items()}, "epoch": 3},
+        "torchreid": {"state_dict": moved, "rank1": np.float64(0.5), "optimizer": {"param_groups": [{"lr": 0.1}]}},
+        "fastreid": {"model": {f"backbone.{name}": t for name, t in state.items()} | {"heads.weight": torch.ones(3)}},
+    }
+    path = tmp_path / ("start.safetensors" if form == "safetensors" else "start.pth.tar")
+    save_file(state, path) if form == "safetensors" else torch.save(contents[form], path)
+    found = models.starting_encoder(ENCODER, 0, path).state_dict()
+    assert all(torch.equal(value, found[f"trunk.{name}"]) for name, value in state.items() if "head.fc" not in name)
 
 
 def test_epochs_can_be_validated_under_every_post_processing_and_with_mirrored_images(eight_players, tmp_path):
     sets = choose_sets(*eight_players, "data")
     recipe = replace(TINY, epochs=1, flip_features=True, every_post_processing=True)
-    history, scores = train_seed(Training(sets, recipe, ENCODER, report=str), tmp_path / "all")
+    history, scores = train_seed(sets, recipe, tmp_path / "all")
     names = [name for name in POST_PROCESSINGS if name != "none"]
     assert all(history[1][f"mAP {name}"] == scores[name]["mAP"] for name in names)
-    trained = load_weights(tmp_path / "all" / "weights.safetensors", encoder(1))
+    folder = tmp_path / "all" / "seed0"
+    trained = load_weights(folder / "weights.safetensors", encoder(1))
     rows = sets.evaluated["test"].query("role == 'query'").index.to_numpy()
     mirrored = extract_features(trained, sets.images[:, :, ::-1], flip=True, rows=rows)
-    assert np.allclose(load_features(tmp_path / "all" / "test.npz").query, mirrored, atol=1e-5)
+    assert np.allclose(load_features(folder / "test.npz").query, mirrored, atol=1e-5)
 
 
-def test_start_weights_that_are_missing_or_of_another_backbone_are_named(eight_players, tmp_path):
+def test_start_weights_that_are_missing_or_of_another_backbone_are_named(tmp_path):
     (tmp_path / "seed0").mkdir()
     with pytest.raises(FileNotFoundError, match=r"seed1/weights.safetensors is missing; .* trained seed 1"):
         start_weights_file(tmp_path, 1)
     weights = tmp_path / "seed0" / "weights.safetensors"
     save_weights(weights, build_encoder("test_resnet", SIZE), {})
-    training = Training(choose_sets(*eight_players, "data"), TINY, ENCODER, tmp_path, report=str)
-    for content in (weights.read_bytes(), b"cut"):
-        weights.write_bytes(content)
-        with pytest.raises(ValueError, match=r"weights.safetensors does not fit test_byobnet"):
-            train_seed(training, tmp_path / "run")
+    bare = timm.create_model("test_byobnet").state_dict()
+    larger = bare | {"stages.9.conv.weight": torch.ones(3)}  # of a deeper network of the family
+    torch.save({"state_dict": larger}, tmp_path / "larger.pth")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    save_file(dict(list(bare.items())[:9]), tmp_path / "part.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    for path, reason in (
+        (weights, "Missing key|cannot be loaded"),
+        (tmp_path / "larger.pth", "stages.9"),
+        (tmp_path / "whole.pth", "holds Python objects; write it again where it was made, with torch.save"),
+        (tmp_path / "part.safetensors", "Missing key"),
+        (tmp_path / "cut.safetensors", ""),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{path.name} does not fit test_byobnet \(.*{reason}.*as \.safetensors or"
+        ):
+            models.starting_encoder(ENCODER, 0, start_weights_file(str(path), 0))
 
 
 def test_learning_rate_warms_up_then_falls_to_the_end_value():

@@ -1,7 +1,10 @@
 """Losses on unit-length features: symmetric InfoNCE, two ID losses and batch-hard triplet."""
 
+import inspect
 import math
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -60,7 +63,40 @@ def triplet_loss(features, labels, margin=0.3):
     return functional.relu(farthest - nearest + margin).mean()
 
 
-TERMS = {"infonce": info_nce, "id": id_loss, "id-cosine": cosine_id_loss, "triplet": triplet_loss}
+class Loss(NamedTuple):
+    """One loss: its function, how that takes an `Objective`, its features and labels, and what it learns.
+
+    `learns`: names of "logit_scale", "centres" and "classifier"; `batches`: "pairs" or "players" (several images of
+    each) where it works on such batches alone or best, "any" else.
+    """
+
+    function: Callable
+    of: Callable
+    learns: tuple = ()
+    batches: str = "any"
+
+
+LOSSES = {
+    "infonce": Loss(
+        info_nce,
+        lambda own, features, _: info_nce(*features.chunk(2), own.logit_scale, own.label_smoothing),
+        learns=("logit_scale",),
+        batches="pairs",
+    ),
+    "id": Loss(
+        id_loss,
+        lambda own, features, labels: id_loss(features, labels, own.neck, own.classifier, own.label_smoothing),
+        learns=("classifier",),
+    ),
+    "id-cosine": Loss(
+        cosine_id_loss,
+        lambda own, features, labels: cosine_id_loss(
+            features, labels, own.centres, own.logit_scale, own.label_smoothing
+        ),
+        learns=("logit_scale", "centres"),
+    ),
+    "triplet": Loss(triplet_loss, lambda _, features, labels: triplet_loss(features, labels), batches="players"),
+}
 
 
 class Objective(nn.Module):
@@ -74,30 +110,24 @@ class Objective(nn.Module):
         super().__init__()
         self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
         self.label_smoothing = label_smoothing
-        if self.weights.keys() & {"infonce", "id-cosine"}:
+        self.learnt = {part for name in self.weights for part in LOSSES[name].learns}
+        if "logit_scale" in self.learnt:
             self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
-        if "id-cosine" in self.weights:
+        if "centres" in self.learnt:
             self.centres = nn.Parameter(torch.empty(n_players, dim))
             nn.init.normal_(self.centres, std=0.02)
-        if "id" in self.weights:
+        if "classifier" in self.learnt:
             self.neck, self.classifier = nn.BatchNorm1d(dim), nn.Linear(dim, n_players, bias=False)
             self.neck.bias.requires_grad_(False)
             nn.init.normal_(self.classifier.weight, std=0.001)
 
     def head(self):
         """The parameters that have a learning rate of their own: the classifier's, and its neck's."""
-        return [*self.neck.parameters(), *self.classifier.parameters()] if "id" in self.weights else []
+        return [*self.neck.parameters(), *self.classifier.parameters()] if "classifier" in self.learnt else []
 
     def forward(self, features, labels):
         """Loss of a batch; with InfoNCE the first half of `features` are queries, the second their partners."""
-        half = len(features) // 2
-        terms = {
-            "infonce": lambda: info_nce(features[:half], features[half:], self.logit_scale, self.label_smoothing),
-            "id": lambda: id_loss(features, labels, self.neck, self.classifier, self.label_smoothing),
-            "id-cosine": lambda: cosine_id_loss(features, labels, self.centres, self.logit_scale, self.label_smoothing),
-            "triplet": lambda: triplet_loss(features, labels),
-        }
-        return sum(weight * terms[name]() for name, weight in self.weights.items())
+        return sum(weight * LOSSES[name].of(self, features, labels) for name, weight in self.weights.items())
 
 
 def parse_loss(loss):
@@ -108,21 +138,24 @@ def parse_loss(loss):
     weights = {}
     for term in loss.split("+"):
         factor, star, name = term.rpartition("*")
-        if name not in TERMS:
-            raise ValueError(f"loss {loss!r}: unknown term {name!r}; known: {', '.join(TERMS)}")
+        if name not in LOSSES:
+            raise ValueError(f"loss {loss!r}: unknown term {name!r}; known: {', '.join(LOSSES)}")
         if name in weights:
             raise ValueError(f"loss {loss!r} names {name} twice; add the two weights up")
-        weights[name] = _weight(factor, loss) if star else 1.0
+        if star and not (re.fullmatch(r"[0-9]*\.?[0-9]+", factor) and float(factor)):
+            raise ValueError(
+                f"loss {loss!r}: {factor!r} is no weight; write a number above 0, as in infonce+0.5*triplet"
+            )
+        weights[name] = float(factor) if star else 1.0
     return weights
 
 
 def takes_pairs(loss):
-    """Whether a loss is computed on pairs: all but the triplet loss without InfoNCE, which takes players × images."""
-    weights = parse_loss(loss)
-    return "infonce" in weights or "triplet" not in weights
+    """Whether a loss is computed on pairs: where a term wants them, or none wants several images of each player."""
+    wanted = {LOSSES[name].batches for name in parse_loss(loss)}
+    return "pairs" in wanted or "players" not in wanted
 
 
-def _weight(text, loss):
-    if not re.fullmatch(r"[0-9]*\.?[0-9]+", text) or not float(text):
-        raise ValueError(f"loss {loss!r}: {text!r} is no weight; write a number above 0, as in infonce+0.5*triplet")
-    return float(text)
+def source_of(loss):
+    """The source code (str) of the functions that a loss adds up, for a notebook to show."""
+    return "\n\n".join(inspect.getsource(LOSSES[name].function) for name in parse_loss(loss))

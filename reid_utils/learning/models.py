@@ -1,10 +1,13 @@
-"""Encoders by name, timm's and the image towers of open_clip: built, written, read back, and what they cost."""
+"""Encoders by name, timm's and open_clip's vision transformers: built, written, read back, and what they cost."""
 
+import _codecs
 import json
+import pickle
 import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,9 +49,9 @@ def build_encoder(
 
     `backbone` is a timm name ("resnet50") or an open_clip pair "model/weights" ("ViT-L-14-quickgelu/openai"), whose
     projection is removed as the paper does unless `projection`; `image_size` (height, width) or None for the model's
-    own. With `pretrained` the weights come from `weights_dir`, or the repository's own folder weights, as
-    `<backbone with / as _>.safetensors` (the file that the hub keeps; the classifier may be missing), from
-    `weights_file` where given, or else by name from the hub; position embeddings are resampled to `image_size`.
+    own. With `pretrained` the weights come from `weights_file` where given (as `read_state` takes it), from
+    `weights_dir` or the repository's own folder weights as `<backbone with / as _>.safetensors` (the file that the hub
+    keeps; the classifier may be missing), or else by name from the hub; position embeddings are resampled.
     `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more work, the same
     gradients. `normalisation` of pixels: "weights" for the mean and deviation that the weights were trained with,
     "imagenet" for ImageNet's in every timm model, as published (open_clip's towers keep their own).
@@ -84,35 +87,65 @@ def find_weights(backbone, weights_dir):
     return path if path.exists() else None
 
 
-def _local_weights(backbone, path):
-    """What timm takes of a local file: its path, or its tensors with a classifier of zeros where only that is missing.
+def read_state(path):
+    """{name: tensor} of a weights file: safetensors, or a state_dict that torch.save wrote, as toolkits wrap it.
 
-    The classifier is taken off anyway, but timm checks whole files alone. A file of `save_weights` is taken too.
+    It may lie under "state_dict" or "model". Nothing is unpickled but tensors and numbers; raises ValueError where a
+    file holds anything else, and says how to convert it.
     """
-    import timm
-    from safetensors import safe_open
-    from safetensors.torch import load_file
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import load_file
 
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
-    with torch.device("meta"):
-        whole = timm.create_model(backbone).state_dict()
-        trunk = timm.create_model(backbone, num_classes=0).state_dict()
-    missing = whole.keys() - {name.removeprefix("trunk.") for name in names}
-    if names >= whole.keys() or missing & trunk.keys():
-        return {"file": str(path)}
-    zeros = {name: torch.zeros(whole[name].shape, device="cpu") for name in missing}
-    return {"state_dict": {name.removeprefix("trunk."): tensor for name, tensor in load_file(path).items()} | zeros}
+        return load_file(path)
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise ValueError(
+            f"{path} is damaged or holds Python objects; write it again where it was made, with "
+            'torch.save(model.state_dict(), "weights.pth")'
+        ) from None
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, dict) else {}
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+
+
+# What a number of NumPy is pickled as: toolkits keep the score of a checkpoint so.
+_NUMBERS = [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+_NUMBERS += [np.dtype, *(type(np.dtype(name)) for name in ("float32", "float64", "int64")), _codecs.encode]
+
+
+def starting_encoder(settings, seed, start=None):
+    """The encoder that a training starts from, torch's generator seeded first.
+
+    `settings`: keyword arguments of `build_encoder`; `start`: a weights file of this backbone, taken in place of
+    pretrained weights, or None. Raises ValueError where it is of another backbone.
+    """
+    torch.manual_seed(seed)
+    if start is None:
+        return build_encoder(**settings)
+    from safetensors import SafetensorError
+
+    try:
+        if any(name.startswith("trunk.") for name in read_state(start)):  # as `save_weights` wrote it
+            return load_weights(start, build_encoder(**{**settings, "pretrained": False}))
+        return build_encoder(**{**settings, "pretrained": True, "weights_file": start})
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"start_weights: {start} does not fit {settings['backbone']} ({_first_line(error)}); give weights of this "
+            "very backbone, as .safetensors or as torch.save writes a state_dict"
+        ) from error
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _unavailable(backbone, repository, error):
-    from reid_utils.learning.packaged import PACKAGED
-
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    easier = "run `make weights`, or " if backbone in PACKAGED else ""
     return FileNotFoundError(
-        f"no pretrained weights for {backbone} ({reason}); {easier}put the safetensors file of the hub's {repository} "
-        f"as {weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
+        f"no pretrained weights for {backbone} ({_first_line(error)}); run `make weights` (it has mobilenetv2_100 and "
+        f"tf_efficientnet_lite0 to 2), or put the safetensors file of the hub's {repository} as "
+        f"{weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
     )
 
 
@@ -129,17 +162,14 @@ def _timm_encoder(backbone, image_size, pretrained, local):
         close = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:3]
         raise ValueError(f"timm has no model {backbone!r}; perhaps one of {close or timm.list_models()[:3]}")
     try:
-        # A local file takes the way of a downloaded one; with the head, since timm checks whole files alone.
-        given = {"pretrained_cfg_overlay": _local_weights(backbone, local)} if local else {}
+        given = {"pretrained_cfg_overlay": {"state_dict": _timm_state(backbone, local)}} if local else {}
         given |= {} if pretrained else {"num_classes": 0}
         trunk = timm.create_model(backbone, pretrained=pretrained, **given)
-        trunk.reset_classifier(0)
     except (OSError, RuntimeError, SafetensorError) as error:
         if local is not None:
             raise _does_not_fit(local, error) from error
-        if pretrained:
-            raise _unavailable(backbone, timm.get_pretrained_cfg(backbone).hf_hub_id or "timm", error) from error
-        raise
+        raise _unavailable(backbone, timm.get_pretrained_cfg(backbone).hf_hub_id or "timm", error) from error
+    trunk.reset_classifier(0)
     config = trunk.pretrained_cfg
     config.pop("state_dict", None)  # else it keeps the tensors alive
     own = tuple(config["input_size"][1:])
@@ -150,6 +180,30 @@ def _timm_encoder(backbone, image_size, pretrained, local):
     return Encoder(trunk, dim, config["mean"], config["std"], image_size)
 
 
+def _timm_state(backbone, path):
+    """The tensors of a weights file as timm's strict check wants them: its names, a classifier of its size.
+
+    The classifier is taken off later, so one that is missing or of another size may be zeros. A prefix ("module.") is
+    removed and, where the whole trunk is there, so are modules that timm's network lacks (a classifier or neck).
+    """
+    import timm
+
+    with torch.device("meta"):
+        whole = timm.create_model(backbone).state_dict()
+        trunk = timm.create_model(backbone, num_classes=0).state_dict()
+    state, first = read_state(path), next(iter(trunk))
+    prefixes = sorted({name.removesuffix(first) for name in state if name.endswith(first)})
+    prefix = max(prefixes, default="", key=lambda prefix: sum(prefix + name in state for name in trunk))
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    if trunk.keys() <= state.keys():
+        modules = {name.partition(".")[0] for name in trunk}
+        state = {name: state[name] for name in state if name in whole or name.partition(".")[0] in modules}
+    for name in whole.keys() - trunk.keys():
+        if name not in state or state[name].shape != whole[name].shape:
+            state[name] = torch.zeros(whole[name].shape, device="cpu")
+    return state
+
+
 def full_name(backbone):
     """A backbone's name with OpenAI's CLIP weights put under the QuickGELU models that they were trained with."""
     name, _, tag = backbone.partition("/")
@@ -157,22 +211,25 @@ def full_name(backbone):
 
 
 def _open_clip_config(backbone):
-    """(model name, open_clip's entry for the weights); ValueError for unknown names and another activation."""
+    """(model name, open_clip's entry for the weights); ValueError for unknown names, other towers and activations."""
     import open_clip
 
     name, tag = backbone.split("/", 1)
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}; open_clip.list_models() names them")
-    config = open_clip.get_pretrained_cfg(name, tag)
+    config, model = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(f"open_clip has no weights {tag!r} for {name}; known: {known}")
-    trained, built = (bool(source.get("quick_gelu")) for source in (config, open_clip.get_model_config(name)))
-    if trained != built:
-        other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+    if not isinstance(model["vision_cfg"].get("layers"), int):
         raise ValueError(
-            f"{backbone}: these weights were trained with{'' if trained else 'out'} QuickGELU; write {other}/{tag}"
+            f"{backbone} is no vision transformer of open_clip; name timm's, such as resnet50_clip.openai or "
+            "convnext_base.clip_laion2b"
         )
+    if bool(config.get("quick_gelu")) != bool(model.get("quick_gelu")):
+        trained = "with" if config.get("quick_gelu") else "without"
+        other = f"{name}-quickgelu" if trained == "with" else name.removesuffix("-quickgelu")
+        raise ValueError(f"{backbone}: these weights were trained {trained} QuickGELU; write {other}/{tag}")
     return name, config
 
 
@@ -184,16 +241,15 @@ def _open_clip_encoder(backbone, image_size, pretrained, local, projection):
     path = (local or _download_clip(backbone, config)) if pretrained else None
     try:
         clip = open_clip.create_model(name, pretrained=path and str(path), device=torch.get_default_device())
-    except (RuntimeError, SafetensorError) as error:
-        if path is None:
-            raise
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise _does_not_fit(path, error) from error
     trunk = clip.visual
-    own = trunk.image_size if isinstance(trunk.image_size, tuple) else (trunk.image_size,) * 2
-    image_size = tuple(image_size or own)
-    if image_size != own:
-        _resize_tower(trunk, image_size, backbone)
-    dim = open_clip.get_model_config(name)["embed_dim"] if projection else _remove_projection(trunk, backbone)
+    image_size = tuple(image_size or trunk.image_size)
+    if image_size != trunk.image_size:
+        _resize_tower(trunk, image_size)
+    dim = trunk.output_dim
+    if not projection:
+        trunk.proj, dim = None, trunk.ln_post.normalized_shape[0]
     mean, std = config.get("mean") or open_clip.OPENAI_DATASET_MEAN, config.get("std") or open_clip.OPENAI_DATASET_STD
     scale = INITIAL_LOGIT_SCALE if clip.logit_scale.is_meta else clip.logit_scale.item()
     return Encoder(trunk, dim, mean, std, image_size, scale)
@@ -208,35 +264,15 @@ def _download_clip(backbone, config):
         raise _unavailable(backbone, config.get("hf_hub", "").rstrip("/") or "open_clip", error) from error
 
 
-def _resize_tower(trunk, image_size, backbone):
-    """Make an open_clip image tower take images of another size, its position embeddings resampled."""
+def _resize_tower(trunk, image_size):
+    """Make a vision transformer of open_clip take images of another size, its position embeddings resampled."""
     from timm.layers import resample_abs_pos_embed
 
-    if hasattr(trunk, "set_input_size"):  # a timm model
-        trunk.set_input_size(image_size)
-    elif hasattr(trunk, "grid_size"):
-        grid = tuple(side // patch for side, patch in zip(image_size, trunk.patch_size, strict=True))
-        old, table = trunk.grid_size, trunk.positional_embedding
-        table = resample_abs_pos_embed(table.detach()[None], grid, old, len(table) - old[0] * old[1])[0]
-        trunk.positional_embedding = nn.Parameter(table, trunk.positional_embedding.requires_grad)
-        trunk.grid_size, trunk.image_size = grid, image_size
-    else:
-        raise ValueError(f"{backbone} takes images of {trunk.image_size} × {trunk.image_size} pixels only")
-
-
-def _remove_projection(trunk, backbone):
-    """Take the projection off an open_clip image tower -> width of the features before it."""
-    if hasattr(trunk, "ln_post"):
-        trunk.proj = None
-        return trunk.ln_post.normalized_shape[0]
-    head = getattr(trunk, "head", None)
-    if hasattr(head, "proj"):
-        width, head.proj = head.proj.in_features, nn.Identity()
-    elif hasattr(head, "mlp"):
-        width, head.mlp = head.mlp.fc1.in_features, nn.Identity()
-    else:
-        raise ValueError(f"the projection of {backbone} is part of its pooling; set projection to true")
-    return width
+    grid = tuple(side // patch for side, patch in zip(image_size, trunk.patch_size, strict=True))
+    old, table = trunk.grid_size, trunk.positional_embedding
+    table = resample_abs_pos_embed(table.detach()[None], grid, old, len(table) - old[0] * old[1])[0]
+    trunk.positional_embedding = nn.Parameter(table, trunk.positional_embedding.requires_grad)
+    trunk.grid_size, trunk.image_size = grid, image_size
 
 
 def save_weights(path, encoder, described):
@@ -248,7 +284,7 @@ def save_weights(path, encoder, described):
 
 
 def save_tensors(path, tensors, metadata):
-    """Write {name: tensor} and the texts `metadata` as safetensors, atomically, readable by whom the umask says."""
+    """Write {name: tensor} and the texts `metadata` as safetensors. Atomic; file permissions follow the umask."""
     from safetensors.torch import save_file
 
     with replacing(path) as part:

