@@ -16,7 +16,7 @@ from reid_utils.ranking.distances import (
     shared_galleries,
     squared_euclidean,
 )
-from reid_utils.ranking.feature_files import as_features, csv_ids, load_features, write_distance_csv
+from reid_utils.ranking.feature_files import Features, csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
 from reid_utils.ranking.metrics import labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
@@ -143,7 +143,7 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     With groups each is re-ranked on its own, since a query is ranked within its group; the rest is at +inf. Raises
     ValueError as `post_process` does.
     """
-    features = as_features(features)
+    features = Features(**features) if isinstance(features, dict) else features
     if features.query is not None:
         return within_groups(features, partial(post_process, name=name, k1=k1, k2=k2, jaccard_weight=jaccard_weight))
     if features.query_groups is None:
@@ -196,7 +196,7 @@ def weights_of(matrices, top_k=15):
 
 def _galleries(matrices):
     """`shared_galleries` of matrices of which one holds +inf; None where none does. Raises ValueError; see `fuse`."""
-    inside = [np.asarray(matrix) < np.inf for matrix in matrices]
+    inside = [np.asarray(matrix) != np.inf for matrix in matrices]  # NaN is the fusion's to refuse
     if all(mask.all() for mask in inside):
         return None
     for number, mask in enumerate(inside):
