@@ -106,6 +106,14 @@ def test_matrices_of_different_groups_are_not_fused():
         fuse([distances_of(MODELS[0]), whole], "min-max")
 
 
+def test_nan_is_refused_with_groups_and_without():
+    for matrix in (distances_of(MODELS[0]), np.ones((2, 3))):
+        wrong = matrix.copy()
+        wrong[0, 0] = np.nan
+        with pytest.raises(ValueError, match=r"row 0 holds|infinity that marks no group"):
+            fuse([wrong, wrong], "similarity")
+
+
 @QUIET
 def test_a_sweep_and_any_other_ranking_keep_to_the_groups():
     swept = dict(sweep_of(MODELS[0], "hard", [4, 20], [2], [0.3, 0.7]))
@@ -113,7 +121,7 @@ def test_a_sweep_and_any_other_ranking_keep_to_the_groups():
     for (k1, k2, weight), distances in swept.items():
         np.testing.assert_allclose(distances, distances_of(MODELS[0], "hard", k1, k2, weight), atol=1e-6)
     alone = partial(rerank, variant="hard", query_query=False)
-    found = within_groups(MODELS[0], lambda part: alone(part.query, part.gallery))
+    found = within_groups(MODELS[0], alone)
     for cut, part in zip(apart(found), PARTS[0], strict=True):
         np.testing.assert_array_equal(cut, alone(part.query, part.gallery))
 

@@ -112,13 +112,15 @@ def test_a_loop_name_that_lives_on_is_found():
 def test_the_smallest_sets_have_a_map(images):
     from sklearn.manifold import TSNE
 
+    from reid_utils.ranking.feature_files import Features
+
     (cell,) = (
         cell for cell in _code(ROOT / "notebooks" / "05_embedding_analysis.ipynb") if "def map_of" in cell["source"][0]
     )
     names = {"np": np, "TSNE": TSNE, "map_players": 14, "perplexity": 15.0}
     exec("".join(cell["source"]), names)
     gallery = np.random.default_rng(0).normal(size=(images, 8)).astype(np.float32)
-    found = {"gallery": gallery, "gallery_players": np.arange(images) % 2, "query_players": np.arange(2)}
+    found = Features(gallery=gallery, gallery_players=np.arange(images) % 2, query_players=np.arange(2))
     points, players = names["map_of"](found)
     assert points.shape == (images, 2) and np.isfinite(points).all() and len(players) == images
 

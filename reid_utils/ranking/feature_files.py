@@ -58,11 +58,6 @@ class Features:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def as_features(model: Features | Mapping) -> Features:
-    """`Features`, also from a mapping with a key a field."""
-    return Features(**model) if isinstance(model, Mapping) else model
-
-
 def features_of(manifest, features, weights_sha256="") -> Features:
     """`Features` of a split: its rows of the manifest (roles query and gallery) in the order of `features` (N, d).
 

@@ -16,7 +16,7 @@ from reid_utils.ranking.distances import (
     shared_galleries,
     squared_euclidean,
 )
-from reid_utils.ranking.feature_files import as_features, csv_ids, load_features, write_distance_csv
+from reid_utils.ranking.feature_files import Features, csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
 from reid_utils.ranking.metrics import labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
@@ -95,38 +95,46 @@ def post_processings_of(features):
 
 
 def groups_of(features):
-    """The queries and the gallery images of each group that has both: a list of pairs of index arrays.
+    """The queries and gallery images of each group that has both: pairs of index arrays; of slices without groups.
 
-    One pair of whole slices where there are no groups.
+    Raises ValueError where no group has both.
     """
     if features.query_groups is None:
         return [(slice(None), slice(None))]
     groups = np.intersect1d(features.query_groups, features.gallery_groups)
+    if not len(groups):
+        raise ValueError("no group has both queries and gallery images; check query_groups and gallery_groups")
     sides = features.query_groups, features.gallery_groups
     return [tuple(np.flatnonzero(side == group) for side in sides) for group in groups]
 
 
+def _sweep_groups(features, rank):
+    """Yield (setting, distances) as `rank(query, gallery)` does, the distances of all groups in one matrix (Q, G)."""
+    groups = groups_of(features)
+    ranked = [rank(features.query[queries], features.gallery[gallery]) for queries, gallery in groups]
+    for parts in zip(*ranked, strict=True):
+        if features.query_groups is None:
+            yield parts[0]
+            continue
+        distances = np.full((len(features.query), len(features.gallery)), np.inf, np.float32)
+        for (queries, gallery), (_, part) in zip(groups, parts, strict=True):
+            distances[np.ix_(queries, gallery)] = part
+        yield parts[0][0], distances
+
+
 def within_groups(features, rank):
-    """Distances (Q, G) where `rank` makes them of each group alone: a query is ranked among its own.
+    """Distances (Q, G) float32 where a query is ranked among its own group alone, +inf elsewhere.
 
-    rank: function of `Features` -> (q, g) float. Images of other groups are at +inf, which fusion and metrics leave
-    out. Without groups this is `rank(features)`.
+    rank: function of (query, gallery) features of a group -> (q, g). Fusion and metrics leave out what is at +inf.
     """
-    features = as_features(features)
-    if features.query_groups is None:
-        return rank(features)
-    return _together(features, [rank(features.subset(*group)) for group in groups_of(features)])
-
-
-def _together(features, parts):
-    """The distances of each of `groups_of` features in one matrix."""
-    if features.query_groups is None:
-        return parts[0]
-    shape = len(features.query_groups), len(features.gallery_groups)
-    distances = np.full(shape, np.inf, np.result_type(*parts))
-    for (queries, gallery), part in zip(groups_of(features), parts, strict=True):
-        distances[np.ix_(queries, gallery)] = part
+    ((_, distances),) = _sweep_groups(features, lambda query, gallery: [(None, rank(query, gallery))])
     return distances
+
+
+def sweep_of(features, variant, k1s, k2s, jaccard_weights):
+    """`rerank_sweep` of `Features`, each group on its own: yields ((k1, k2, weight), distances (Q, G))."""
+    settings = {"variant": variant, "k1s": k1s, "k2s": k2s, "jaccard_weights": jaccard_weights}
+    return _sweep_groups(features, partial(rerank_sweep, **settings))
 
 
 def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
@@ -135,21 +143,12 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     With groups each is re-ranked on its own, since a query is ranked within its group; the rest is at +inf. Raises
     ValueError as `post_process` does.
     """
-
-    def rank(part):
-        if part.query is None:
-            return part.distances
-        return post_process(part.query, part.gallery, name, k1, k2, jaccard_weight)
-
-    return within_groups(features, rank)
-
-
-def sweep_of(features, variant, k1s, k2s, jaccard_weights):
-    """`rerank_sweep` of `Features`, each group on its own: yields ((k1, k2, weight), distances (Q, G))."""
-    parts = [features.subset(*group) for group in groups_of(features)]
-    sweeps = [rerank_sweep(part.query, part.gallery, variant, k1s, k2s, jaccard_weights) for part in parts]
-    for found in zip(*sweeps, strict=True):
-        yield found[0][0], _together(features, [distances for _, distances in found])
+    features = Features(**features) if isinstance(features, dict) else features
+    if features.query is not None:
+        return within_groups(features, partial(post_process, name=name, k1=k1, k2=k2, jaccard_weight=jaccard_weight))
+    if features.query_groups is None:
+        return features.distances
+    return np.where(features.query_groups[:, None] == features.gallery_groups, features.distances, np.inf)
 
 
 def pairs_of(features):
@@ -197,7 +196,7 @@ def weights_of(matrices, top_k=15):
 
 def _galleries(matrices):
     """`shared_galleries` of matrices of which one holds +inf; None where none does. Raises ValueError; see `fuse`."""
-    inside = [np.asarray(matrix) < np.inf for matrix in matrices]
+    inside = [np.asarray(matrix) != np.inf for matrix in matrices]  # NaN is the fusion's to refuse
     if all(mask.all() for mask in inside):
         return None
     for number, mask in enumerate(inside):
