@@ -7,9 +7,10 @@ the components as estimated; "equal seeds", no seed better than another; "skewed
 residuals; "games", queries in eights that share 0.1 of the variances by queries, drawn and compared by eights; "few",
 average precision 1 on all but some 15 queries, and a true difference.
 
-Then: do verdicts survive a rerun? Pairs of studies over the same queries with other seeds, over a range of true
-differences: how often is a difference certain in the first and not found (p < 0.05, same sign) by the second, at the
-true difference where that happens most? Beside it the former rule, by which p < 0.01 was certain.
+Then: does a rerun agree? Pairs of studies with new seeds and new queries, over wide and over modest true differences:
+how often the 95 % interval holds the true difference, how often the prediction interval holds the second study's, how
+many verdicts the first study gives (p below 0.05 after Bonferroni's correction for COMPARISONS, and the prediction
+interval on one side of 0), and how many of these the second study does not find again, or contradicts.
 
 `python -m benchmarks.coverage RUNS` estimates the components from the trainings below a runs folder (runs/quick, say);
 without it those of COMPONENTS are used. `… > benchmarks/coverage.txt` recorded the table, in 10 minutes.
@@ -22,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 from reid_utils.files import load_arrays
-from reid_utils.paper.claims import SURE
 from reid_utils.ranking.statistics import mean_interval, paired_difference
 
 # Standard deviations in points of mAP, of the quick study with eight seeds: a difference over queries; a row over
@@ -31,13 +31,12 @@ COMPONENTS = {"difference": 9.2, "queries": 20.4, "seeds": 1.2, "residual": 10.2
 SCENARIOS = ("study", "equal seeds", "skewed", "games", "few")
 GAME, SHARED = 8, 0.1  # queries of a game, and what they share of the variances by queries
 SEEDS, QUERIES, RESAMPLES, BLOCK = (3, 5, 8, 12), (50, 150), 2000, 250
-TRUTHS = np.arange(0.5, 12.1, 0.5)  # points of mAP
+TRUTHS = {"wide": 6.0, "modest": 2.0}  # standard deviation of the true differences, in points of mAP
+RERUN_SEEDS, RERUN_QUERIES, COMPARISONS = (3, 5, 8), (44, 150, 400), 6
 RERUNS = """\
-certain by p < 0.01, or by a chance of 95 % to be found again. At worst: at the true difference where most are
-lost, of all pairs. Of the certain ones: over all true differences alike. Needed: the smallest true difference
-that is certain, by the chance to be found again, in 80 of 100 studies.
-              lost at worst    lost of the certain ones
-     S    Q    p   found again        p   found again    needed"""
+Verdicts: of all pairs. Not found: p >= 0.05 in the rerun, or another sign. Contradicted: a verdict the other way round.
+                         95 % interval  prediction   verdicts   of them in a rerun of equal size (per cent)
+true differences  S    Q   holds truth holds rerun      given   not found   p too high for a verdict   contradicted"""
 HARD = 15  # queries, on the average, that are not perfect in scenario "few"
 
 
@@ -146,39 +145,56 @@ def simulate(scenario, components, seeds, queries, rng):
     return np.column_stack([former, np.array(lines)[:, :3], np.minimum(wider, 10)])
 
 
-def draw_pair(components, seeds, queries, truth, rng):
-    """Two studies (ours, theirs), (S, Q) each, over the same queries with other seeds; effects halved as above."""
+def draw_study(components, seeds, queries, truth, rng):
+    """One study (ours, theirs), (S, Q) each, over queries and seeds of its own; effects halved as above."""
     change = truth + rng.normal(0, components["difference"], queries)
 
     def trained(effect):
         of_seeds = rng.normal(0, components["seeds"], (seeds, 1))
         return np.clip(0.5 + (effect + of_seeds + rng.normal(0, components["residual"], (seeds, queries))) / 200, 0, 1)
 
-    return [(trained(change / 2), trained(-change / 2)) for _ in range(2)]
+    return trained(change / 2), trained(-change / 2)
 
 
-def rerun(components, seeds, queries, truth, rng, pairs):
-    """Shares of pairs of studies, by p < 0.01 and by the chance of a rerun: certain and then lost (2), certain (2)."""
-    counts = np.zeros(4)
-    for _ in range(pairs):
-        first, second = (paired_difference(*study) for study in draw_pair(components, seeds, queries, truth, rng))
-        lost = second["p"] >= 0.05 or second["difference"] * first["difference"] < 0
-        certain = np.array([first["p"] < 0.01, first["p"] < 0.05 and first["found_again"] >= SURE])
-        counts += np.concatenate([certain & lost, certain])
-    return counts / pairs
+def verdict(found):
+    """1 for supported, -1 for contradicted, 0 for open, at the corrected level (a dict of `paired_difference`)."""
+    return int(found["p"] < 0.05 / COMPARISONS) * ((found["rerun_low"] > 0) - int(found["rerun_high"] < 0))
+
+
+def rerun(components, seeds, queries, spread, rng, pairs):
+    """Pairs of studies -> (pairs, 6) bool: truth held, rerun held; a verdict, not found, lost, contradicted again."""
+    lines = []
+    for truth in rng.normal(0, spread, pairs):
+        first, second = (
+            paired_difference(*draw_study(components, seeds, queries, truth, rng), alpha=0.05 / COMPARISONS)
+            for _ in range(2)
+        )
+        said, again = verdict(first), verdict(second)
+        lines.append(
+            (
+                first["low"] <= truth / 200 <= first["high"],
+                first["rerun_low"] <= second["difference"] <= first["rerun_high"],
+                said != 0,
+                said != 0 and (second["p"] >= 0.05 or second["difference"] * said < 0),
+                said != 0 and again == 0,
+                said * again < 0,
+            )
+        )
+    return np.array(lines)
 
 
 def print_reruns(components, pairs):
-    """Prints, by seeds and queries, how often verdicts are lost under both rules."""
-    print(f"\n{pairs} pairs of studies for each of {len(TRUTHS)} true differences, {TRUTHS[0]} to {TRUTHS[-1]} points;")
+    """Prints, by true differences, seeds and queries, what both intervals hold and what becomes of verdicts."""
+    print(
+        f"\n{pairs} pairs of studies a line; true differences normal, standard deviation 6 (wide) or 2 (modest) points."
+    )
     print(RERUNS)
-    for queries, seeds in product(QUERIES, SEEDS):
-        rng = np.random.default_rng([seeds, queries, len(SCENARIOS)])
-        found = np.array([rerun(components, seeds, queries, truth, rng, pairs) for truth in TRUTHS])
-        worst, share = 100 * found[:, :2].max(axis=0), 100 * found[:, :2].sum(axis=0) / found[:, 2:].sum(axis=0)
-        needed = min(TRUTHS[found[:, 3] >= 0.8], default=np.inf)
-        figures = f"{worst[0]:6.1f} {worst[1]:8.1f} {share[0]:12.1f} {share[1]:8.1f} {needed:12.1f}"
-        print(f"    {seeds:2d} {queries:4d} {figures}", flush=True)
+    for (name, spread), queries, seeds in product(TRUTHS.items(), RERUN_QUERIES, RERUN_SEEDS):
+        found = rerun(components, seeds, queries, spread, np.random.default_rng([seeds, queries, len(name)]), pairs)
+        held, again, given = 100 * found[:, :3].mean(axis=0)
+        weak, lost, turned = 100 * found[:, 3:].sum(axis=0) / max(1, found[:, 2].sum())
+        figures = f"{held:13.1f} {again:11.1f} {given:10.1f} {weak:11.1f} {lost:26.1f} {turned:14.1f}"
+        print(f"{name:16s} {seeds:2d} {queries:4d} {figures}", flush=True)
 
 
 def main():

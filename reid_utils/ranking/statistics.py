@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import betaincinv, stdtr, stdtrit
+from scipy.special import betaincinv, stdtrit
 
 P_FLOOR = 1e-4  # below this the tails of t are no longer to be believed
 _FEW = 30  # informative queries; below this (and half of all) they are too few to know their spread as all n would
@@ -33,7 +33,6 @@ class _Spread(NamedTuple):
     informative: int  # queries that say something: the rows differ, or the score is not perfect
     count: int  # all queries
     residual: float  # seeds × queries in the squared error, times the seeds
-    redrawn: float  # variance of the value over trainings with other seeds and the same queries; NaN with one
 
     def half(self, alpha, power=0.5, seeds=True):
         """Half of the 1 − alpha interval; with a power, the difference that a test at alpha finds so often."""
@@ -102,8 +101,8 @@ def _spread(parts, per_query, groups):
     if informative < min(_FEW, count / 2):
         df = min(df, max(1, informative - 1))
     queries = squares / (n * (n - 1)) if n > 1 else np.nan
-    added, seeds_df, residual, redrawn = _added_by_seeds([_units(part, groups) for part in parts])
-    return _Spread(queries, df, added, seeds_df, informative, count, residual, redrawn)
+    added, seeds_df, residual = _added_by_seeds([_units(part, groups) for part in parts])
+    return _Spread(queries, df, added, seeds_df, informative, count, residual)
 
 
 def _df(values):
@@ -124,19 +123,19 @@ def _df(values):
 
 
 def _added_by_seeds(parts):
-    """Variance that seeds add to the mean over queries, their degrees of freedom, the residual, their whole variance.
+    """Variance that seeds add to the mean over queries, its degrees of freedom, and the residual.
 
     The seeds' means vary by what a seed does to all queries and by the residual; the spread over queries holds the
     residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
     """
     if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
-        return 0.0, np.nan, 0.0, np.nan
+        return 0.0, np.nan, 0.0
     seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
     residual = np.array([_residual(part) / part.shape[1] for part in parts])
     df = np.array([len(part) - 1 for part in parts])
     added = max(0.0, float(np.sum(seen - residual / (df + 1))))
     welch = np.sum(seen) ** 2 / np.sum(seen**2 / df) if seen.any() else np.nan
-    return added, float(welch), float(np.sum(residual)), float(np.sum(seen))
+    return added, float(welch), float(np.sum(residual))
 
 
 def _residual(part):
@@ -152,19 +151,6 @@ def _p_value(value, spread):
     if abs(value) >= spread.half(P_FLOOR):
         return P_FLOOR
     return float(np.exp(brentq(lambda log: spread.half(np.exp(log)) - abs(value), np.log(P_FLOOR), 0.0)))
-
-
-def _found_again(value, spread, alpha):
-    """Chance that trainings with other seeds, on the same queries, differ by more than half the 1 − alpha interval.
-
-    Two studies draw their seeds, so twice the variance over seeds lies between their values. NaN with one seed.
-    """
-    if np.isnan(spread.redrawn):
-        return np.nan
-    margin = abs(value) - spread.half(alpha)
-    if spread.informative < 2 or not spread.redrawn > 0:
-        return float(spread.informative > 1 and margin > 0)
-    return float(stdtr(spread.seeds_df, margin / np.sqrt(2 * spread.redrawn)))
 
 
 def mean_interval(aps, confidence=0.95, groups=None):
@@ -205,16 +191,16 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
     aps, baseline_aps: (seeds, queries) in [0, 1] over the same queries in the same order, NaN (left out) where one has
     no match. shared_weights: both rows rank with the same networks (re-rankings, fusions), so that seed s of one
     belongs to seed s of the other; else the seeds are unpaired and their numbers may differ. groups: see
-    `mean_interval`. alpha: level of `smallest`, `found_again` and `seeds_needed` (divide it by the number of
-    comparisons for a Holm-corrected table).
+    `mean_interval`. alpha: level of `smallest` and `seeds_needed` (divide it by the number of comparisons for a
+    Holm-corrected table).
 
     Returns a dict: difference; low, high over queries and seeds; queries_low, queries_high over queries alone ("for
     these trained networks"); p of the wider interval and p_floor, the least that p can be; smallest difference that
-    this comparison could have told with that power; found_again, the chance that a rerun with other seeds on these
-    queries finds a difference of this sign at alpha (NaN where a row has one seed); informative, the number of
-    queries that differ; seeds_needed to tell the difference seen (NaN: more than 100, or more queries are needed);
-    over, "queries and seeds" or, where a row has one seed, "queries". Raises ValueError if the rows differ in their
-    queries.
+    this comparison could have shown with that power; rerun_low, rerun_high: prediction interval of the difference that
+    a rerun of equal size finds with new seeds and new queries, √2 times as wide because both studies draw theirs
+    (Patil, Peng and Leek 2016), NaN where a row has one seed; informative, the number of queries that differ;
+    seeds_needed to show the difference seen (NaN: more than 100, or more queries are needed); over, "queries and
+    seeds" or, where a row has one seed, "queries". Raises ValueError if the rows differ in their queries.
     """
     parts = _parts(aps, baseline_aps, shared_weights)
     kept = [_matched(part, groups) for part in parts]
@@ -222,6 +208,8 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
     per_query = sum(part.mean(axis=0) for part in parts)
     spread, value = _spread(parts, per_query, groups), float(per_query.mean())
     half, of_queries = (float(spread.half(1 - confidence, seeds=both)) for both in (True, False))
+    one_seed = min(map(len, parts)) < 2
+    rerun = np.nan if one_seed else np.sqrt(2) * half
     return {
         "difference": value,
         "low": value - half,
@@ -231,10 +219,11 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
         "p": _p_value(value, spread),
         "p_floor": P_FLOOR,
         "smallest": float(spread.half(alpha, power)),
-        "found_again": _found_again(value, spread, alpha),
+        "rerun_low": value - rerun,
+        "rerun_high": value + rerun,
         "informative": spread.informative,
         "seeds_needed": _seeds_needed(value, spread, [len(part) for part in parts], alpha, power),
-        "over": "queries" if min(map(len, parts)) < 2 else "queries and seeds",
+        "over": "queries" if one_seed else "queries and seeds",
     }
 
 
@@ -288,10 +277,10 @@ def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.
     shared_weights: whether a row ranks with the baseline's networks, one bool or {row: bool}; the rest as in
     `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP (named `metric`), low, high (its own),
     difference, diff_low, diff_high (over queries and seeds), queries_low, queries_high (of the difference, over
-    queries), p, p_holm (over the table), smallest, found_again (both at alpha over the number of comparisons),
-    informative, seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor, over. All scores are
-    fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows over
-    different queries.
+    queries), rerun_low, rerun_high (of a rerun's difference), p, p_holm (over the table), smallest (at alpha over the
+    number of comparisons), informative, seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match),
+    p_floor, over. All scores are fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown
+    baseline or rows over different queries.
     """
     if baseline not in rows:
         raise ValueError(f"baseline {baseline!r} is not a row; the rows are {', '.join(map(str, rows))}")
@@ -305,8 +294,8 @@ def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.
             line |= {"diff_low": against.pop("low"), "diff_high": against.pop("high")} | against
         lines.append(line)
     columns = ["row", metric, "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
-    columns += ["p", "p_holm", "smallest", "found_again", "informative", "seeds_needed", "seed_sd", "seeds", "queries"]
-    table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor", "over"])
+    columns += ["rerun_low", "rerun_high", "p", "p_holm", "smallest", "informative", "seeds_needed", "seed_sd", "seeds"]
+    table = pd.DataFrame(lines).reindex(columns=[*columns, "queries", "p_floor", "over"])
     return table.assign(p_holm=holm(table["p"]))
 
 
