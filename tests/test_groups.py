@@ -1,12 +1,18 @@
 """Where a data set has groups (the actions of SoccerNet) a query is ranked, fused and shown within its own alone."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import warnings
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from IPython.display import HTML
 
 from reid_utils.ranking import cmc, rerank
@@ -191,3 +197,28 @@ def test_predictions_and_entries_are_ranked_within_groups(tmp_path):
     assert written[~own].min() > written[own].max()
     entries = write_entry(tmp_path, {"test": [dict(zip("ab", MODELS, strict=True))]}, "none", "min-max")
     assert 100 * score(entries["test"], *LABELS)["mAP"] == pytest.approx(88.00, abs=0.005)
+
+
+@pytest.mark.parametrize(("notebook", "row"), [("03_post_processing", "hard"), ("04_fusion", "a + b: min-max")])
+def test_notebooks_on_files_with_groups_keep_to_them(tmp_path, notebook, row):
+    for name, model in zip("ab", MODELS, strict=True):
+        bare = replace(model, query_groups=None, gallery_groups=None, query_images=None, gallery_images=None)
+        save(tmp_path / "features" / f"{name}.npz", bare if notebook[:2] == "04" and name == "b" else model)
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        f"{notebook}.ipynb",
+        str(tmp_path / "done.ipynb"),
+    ]
+    command += ["-p", "features", str(tmp_path / "features"), "-p", "out", str(tmp_path / "out")]
+    command += ["-p", "post_processing", "none"] if notebook[:2] == "04" else []
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "out" / "results" / notebook / "results.json").read_text())["values"]["comparison"]
+    means = {(line["row"], line.get("group", "a")): line["mAP"] for line in found}
+    with warnings.catch_warnings(action="ignore"):
+        expected = 0.88 if notebook[:2] == "04" else score_features(MODELS[0], "hard")["mAP"]
+    assert means[row, "a"] == pytest.approx(expected, abs=5e-5)

@@ -148,7 +148,7 @@ def _file(path, **changes):
         ({"query": np.full((2, 3), "x")}, r"mine\.npz is no readable npz .*could not convert string"),
         ({"query_players": np.array([1, None])}, r"mine\.npz is no readable npz .*Object arrays cannot be loaded"),
         ({"query_players": 7}, r"query_players has shape \(\)"),
-        ({"query_cameras": [0]}, "query_cameras only; give the cameras of both sides or of none"),
+        ({"query_cameras": [0, 1]}, "query_cameras only; give the cameras of both sides or of none"),
         ({"query_cameras": [0], "gallery_cameras": [0, 1, 1]}, r"query_cameras has shape \(1,\)"),
         ({"gallery_images": ["a", "b"]}, r"gallery_images has shape \(2,\)"),
     ],

@@ -102,16 +102,14 @@ def load_features(path) -> Features:
     missing = [name for name in REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
-    for kind in ("cameras", "groups"):
-        names = [f"{role}_{kind}" for role in SIDES if f"{role}_{kind}" in found]
-        if len(names) == 1:
-            raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
     for role in SIDES:
         _check_side(path, role, found)
     for kind in ("players", "cameras", "groups"):
-        if f"query_{kind}" in found:
-            names = f"{path}: query_{kind}", f"gallery_{kind}"
-            check_same_kind(found[f"query_{kind}"], found[f"gallery_{kind}"], names)
+        names = [name for name in (f"query_{kind}", f"gallery_{kind}") if name in found]
+        if len(names) == 1:
+            raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
+        if names:
+            check_same_kind(*(found[name] for name in names), (f"{path}: {names[0]}", names[1]))
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
     found["weights_sha256"] = str(found.get("weights_sha256", ""))

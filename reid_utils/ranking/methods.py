@@ -25,12 +25,12 @@ from reid_utils.ranking.reranking import rerank, rerank_sweep
 _BLOCK = 512  # images whose distances to the gallery stand in memory at a time
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def _unit(features):
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(lengths > 0, lengths, np.float32(1))
 
 
-def _neighbour_means(features: np.ndarray, gallery: np.ndarray, k: int, alpha: float, first: int) -> np.ndarray:
+def _neighbour_means(features, gallery, k, alpha, first):
     """Each image's mean with its nearest `first` to `first` + k of the gallery; all of unit length."""
     blocks = []
     for start in range(0, len(features), _BLOCK):
@@ -44,7 +44,7 @@ def _neighbour_means(features: np.ndarray, gallery: np.ndarray, k: int, alpha: f
     return _unit(np.concatenate(blocks))
 
 
-def _checked(query, gallery, k: int, alpha: float) -> tuple[np.ndarray, np.ndarray, int, float]:
+def _checked(query, gallery, k, alpha):
     query, gallery = (_unit(side) for side in check_features(query, gallery))
     return query, gallery, check_count(k, "k"), check_number(alpha, "alpha")
 
@@ -172,37 +172,41 @@ def fuse(matrices, name, top_k=15):
     """
     if name not in FUSIONS:
         raise ValueError(f"fusion {name!r} is unknown; known: {', '.join(FUSIONS)}")
-    function = FUSIONS[name]
-    settings = {"top_k": top_k} if "top_k" in signature(function).parameters else {}
-    galleries = _galleries(matrices)
-    if galleries is None:
-        return function(matrices, **settings)
-    fused = np.full(np.shape(matrices[0]), np.inf)
-    for queries, gallery in galleries:
-        fused[np.ix_(queries, gallery)] = function([m[np.ix_(queries, gallery)] for m in matrices], **settings)
+    weighted = "top_k" in signature(FUSIONS[name]).parameters
+    function = partial(FUSIONS[name], top_k=top_k) if weighted else FUSIONS[name]
+    if not _grouped(matrices):
+        return function(matrices)
+    fused = np.full(matrices[0].shape, np.inf)
+    for places, parts in _of_galleries(matrices):
+        fused[places] = function(parts)
     return fused
 
 
 def weights_of(matrices, top_k=15):
     """`dissimilarity_weights` (Q, M) of the matrices that `fuse` takes; equal ones for a query without a gallery."""
-    galleries = _galleries(matrices)
-    if galleries is None:
+    if not _grouped(matrices):
         return dissimilarity_weights(matrices, top_k)
     weights = np.full((len(matrices[0]), len(matrices)), 1 / len(matrices))
-    for queries, gallery in galleries:
-        weights[queries] = dissimilarity_weights([m[np.ix_(queries, gallery)] for m in matrices], top_k)
+    for (queries, _), parts in _of_galleries(matrices):
+        weights[queries[:, 0]] = dissimilarity_weights(parts, top_k)
     return weights
 
 
-def _galleries(matrices):
-    """`shared_galleries` of matrices of which one holds +inf; None where none does. Raises ValueError; see `fuse`."""
-    inside = [np.asarray(matrix) != np.inf for matrix in matrices]  # NaN is the fusion's to refuse
-    if all(mask.all() for mask in inside):
-        return None
-    for number, mask in enumerate(inside):
-        if mask.shape != inside[0].shape or (mask != inside[0]).any():
+def _grouped(matrices):
+    """Whether images of other groups are at +inf. Raises ValueError where they differ between the matrices."""
+    outside = [np.isposinf(matrix) for matrix in matrices]
+    if not any(mask.any() for mask in outside):
+        return False
+    for number, mask in enumerate(outside):
+        if not np.array_equal(mask, outside[0]):
             raise ValueError(f"distance matrix {number} ranks other images than matrix 0; give all the same groups")
-    return shared_galleries(np.asarray(matrices[0]), "distance matrix 0")
+    return True
+
+
+def _of_galleries(matrices):
+    """The places of each gallery in the matrices and what they hold there; see `shared_galleries`."""
+    places = [np.ix_(*gallery) for gallery in shared_galleries(matrices[0], "distance matrix 0")]
+    return [(place, [matrix[place] for matrix in matrices]) for place in places]
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
