@@ -111,7 +111,7 @@ def test_a_table_says_which_rows_to_compare_and_how_to_make_them_again(tmp_path)
     run = start_run(tmp_path, "06", "06")
     text, shown = show(run, table, "python run_all.py quick").data, table.printable
     assert (tmp_path / "tables" / "T1.md").read_text() == text
-    assert "Compared: each row with row 1, to answer: does that augmentation, alone, help?" in text
+    assert "Compared: 2, 3 with row 1, to answer: does that augmentation, alone, help?" in text
     assert "Row 2: `python run_all.py quick --only '02_training__a_infonce_flip'`" in text
     assert shown["difference"][2] == pytest.approx(20, abs=1) and np.isnan(shown["difference"][0])
     assert shown["differ"][2] == shown["queries"][2] == 40

@@ -6,6 +6,7 @@ all augmentations against none are.
 
 from math import isnan
 
+import numpy as np
 import pandas as pd
 
 from reid_utils.paper.results import markdown_table
@@ -128,7 +129,7 @@ def findings_text(findings, rule):
     """
     numbers = findings[["difference", "diff low", "diff high"]].to_numpy()
     difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
-    mark = findings["regime"].ne("").map({True: " †", False: ""})
+    mark = np.where(findings["regime"] == "", "", " †")
     shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
     shown["difference (95 %)"] = difference
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
@@ -158,17 +159,15 @@ def verdicts_beside(folder, other):
     keys = ["claim", "compared"]
     first, second = (read_findings(each).set_index(keys)["verdict"] for each in (folder, other))
     frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
-    return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
-
-
-def _became(first, second):
-    if not isinstance(first, str) or not isinstance(second, str):
-        return "missing"
-    was, now = sign(first), sign(second)
-    if was * now < 0:
-        return "contradicted"
-    lost = "lost" if abs(was) == 1 and now == 0 else "weaker"
-    return lost if abs(was) > abs(now) else "stronger" if was != now else ""
+    was, now = (frame[side].map(sign, na_action="ignore").astype(float) for side in ("first", "second"))
+    became = {
+        "contradicted": was * now < 0,
+        "missing": (was * now).isna(),
+        "lost": (was.abs() == 1) & (now == 0),
+        "weaker": was.abs() > now.abs(),
+        "stronger": was != now,
+    }
+    return frame.assign(became=np.select(list(became.values()), list(became), ""))
 
 
 def compare_verdicts(folder, other):

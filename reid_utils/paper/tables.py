@@ -63,15 +63,12 @@ class Table:
         """`compare_rows` of every row against its baseline, Holm's correction over the whole table (DataFrame)."""
         if not self.rows:
             return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-        parts, shared = [], dict.fromkeys(self.shared, True)
-        comparisons = sum(base != name for name, base in self.baselines.items())
-        for base in dict.fromkeys(self.baselines.values()):
-            members = dict.fromkeys([base, *(name for name in self.rows if self.baselines[name] == base)])
-            aps = {name: self.rows[name]["aps"] for name in members}
-            alpha = 0.05 * (len(members) - 1) / max(1, comparisons)  # compare_rows divides by its own comparisons
-            part = compare_rows(aps, base, shared, alpha=alpha, groups=self.groups)
-            parts.append(part[part["row"].map(self.baselines) == base])
-        table = pd.concat(parts).set_index("row").loc[list(self.rows)].reset_index()
+        alpha = 0.05 / max(1, sum(base != name for name, base in self.baselines.items()))
+        parts = []
+        for name, base in self.baselines.items():
+            aps = {each: self.rows[each]["aps"] for each in (base, name)}
+            parts.append(compare_rows(aps, base, name in self.shared, alpha=alpha, groups=self.groups).tail(1))
+        table = pd.concat(parts, ignore_index=True)
         return table.assign(p_holm=holm(table["p"]))
 
     @property
@@ -96,15 +93,14 @@ class Table:
     @property
     def compared(self):
         """Which rows are compared with which, to answer the question, as a sentence."""
-        numbers = {name: number for number, name in enumerate(self.rows, start=1)}
+        numbers = {name: str(number) for number, name in enumerate(self.rows, start=1)}
         of = {}
         for name, base in self.baselines.items():
             if base != name:
-                of.setdefault(numbers[base], []).append(str(numbers[name]))
+                of.setdefault(base, []).append(numbers[name])
         if not of:
             return f"No two rows here answer: {self.question}"
-        whole = len(of) == 1 and len(next(iter(of.values()))) == len(self.rows) - 1
-        each = [f"{'each row' if whole else ', '.join(rows)} with row {base}" for base, rows in sorted(of.items())]
+        each = [f"{', '.join(of[base])} with row {numbers[base]}" for base in self.rows if base in of]
         return f"Compared: {'; '.join(each)}, to answer: {self.question}"
 
     @property
@@ -225,7 +221,11 @@ def row(result, name):
     return arrays | {"groups": groups, "run": result["run"], "settings": result["settings"]}
 
 
-def study_of(folder):
-    """What is known of the study in `folder`: (`python run_all.py …` as it was started, its statements of tables)."""
-    study = read_json(StudyFolders(folder).study) or {}
-    return study.get("command", f"python run_all.py {folder.name}"), study.get("tables", {})
+def study_command(folder):
+    """`python run_all.py …` as the study in `folder` was started (see study.json)."""
+    return (read_json(StudyFolders(folder).study) or {}).get("command", f"python run_all.py {folder.name}")
+
+
+def statements_of(folder):
+    """The statements of tables of the study in `folder`: {name: mapping}."""
+    return (read_json(StudyFolders(folder).study) or {}).get("tables", {})
