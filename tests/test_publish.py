@@ -197,9 +197,9 @@ def test_findings_of_two_studies_beside_each_other_name_what_was_contradicted_lo
     assert found.to_dict() == {"a": "", "b": "lost", "c": "stronger", "d": "missing", "e": "weaker", "f": "weaker"}
     command = ["verdicts", str(tmp_path / "first"), str(tmp_path / "second")]
     assert main(command) == 0
-    assert "0 contradicted, 1 lost, 2 weaker, 1 stronger, 1 missing" in capsys.readouterr().out
+    assert "0 contradicted, 1 missing, 1 lost, 2 weaker, 1 stronger" in capsys.readouterr().out
     frame.assign(verdict=opposite).to_csv(tmp_path / "second" / "tables" / "findings.csv", index=False)
-    assert main(command) == 1 and "4 contradicted, 0 lost" in capsys.readouterr().out
+    assert main(command) == 1 and "4 contradicted, 1 missing, 0 lost" in capsys.readouterr().out
     assert main(command[:2]) == 2
 
 

@@ -57,7 +57,7 @@ def finished(folder):
 def beside(folder, runs):
     """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
     done = {path.parent.name: load_results(path.parent) for path in sorted(folder.glob("results/*/results.json"))}
-    others = (name for name in done if name not in runs and StudyFolders(folder).record(name).exists())
+    others = (name for name in done if StudyFolders(folder).record(name).exists())
     return {name: done[name] for name in others if done[name]["git"] == runs[LAST]["git"]}
 
 
@@ -98,7 +98,6 @@ def summary(folder, runs, about=""):
         "data": values["note"],
         "seeds": f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else seeds[0],
         "queries": values["queries"],
-        "runs": len(runs),
         "rule": RULE,
         "tables": tables,
     }
@@ -263,8 +262,8 @@ def _act(action, folder, other):
         raise ValueError("give a folder and what is said of the set, or two folders to compare")
     if action in ("figures", "people"):
         place = figures / "people" if other else figures
-        study = publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "README.md", other or "")
-        print(f"{place} and README.md now show {study['study']}, made at commit {study['commit']}")
+        publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "README.md", other or "")
+        print(f"written: {place}, README.md")
         return True
     if action == "verdicts":
         return compare_verdicts(folder, Path(other))

@@ -127,14 +127,13 @@ def _git_state():
     """Commit of the repository and whether files differ from it; both None outside a git checkout."""
     # Another user's checkout counts too: its code is what runs here.
     command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(
-            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=GIT_LIMIT
-        )
+        told = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that does not answer
-        return {"commit": None, "dirty": None}
-    commit, _, dirty = done.stdout.strip().partition("-")
-    return {"commit": commit, "dirty": bool(dirty)} if commit else {"commit": None, "dirty": None}
+        told = ""
+    commit, _, dirty = told.partition("-")
+    return {"commit": commit or None, "dirty": bool(dirty) if commit else None}
 
 
 def _device():

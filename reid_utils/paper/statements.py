@@ -5,6 +5,7 @@ run's entry in the study file) and `score` (such as none, hard). docs/extending.
 """
 
 import json
+from math import inf
 from string import Formatter
 from typing import Any
 
@@ -137,13 +138,13 @@ def _comparisons(claim, stated, rows, fields, named_by):
         if not _has(fields[ours], claim.rows):
             continue
         of_single = [] if claim.single is None else [*_others(fields, ours, named_by, claim.single), ours]
-        single = float(rows[of_single[0]]["mAP"].mean()) if of_single else None
+        single = float(rows[of_single[0]]["mAP"].mean()) if of_single else inf
         for theirs in _others(fields, ours, named_by, claim.against):
             named = _text(claim.compared, fields[theirs], stated.words) or f"{ours} against {theirs}"
             yield Comparison(claim.claim, named, ours, theirs, single, claim.family, claim.of)
 
 
-def dispersion(run, score=None):
+def dispersion(run, score):
     """Mean pairwise distance of the query features, a seed each: {"dispersion": (S,)}."""
     folders, seeds = run.get("folders", [run["folder"]]), run["settings"]["seeds"]
     files = [[folder / f"seed{seed}" / "test.npz" for folder in folders] for seed in seeds]

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ ALL_FOLDS = "every fold"  # train_on of what `pool_folds` puts together
 class Comparison(NamedTuple):
     """Two rows of a table that decide a claim: `ours` should beat `theirs`.
 
-    single: mAP of the single model by which the claim's regime is judged (None: the claim is not about that). family:
+    single: mAP of the single model by which the claim's regime is judged (inf: the claim is not about that). family:
     comparisons that share Holm's correction ("": those of the table). of: the arrays that are compared.
     """
 
@@ -30,7 +31,7 @@ class Comparison(NamedTuple):
     compared: str
     ours: str
     theirs: str
-    single: float | None = None
+    single: float = inf
     family: str = ""
     of: str = "aps"
 
@@ -103,11 +104,6 @@ class Table:
         each = [f"{', '.join(of[base])} with row {numbers[base]}" for base in self.rows if base in of]
         return f"Compared: {'; '.join(each)}, to answer: {self.question}"
 
-    @property
-    def about(self):
-        """What the README says of the table: its question and the number of the notebook that measures its rows."""
-        return {"question": self.question, "notebook": self.notebook.partition("_")[0]}
-
     def commands(self, command):
         """The commands that make the rows again, a line for each stretch of rows of one run."""
         lines, start = [], 0
@@ -146,10 +142,10 @@ def gather(folders):
     """
     found = {}
     for folder in map(Path, folders):
-        result = load_results(folder)
         scores = folder / "scores.npz"
-        result["scores"] = load_arrays(scores) if scores.exists() else {}
-        found.setdefault(result["notebook"], []).append(result | {"folder": folder})
+        result = load_results(folder)
+        result |= {"folder": folder, "scores": load_arrays(scores) if scores.exists() else {}}
+        found.setdefault(result["notebook"], []).append(result)
     return {stem: pool_folds(results) if stem == "02_training" else results for stem, results in found.items()}
 
 
