@@ -41,7 +41,7 @@ def test_results_come_back_as_plain_values(tmp_path, monkeypatch):
 
 def test_what_json_cannot_hold_is_named_and_nothing_is_written(tmp_path):
     run = start_run(tmp_path, "02__a", "02")
-    with pytest.raises(TypeError, match=r"per\.model is a object"):
+    with pytest.raises(TypeError, match="per holds a object"):
         write_results(run, SETTINGS, per={"model": object()})
     assert list(run.folder.iterdir()) == []
 

@@ -4,8 +4,9 @@ A comparison is a pair of rows over the same queries; p-values are Holm-correcte
 all augmentations against none are.
 """
 
-from math import isnan
+from math import inf, isnan
 
+import numpy as np
 import pandas as pd
 
 from reid_utils.paper.results import markdown_table
@@ -50,9 +51,8 @@ def _tested(family):
         points = [round(100 * each[name], 2) for name in ("difference", "low", "high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
         again = "" if isnan(each["found_again"]) else str(min(99, int(100 * each["found_again"])))
-        regime = "" if of.single is None else outside_regime(of.single)
-        smallest = round(100 * each["smallest"], 2)
-        lines.append((of.claim, of.compared, verdict(each, p), *points, shown, again, smallest, regime))
+        end = round(100 * each["smallest"], 2), outside_regime(of.single)
+        lines.append((of.claim, of.compared, verdict(each, p), *points, shown, again, *end))
     return lines
 
 
@@ -61,7 +61,7 @@ def _by_seed(name, of, ours, theirs):
     more = ours[name][:, None] > theirs[name][None, :]  # the seeds of two rows are not paired
     few = min(more.shape) < _ENOUGH_SEEDS
     if more.all():
-        decided = "supported, holds for these networks" if few else "supported"
+        decided = "supported" + ", holds for these networks" * few
     elif more.any():
         decided = "cannot be told"
     else:
@@ -89,13 +89,13 @@ def verdict(difference, p):
     return f"cannot be told (would need {more})"
 
 
-def finding(claim, difference, single=None):
+def finding(claim, difference, single=inf):
     """One sentence in Markdown: the claim, its verdict, and the figures.
 
     difference: a row of `compare_rows`, or what `paired_difference` gives, in fractions of mAP; `single`: plain mAP of
     the single model, for claims that the paper makes of strong ones (elsewhere the sentence says so).
     """
-    where = outside_regime(single) if single is not None else ""
+    where = outside_regime(single)
     of_table = "diff_" if "diff_low" in difference else ""  # there low and high are of the row's own mAP
     low, high = difference[f"{of_table}low"], difference[f"{of_table}high"]
     figures = [f"{difference['difference']:+.2%} mAP"]
@@ -128,7 +128,7 @@ def findings_text(findings, rule):
     """
     numbers = findings[["difference", "diff low", "diff high"]].to_numpy()
     difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
-    mark = findings["regime"].ne("").map({True: " †", False: ""})
+    mark = np.where(findings["regime"] == "", "", " †")
     shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
     shown["difference (95 %)"] = difference
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
@@ -148,6 +148,9 @@ def sign(verdict):
     return 1 if verdict.startswith("supported") else -int("the opposite holds" in verdict)
 
 
+_KINDS = ("contradicted", "missing", "lost", "weaker", "stronger")
+
+
 def verdicts_beside(folder, other):
     """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
 
@@ -158,25 +161,18 @@ def verdicts_beside(folder, other):
     keys = ["claim", "compared"]
     first, second = (read_findings(each).set_index(keys)["verdict"] for each in (folder, other))
     frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
-    return frame.assign(became=[_became(*pair) for pair in zip(frame["first"], frame["second"], strict=True)])
-
-
-def _became(first, second):
-    if not isinstance(first, str) or not isinstance(second, str):
-        return "missing"
-    was, now = sign(first), sign(second)
-    if was * now < 0:
-        return "contradicted"
-    lost = "lost" if abs(was) == 1 and now == 0 else "weaker"
-    return lost if abs(was) > abs(now) else "stronger" if was != now else ""
+    was, now = (frame[side].map(sign, na_action="ignore").astype(float) for side in ("first", "second"))
+    sure, surer = was.abs(), now.abs()
+    became = [was * now < 0, (was * now).isna(), (sure == 1) & (surer == 0), sure > surer, was != now]
+    return frame.assign(became=np.select(became, _KINDS, ""))
 
 
 def compare_verdicts(folder, other):
     """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
     frame = verdicts_beside(folder, other)
     print(frame.to_string(index=False, na_rep="no such finding"))
-    certain = sum(abs(sign(text)) == 1 for text in frame["first"].dropna())
-    counts, kinds = frame["became"].value_counts(), ("contradicted", "lost", "weaker", "stronger", "missing")
-    of_all = ", ".join(f"{counts.get(each, 0)} {each}" for each in kinds)
+    certain = (frame["first"].dropna().map(sign).abs() == 1).sum()
+    counts = {kind: (frame["became"] == kind).sum() for kind in _KINDS}
+    of_all = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     print(f"{len(frame)} findings, {certain} of them certain in {folder}; in {other}: {of_all}")
-    return not counts.get("contradicted", 0) and counts.get("lost", 0) <= 1
+    return not counts["contradicted"] and counts["lost"] <= 1

@@ -46,7 +46,7 @@ def finished(folder):
     """
     paths = StudyFolders(folder)
     record = read_json(paths.record(LAST))
-    if record is None:
+    if not record:
         raise ValueError(f"{folder} holds no finished study; finish it with run_all.py first")
     for name, key in record["parts"]["upstream"].items():
         if (read_json(paths.record(name)) or {}).get("key") != key:
@@ -57,7 +57,7 @@ def finished(folder):
 def beside(folder, runs):
     """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
     done = {path.parent.name: load_results(path.parent) for path in sorted(folder.glob("results/*/results.json"))}
-    others = (name for name in done if name not in runs and StudyFolders(folder).record(name).exists())
+    others = (name for name in done if StudyFolders(folder).record(name).exists())
     return {name: done[name] for name in others if done[name]["git"] == runs[LAST]["git"]}
 
 
@@ -77,16 +77,16 @@ def clean_commit(runs):
 
 def machine(runs):
     """What decides the bits of a study's trainings: {"device": text, "versions": {library: version}}."""
-    result = next((result for result in runs.values() if result["notebook"] == "02_training"), runs[LAST])
+    result = next(result for result in runs.values() if result["notebook"] == "02_training")
     return {"device": result["device"], "versions": result["versions"]}
 
 
-def summary(folder, runs, others, about=""):
-    """The content of figures/study.json: where the committed numbers come from, `others` being runs from `beside`."""
+def summary(folder, runs, about=""):
+    """The content of figures/study.json: where the committed numbers come from."""
     values = runs[LAST]["values"]
     tables = {
         name: line | {"made by": result["notebook"]}
-        for result in (runs | others).values()
+        for result in runs.values()
         for name, line in result["values"].get("tables", {}).items()
     }
     seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
@@ -98,7 +98,6 @@ def summary(folder, runs, others, about=""):
         "data": values["note"],
         "seeds": f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else seeds[0],
         "queries": values["queries"],
-        "runs": len(runs),
         "rule": RULE,
         "tables": tables,
     }
@@ -193,13 +192,13 @@ def publish(folder, figures, readme, about=""):
     commit.
     """
     runs, markers = finished(folder), MARKERS["people" if about else "figures"]
-    others = {} if about else beside(folder, runs)
+    runs |= {} if about else beside(folder, runs)
     given = read_json(StudyFolders(folder).study)
     place = f"--data {shlex.quote(given['options']['data'] or '')}"
     changed = [word for word in shlex.split(given["command"]) if word.startswith(("--set", "--data", "--features"))]
     if changed and not about:
         raise ValueError(f"{folder} was run with {changed[0]}; publish a study that ran as its file says")
-    study, files = summary(folder, runs, others, about), published_files(folder, others | runs)
+    study, files = summary(folder, runs, about), published_files(folder, runs)
     in_readme(readme.read_text(encoding="utf-8"), "", markers)
     shutil.rmtree(figures / "tables", ignore_errors=True)
     (figures / "tables").mkdir(parents=True)
@@ -208,7 +207,7 @@ def publish(folder, figures, readme, about=""):
     for path in files:
         if path.parent.name == "tables":
             text = path.read_text(encoding="utf-8")
-            write_text(figures / "tables" / path.name, text.replace(place, "--data FOLDER") if about else text)
+            write_text(figures / "tables" / path.name, text.replace(place, "--data FOLDER"))
         elif not about:
             shutil.copy(path, figures)
     write_json(figures / "study.json", study)
@@ -232,11 +231,11 @@ def run_again(study):
 
 
 def moved_lines(committed, again):
-    """The lines in which the csv tables of two folders differ, as a unified diff [text]; what one lacks is empty."""
+    """The lines in which the csv tables of a folder differ from those of another, as a unified diff [text]."""
     moved = []
-    for name in sorted({path.name for folder in (committed, again) for path in folder.glob("[!.]*.csv")}):
+    for name in sorted(path.name for path in committed.glob("[!.]*.csv")):
         paths = committed / name, again / name
-        texts = [path.read_text(encoding="utf-8").splitlines() if path.exists() else [] for path in paths]
+        texts = [path.read_text(encoding="utf-8").splitlines() for path in paths]
         moved += difflib.unified_diff(*texts, *map(str, paths), n=0, lineterm="")
     return moved
 
@@ -244,7 +243,7 @@ def moved_lines(committed, again):
 def verify(folder, figures):
     """Compare a finished study's tables with the committed ones and print what moved -> whether they agree.
 
-    On the same machine type tables are equal; there and elsewhere another study's verdicts are not contradicted.
+    On the same machine type tables are equal; elsewhere, or with other seeds, verdicts are not contradicted.
     """
     study, here = read_json(figures / "study.json"), machine(finished(folder))
     print(f"committed: {study['device']}; here: {here['device']}")
@@ -256,6 +255,27 @@ def verify(folder, figures):
     return not moved
 
 
+def _act(action, folder, other):
+    """Do what the command line asks -> whether all is well."""
+    figures = REPOSITORY / "figures"
+    if action in ("people", "verdicts") and not other:
+        raise ValueError("give a folder and what is said of the set, or two folders to compare")
+    if action in ("figures", "people"):
+        place = figures / "people" if other else figures
+        publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "README.md", other or "")
+        print(f"written: {place}, README.md")
+        return True
+    if action == "verdicts":
+        return compare_verdicts(folder, Path(other))
+    if folder:
+        return verify(folder, figures)
+    again = run_again(read_json(figures / "study.json")["study"])
+    agree = verify(again, figures)
+    if agree:
+        shutil.rmtree(again.parent)
+    return agree
+
+
 def main(arguments=None):
     """Run the command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -263,27 +283,11 @@ def main(arguments=None):
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     parser.add_argument("other", nargs="?", help="verdicts: another study, or figures; people: what is said of the set")
     options = parser.parse_args(arguments)
-    figures, readme = REPOSITORY / "figures", REPOSITORY / "README.md"
-    folder = options.folder and options.folder.resolve()
     try:
-        if options.action in ("people", "verdicts") and not options.other:
-            raise ValueError("give a folder and what is said of the set, or two folders to compare")
-        if options.action in ("figures", "people"):
-            place = figures / "people" if options.other else figures
-            study = publish(folder or REPOSITORY / "runs" / "quick", place, readme, options.other or "")
-            print(f"{place} and README.md now show {study['study']}, made at commit {study['commit']}")
-            return 0
-        if options.action == "verdicts":
-            return int(not compare_verdicts(folder, Path(options.other)))
-        again = folder or run_again(read_json(figures / "study.json")["study"])
-        if not verify(again, figures):
-            return 1
+        return int(not _act(options.action, options.folder and options.folder.resolve(), options.other))
     except (ValueError, OSError) as error:
         print(f"{options.action}: {error}", file=sys.stderr)
         return 2
-    if folder is None:
-        shutil.rmtree(again.parent)
-    return 0
 
 
 if __name__ == "__main__":

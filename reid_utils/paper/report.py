@@ -35,11 +35,11 @@ def build_report(root):
     import nbformat
 
     root = Path(root)
-    executed = [path for path in sorted((root / "notebooks").glob("*.ipynb")) if not is_clutter(path.name)]
-    paths = [path for path in executed if not path.stem.endswith((".running", ".failed"))]
-    if not paths:
+    paths = (path for path in sorted((root / "notebooks").glob("*.ipynb")) if not is_clutter(path.name))
+    executed = (path for path in paths if not path.stem.endswith((".running", ".failed")))
+    books = {path.stem: nbformat.read(path, as_version=4) for path in executed}
+    if not books:
         raise ValueError(f"{root} holds no executed notebook; run `python run_all.py {root.name}` first")
-    books = {path.stem: nbformat.read(path, as_version=4) for path in paths}
     title = f"Report of the {root.name} study"
     index = books.pop("06_paper_tables", nbformat.v4.new_notebook())
     links = "".join(f"<li><a href='{quote(name)}.html'>{html.escape(name)}</a></li>" for name in books)

@@ -1,7 +1,6 @@
 """What a notebook leaves behind: its folders, results.json, tables as csv and md, arrays."""
 
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -12,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 
 from reid_utils.files import read_json, write_json, write_text
@@ -103,19 +103,18 @@ def write_results(run, settings, **values):
 
 def _plain(value, name):
     """A value as plain JSON holds it."""
-    if hasattr(value, "tolist"):  # numpy scalars and arrays, pandas series, tensors
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_listed))
+    except NotImplementedError as error:
+        raise TypeError(f"{name} holds {error}, which results.json cannot; give numbers, text or lists") from None
+
+
+def _listed(value):
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{name} is a {type(value).__name__}, which results.json cannot hold; give numbers, text or lists")
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, pandas series, tensors
+        return value.tolist()
+    raise NotImplementedError(f"a {type(value).__name__}")
 
 
 def _versions():
@@ -128,14 +127,13 @@ def _git_state():
     """Commit of the repository and whether files differ from it; both None outside a git checkout."""
     # Another user's checkout counts too: its code is what runs here.
     command = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(
-            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=GIT_LIMIT
-        )
+        told = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that does not answer
-        return {"commit": None, "dirty": None}
-    commit, _, dirty = done.stdout.strip().partition("-")
-    return {"commit": commit, "dirty": bool(dirty)} if commit else {"commit": None, "dirty": None}
+        told = ""
+    commit, _, dirty = told.partition("-")
+    return {"commit": commit or None, "dirty": bool(dirty) if commit else None}
 
 
 def _device():

@@ -5,6 +5,7 @@ run's entry in the study file) and `score` (such as none, hard). docs/extending.
 """
 
 import json
+from math import inf
 from string import Formatter
 from typing import Any
 
@@ -71,6 +72,7 @@ def make_table(name, stated, runs):
             others = (_others(fields, label, named_by, rule) for rule in stated.against)
             found = (other for each in others for other in each[:1] if baselines.get(other) != label)
             baselines[label] = next(found, label)  # no pair is compared twice
+        notes = [SELECTION, *filter(None, (COLUMNS[column][1] for column in stated.columns)), *stated.notes]
         claims = [line for claim in stated.claims for line in _comparisons(claim, stated, rows, fields, named_by)]
     except msgspec.ValidationError as error:
         raise ValueError(f"table {name}: {error}") from None
@@ -79,7 +81,6 @@ def make_table(name, stated, runs):
             f"table {name}: {error} is neither a column nor a setting of {stated.notebook}; its results.json lists them"
         ) from None
     shared = frozenset(label for label, base in baselines.items() if rows[label]["run"] == rows[base]["run"])
-    notes = [SELECTION, *(COLUMNS[column][1] for column in stated.columns if COLUMNS[column][1]), *stated.notes]
     notes += [] if rows else [f"No run of {stated.notebook} has {json.dumps(stated.where)}."]
     return Table(name, stated.question, stated.notebook, rows, baselines, shared, fields, claims, extra, notes)
 
@@ -100,9 +101,11 @@ def _rows(name, stated, runs):
                     f"table {name}: {rows[label]['run']} and {run['run']} are both {label!r}; name in `row` or `where` "
                     f"what tells them apart ({', '.join(differ) or 'nothing does'})"
                 )
-            values = {key: value for column in stated.columns for key, value in COLUMNS[column][0](run, score).items()}
-            fields[label], rows[label] = own, row(run, score) | values
-            extra[label] = {key: np.mean(value) for key, value in values.items()}
+            fields[label], rows[label], extra[label] = own, row(run, score), {}
+            for column in stated.columns:
+                values = COLUMNS[column][0](run, score)
+                rows[label] |= values
+                extra[label] |= {key: np.mean(value) for key, value in values.items()}
     return fields, rows, extra
 
 
@@ -134,16 +137,14 @@ def _comparisons(claim, stated, rows, fields, named_by):
     for ours in rows:
         if not _has(fields[ours], claim.rows):
             continue
-        single = None
-        if claim.single is not None:
-            of_single = [*_others(fields, ours, named_by, claim.single), ours]
-            single = float(rows[of_single[0]]["mAP"].mean())
+        of_single = [] if claim.single is None else [*_others(fields, ours, named_by, claim.single), ours]
+        single = float(rows[of_single[0]]["mAP"].mean()) if of_single else inf
         for theirs in _others(fields, ours, named_by, claim.against):
             named = _text(claim.compared, fields[theirs], stated.words) or f"{ours} against {theirs}"
             yield Comparison(claim.claim, named, ours, theirs, single, claim.family, claim.of)
 
 
-def dispersion(run, score=None):
+def dispersion(run, score):
     """Mean pairwise distance of the query features, a seed each: {"dispersion": (S,)}."""
     folders, seeds = run.get("folders", [run["folder"]]), run["settings"]["seeds"]
     files = [[folder / f"seed{seed}" / "test.npz" for folder in folders] for seed in seeds]

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ ALL_FOLDS = "every fold"  # train_on of what `pool_folds` puts together
 class Comparison(NamedTuple):
     """Two rows of a table that decide a claim: `ours` should beat `theirs`.
 
-    single: mAP of the single model by which the claim's regime is judged (None: the claim is not about that). family:
+    single: mAP of the single model by which the claim's regime is judged (inf: the claim is not about that). family:
     comparisons that share Holm's correction ("": those of the table). of: the arrays that are compared.
     """
 
@@ -30,7 +31,7 @@ class Comparison(NamedTuple):
     compared: str
     ours: str
     theirs: str
-    single: float | None = None
+    single: float = inf
     family: str = ""
     of: str = "aps"
 
@@ -63,15 +64,12 @@ class Table:
         """`compare_rows` of every row against its baseline, Holm's correction over the whole table (DataFrame)."""
         if not self.rows:
             return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-        parts, shared = [], dict.fromkeys(self.shared, True)
-        comparisons = sum(base != name for name, base in self.baselines.items())
-        for base in dict.fromkeys(self.baselines.values()):
-            members = dict.fromkeys([base, *(name for name in self.rows if self.baselines[name] == base)])
-            aps = {name: self.rows[name]["aps"] for name in members}
-            alpha = 0.05 * (len(members) - 1) / max(1, comparisons)  # compare_rows divides by its own comparisons
-            part = compare_rows(aps, base, shared, alpha=alpha, groups=self.groups)
-            parts.append(part[part["row"].map(self.baselines) == base])
-        table = pd.concat(parts).set_index("row").loc[list(self.rows)].reset_index()
+        alpha = 0.05 / max(1, sum(base != name for name, base in self.baselines.items()))
+        parts = []
+        for name, base in self.baselines.items():
+            aps = {each: self.rows[each]["aps"] for each in (base, name)}
+            parts.append(compare_rows(aps, base, name in self.shared, alpha=alpha, groups=self.groups).tail(1))
+        table = pd.concat(parts, ignore_index=True)
         return table.assign(p_holm=holm(table["p"]))
 
     @property
@@ -96,21 +94,15 @@ class Table:
     @property
     def compared(self):
         """Which rows are compared with which, to answer the question, as a sentence."""
-        numbers = {name: number for number, name in enumerate(self.rows, start=1)}
+        numbers = {name: str(number) for number, name in enumerate(self.rows, start=1)}
         of = {}
         for name, base in self.baselines.items():
             if base != name:
-                of.setdefault(numbers[base], []).append(str(numbers[name]))
+                of.setdefault(base, []).append(numbers[name])
         if not of:
             return f"No two rows here answer: {self.question}"
-        whole = len(of) == 1 and len(next(iter(of.values()))) == len(self.rows) - 1
-        each = [f"{'each row' if whole else ', '.join(rows)} with row {base}" for base, rows in sorted(of.items())]
+        each = [f"{', '.join(of[base])} with row {numbers[base]}" for base in self.rows if base in of]
         return f"Compared: {'; '.join(each)}, to answer: {self.question}"
-
-    @property
-    def about(self):
-        """What the README says of the table: its question and the number of the notebook that measures its rows."""
-        return {"question": self.question, "notebook": self.notebook.partition("_")[0]}
 
     def commands(self, command):
         """The commands that make the rows again, a line for each stretch of rows of one run."""
@@ -150,10 +142,10 @@ def gather(folders):
     """
     found = {}
     for folder in map(Path, folders):
-        result = load_results(folder)
         scores = folder / "scores.npz"
-        result["scores"] = load_arrays(scores) if scores.exists() else {}
-        found.setdefault(result["notebook"], []).append(result | {"folder": folder})
+        result = load_results(folder)
+        result |= {"folder": folder, "scores": load_arrays(scores) if scores.exists() else {}}
+        found.setdefault(result["notebook"], []).append(result)
     return {stem: pool_folds(results) if stem == "02_training" else results for stem, results in found.items()}
 
 
@@ -225,7 +217,11 @@ def row(result, name):
     return arrays | {"groups": groups, "run": result["run"], "settings": result["settings"]}
 
 
-def study_of(folder):
-    """What is known of the study in `folder`: (`python run_all.py …` as it was started, its statements of tables)."""
-    study = read_json(StudyFolders(folder).study) or {}
-    return study.get("command", f"python run_all.py {folder.name}"), study.get("tables", {})
+def study_command(folder):
+    """`python run_all.py …` as the study in `folder` was started (see study.json)."""
+    return (read_json(StudyFolders(folder).study) or {}).get("command", f"python run_all.py {folder.name}")
+
+
+def statements_of(folder):
+    """The statements of tables of the study in `folder`: {name: mapping}."""
+    return (read_json(StudyFolders(folder).study) or {}).get("tables", {})
