@@ -4,6 +4,7 @@ import _codecs
 import json
 import pickle
 import statistics
+import textwrap
 import time
 from pathlib import Path
 
@@ -132,26 +133,25 @@ def starting_encoder(settings, seed, start=None):
         return build_encoder(**{**settings, "pretrained": True, "weights_file": start})
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"start_weights: {start} does not fit {settings['backbone']} ({_first_line(error)}); give weights of this "
-            "very backbone, as .safetensors or as torch.save writes a state_dict"
+            f"start_weights: {start} does not fit {settings['backbone']} ({_reason(error.__cause__ or error)}); "
+            "give weights of this very backbone, as .safetensors or as torch.save writes a state_dict"
         ) from error
 
 
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error):
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
 
 
 def _unavailable(backbone, repository, error):
     return FileNotFoundError(
-        f"no pretrained weights for {backbone} ({_first_line(error)}); run `make weights` (it has mobilenetv2_100 and "
+        f"no pretrained weights for {backbone} ({_reason(error)}); run `make weights` (it has mobilenetv2_100 and "
         f"tf_efficientnet_lite0 to 2), or put the safetensors file of the hub's {repository} as "
         f"{weights_file_name(backbone)} into the folder named by weights_dir, or set pretrained to false"
     )
 
 
 def _does_not_fit(path, error):
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ValueError(f"{path} does not fit the backbone ({' '.join(lines[:2])}); fetch the file of this very backbone")
+    return ValueError(f"{path} does not fit the backbone ({_reason(error)}); fetch the file of this very backbone")
 
 
 def _timm_encoder(backbone, image_size, pretrained, local):
@@ -302,8 +302,9 @@ def load_weights(path, encoder):
     try:
         encoder.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be loaded into this encoder ({reason}); delete it and run again") from error
+        raise ValueError(
+            f"{path} cannot be loaded into this encoder ({_reason(error)}); delete it and run again"
+        ) from error
     return encoder
 
 
@@ -315,28 +316,26 @@ def count_parameters(encoder):
 def count_gflops(encoder):
     """GFLOPs (multiply and add counted apart) of one image's forward pass at the size of an encoder on the meta device.
 
-    There nothing is computed, and no device's fused kernel escapes the count; the encoder's mode is left as it was.
+    There nothing is computed, and no device's fused kernel escapes the count; the encoder is in evaluation mode after.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training = encoder.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.eval()(torch.zeros(1, 3, *encoder.image_size, device="meta"))
-    encoder.train(was_training)
     return counter.get_total_flops() / 1e9
 
 
 def milliseconds_an_image(encoder):
-    """Milliseconds that an image's forward pass takes on this device: median of 5 batches of 16, after a warm-up."""
-    device = next(encoder.parameters()).device
-    was_training = encoder.training
+    """Milliseconds that an image's forward pass takes on this device, in evaluation mode from here on.
+
+    Median of 5 batches of 16, after a warm-up.
+    """
     encoder.eval()
-    batch = torch.zeros(16, 3, *encoder.image_size, device=device)
+    batch = torch.zeros(16, 3, *encoder.image_size, device=next(encoder.parameters()).device)
     times = []
     with torch.inference_mode():
         for _ in range(6):
             start = time.perf_counter()
             encoder(batch).sum().item()
             times.append(time.perf_counter() - start)
-    encoder.train(was_training)
     return 1000 * statistics.median(times[1:]) / len(batch)
