@@ -70,5 +70,6 @@ def test_the_lock_and_the_core_work_on_another_python(version, tmp_path):
     done = subprocess.run([python, "-m", "pytest", "-x", *tests], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     modules = [f"reid_utils.{path.parent.name}.{path.stem}" for path in (ROOT / "reid_utils").glob("*/[!_]*.py")]
+    modules += [f"notebook_study.{path.stem}" for path in (ROOT / "notebook_study").glob("[!_]*.py")]
     done = subprocess.run([python, "-c", f"import {', '.join(modules)}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
