@@ -2,8 +2,10 @@
 
 A list of neighbours is a row of ascending keys: the bits of a distance above those of an index. The bits of a
 non-negative float sort as the float does, so one comparison of integers orders by distance, then index. A sparse matrix
-is (indptr, indices, data) as in scipy's CSR. Kernels that take `start, stop` may run side by side.
+is (data, indices, indptr) as in scipy. Kernels that take `start, stop` may run side by side.
 """
+
+from functools import partial
 
 import numpy as np
 from numba import njit
@@ -11,21 +13,17 @@ from numba import njit
 _STRIDE = 16  # columns looked at together before any is offered to a list
 
 
-def compiled(**options):
+def compiled(function, **options):
     """numba's njit without the interpreter lock, cached on disk where the checkout or the home can be written."""
-
-    def decorate(function):
-        try:
-            return njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            return njit(nogil=True, **options)(function)  # compiled anew in every process
-
-    return decorate
+    try:
+        return njit(cache=True, nogil=True, **options)(function)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        return njit(nogil=True, **options)(function)  # compiled anew in every process
 
 
-@compiled()
+@compiled
 def _offer(keys, bits, index):
     """Put an image into a list if it belongs there; return the bits of the list's last distance."""
     key = (np.int64(bits) << 32) | index
@@ -38,7 +36,7 @@ def _offer(keys, bits, index):
     return np.int32(keys[-1] >> 32)
 
 
-@compiled()
+@compiled
 def _row_distances(products, norm, norms, largest):
     """Turn one row of inner products into squared distances; return its maximum, update the columns'."""
     most = np.float32(0)
@@ -50,16 +48,7 @@ def _row_distances(products, norm, norms, largest):
     return most
 
 
-@compiled()
-def _any_close(bits, bound, bounds):
-    """Whether a distance of this stretch belongs into its row's or its column's list."""
-    hits = 0
-    for j in range(bits.size):
-        hits += (bits[j] <= bound) | (bits[j] <= bounds[j])
-    return hits > 0
-
-
-@compiled()
+@compiled
 def offer_tile(products, diagonal, rows, columns):
     """Turn a tile of inner products into squared distances, offering each to the lists of both its images.
 
@@ -78,14 +67,16 @@ def offer_tile(products, diagonal, rows, columns):
         row_largest[i] = max(row_largest[i], most)
         bits = products[i].view(np.int32)
         for start in range(first, norms.size, _STRIDE):
-            stop = min(start + _STRIDE, norms.size)
-            if _any_close(bits[start:stop], bound, bounds[start:stop]):
+            stop, close = min(start + _STRIDE, norms.size), 0
+            for j in range(start, stop):
+                close += (bits[j] <= bound) | (bits[j] <= bounds[j])
+            if close:
                 for j in range(start, stop):
                     bound = _offer(row_lists[i], bits[j], column_start + j)
                     bounds[j] = _offer(lists[j], bits[j], row_start + i)
 
 
-@compiled(fastmath={"reassoc", "contract"})
+@partial(compiled, fastmath={"reassoc", "contract"})
 def _squared_distance(x, y):
     total = np.float32(0)
     for c in range(x.size):
@@ -93,7 +84,7 @@ def _squared_distance(x, y):
     return total
 
 
-@compiled()
+@compiled
 def pair_distances(query, gallery, rows, columns, found, start, stop):
     """Squared distances of the pairs (rows[p], columns[p]) of images, numbered queries first."""
     queries = query.shape[0]
@@ -104,16 +95,17 @@ def pair_distances(query, gallery, rows, columns, found, start, stop):
         found[p] = _squared_distance(x, y)
 
 
-@compiled()
-def mean_rows(indptr, indices, data, width, neighbours, in_place):
-    """Each row becomes the mean of its neighbours' rows (N, k2), -1 where there are no more.
+@compiled
+def mean_rows(rows, width, neighbours, in_place):
+    """The sparse rows, each the mean of its neighbours' rows; neighbours (N, k2), -1 where there are no more.
 
-    With `in_place` one after the other, each reading the rows before it as already averaged. Returns (sizes, indices,
-    data); a weight may be 0, so `seen` marks by the row's number which columns were reached.
+    With `in_place` one after the other, each reading the rows before it as already averaged. A weight may be 0, so
+    `seen` marks by the row's number which columns were reached.
     """
-    begins, ends, sizes = indptr[:-1].copy(), indptr[1:].copy(), np.zeros(neighbours.shape[0], np.int64)
+    data, indices, indptr = rows
+    begins, ends, given = indptr[:-1].copy(), indptr[1:].copy(), indices.size
     total, touched, seen = np.zeros(width, np.float32), np.empty(width, np.int32), np.full(width, -1)
-    given = place = indices.size
+    averaged, place = np.zeros(indptr.size, np.int64), given
     for i in range(neighbours.shape[0]):
         reached, count = 0, np.float32(0)
         for neighbour in neighbours[i]:
@@ -129,27 +121,26 @@ def mean_rows(indptr, indices, data, width, neighbours, in_place):
                 total[column] += data[entry]
         if place + reached > indices.size:
             more = indices.size + reached
-            indices = np.concatenate((indices, np.empty(more, indices.dtype)))
-            data = np.concatenate((data, np.empty(more, data.dtype)))
+            indices, data = np.append(indices, np.empty(more, np.int32)), np.append(data, np.empty(more, np.float32))
+        if in_place:
+            begins[i], ends[i] = place, place + reached
         for column in touched[:reached]:
             indices[place], data[place] = column, total[column] / count
             total[column] = 0
             place += 1
-        sizes[i] = reached
-        if in_place:
-            begins[i], ends[i] = place - reached, place
-    return sizes, indices[given:place].copy(), data[given:place].copy()
+        averaged[i + 1] = place - given
+    return data[given:place], indices[given:place], averaged
 
 
-@compiled()
+@compiled
 def jaccard_rows(rows, columns, sums, weight, out, start, stop):
     """Blend the original distances `out` (Q, G) with Jaccard distances, 1 − Σmin / Σmax, in place.
 
     `rows`: all images' sparse rows; `columns`: the gallery's by column, so that only pairs that share a neighbour are
     visited. Σmax is the two rows' sums less Σmin; two rows that share nothing are at distance 1.
     """
-    indptr, indices, data = rows
-    column_indptr, images, values = columns
+    data, indices, indptr = rows
+    values, images, column_indptr = columns
     queries, gallery = out.shape
     for i in range(start, stop):
         smaller = np.zeros(gallery, np.float32)

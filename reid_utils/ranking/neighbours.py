@@ -8,43 +8,27 @@ each distance is offered to the lists of both its images. Threads work in rounds
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
 TILE = 256
 
 
-class Search(NamedTuple):
-    """Neighbour lists as keys, int64 and ascending: see `indices_of` and `distances_of`."""
-
-    joint: np.ndarray  # (N, k) the nearest images of all, the image itself included
-    alone: np.ndarray  # (N, k) the nearest gallery images
-    largest: np.ndarray  # (N,) float32, each image's largest distance
-    query_gallery: np.ndarray  # (Q, G) float32
-
-
-def indices_of(keys: np.ndarray) -> np.ndarray:
+def indices_of(keys):
     """The images in lists of neighbours, int32."""
     return (keys & 0xFFFFFFFF).astype(np.int32)
 
 
-def distances_of(keys: np.ndarray) -> np.ndarray:
-    """The squared distances in lists of neighbours, float32."""
-    return (keys >> 32).astype(np.int32).view(np.float32)
-
-
-def thread_count() -> int:
-    """Threads to use: NUMBA_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may run on."""
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name, "").isdigit():
-            return max(1, int(os.environ[name]))
+def thread_count():
+    """Threads to use: OMP_NUM_THREADS, else the cores this process may run on."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit():
+        return max(1, int(given))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each_block(function: Callable, rows: int, block: int = 512) -> list:
+def each_block(function, rows, block=512):
     """Call `function(start, stop)` for consecutive blocks of rows on several threads; results in row order."""
     starts = range(0, rows, block)
     stops = [min(start + block, rows) for start in starts]
@@ -52,7 +36,7 @@ def each_block(function: Callable, rows: int, block: int = 512) -> list:
         return list(pool.map(function, starts, stops))
 
 
-def _tiles(features: np.ndarray, first: int) -> Iterable[tuple[slice, np.ndarray]]:
+def _tiles(features, first):
     """Tiles (TILE, d) of (n, d) features with the numbers of their images, the last filled up with zero rows."""
     for start in range(0, len(features), TILE):
         rows = features[start : start + TILE]
@@ -60,7 +44,7 @@ def _tiles(features: np.ndarray, first: int) -> Iterable[tuple[slice, np.ndarray
         yield images, rows if len(rows) == TILE else np.pad(rows, ((0, TILE - len(rows)), (0, 0)))
 
 
-def _rounds(tiles: int) -> Iterator[list[tuple[int, int]]]:
+def _rounds(tiles):
     """Every tile with itself, then every two tiles once, in rounds that have no tile twice (the circle method)."""
     yield [(tile, tile) for tile in range(tiles)]
     circle = tiles - 1 + tiles % 2
@@ -69,11 +53,13 @@ def _rounds(tiles: int) -> Iterator[list[tuple[int, int]]]:
         yield [(min(pair), max(pair)) for pair in pairs if max(pair) < tiles]
 
 
-def search(query: np.ndarray, gallery: np.ndarray, k: int, query_query: bool = True) -> Search:
+def search(query, gallery, k, query_query=True):
     """Exact k nearest images of every image, by squared Euclidean distance; ties go to the lower index.
 
-    `query` (Q, d), `gallery` (G, d): float32, finite. Distances are at least 0, and 0 to itself and between equal
-    rows. Without `query_query` two queries are infinitely far apart, which `largest` leaves out.
+    `query` (Q, d), `gallery` (G, d): float32, finite. Returns the nearest of all images (N, k), itself included, and of
+    the gallery (N, k), both as ascending keys, int64: the bits of a distance, then those of an image (`indices_of`);
+    each image's largest distance (N,); and the distances (Q, G), float32, at least 0, and 0 between equal images.
+    Without `query_query` two queries are infinitely far apart, and the largest is that of the others.
     """
     from threadpoolctl import threadpool_limits
 
@@ -82,10 +68,10 @@ def search(query: np.ndarray, gallery: np.ndarray, k: int, query_query: bool = T
     queries, total = len(query), len(query) + len(gallery)
     tiles = [*_tiles(query, 0), *_tiles(gallery, queries)]
     lists = [np.full((total, min(k, len(part))), np.iinfo(np.int64).max) for part in (query, gallery)]
-    norms, largest = np.empty((2, total), np.float32)
-    largest[:], query_gallery = 0, np.empty((queries, len(gallery)), np.float32)
+    norms, largest = np.zeros((2, total), np.float32)
+    query_gallery = np.empty((queries, len(gallery)), np.float32)
 
-    def take(pair: tuple[int, int]) -> None:
+    def take(pair):
         (rows, left), (columns, right) = (tiles[number] for number in pair)
         products = left @ right.T
         if rows == columns:
@@ -101,19 +87,22 @@ def search(query: np.ndarray, gallery: np.ndarray, k: int, query_query: bool = T
             found = products[: rows.stop - rows.start, : columns.stop - columns.start]
             query_gallery[rows, columns.start - queries : columns.stop - queries] = found
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(thread_count()) as pool:  # BLAS threads would spin beside ours
+    with (
+        threadpool_limits(1, "blas"),
+        ThreadPoolExecutor(thread_count()) as pool,
+    ):  # BLAS threads would spin beside ours
         for pairs in _rounds(len(tiles)):
             list(pool.map(take, pairs))
     if not query_query:
         largest[:queries] = query_gallery.max(axis=1)
-    return Search(np.sort(np.concatenate(lists, axis=1), axis=1)[:, :k], lists[1], largest, query_gallery)
+    return np.sort(np.concatenate(lists, axis=1), axis=1)[:, :k], lists[1], largest, query_gallery
 
 
-def nearest_columns(matrix: np.ndarray, k: int) -> np.ndarray:
+def nearest_columns(matrix, k):
     """Column indices (n, k) int32 of each row's k smallest values, ties to the lower column."""
     indices = np.empty((len(matrix), k), np.int32)
 
-    def fill(start: int, stop: int) -> None:
+    def fill(start, stop):
         for row, found in zip(matrix[start:stop], indices[start:stop], strict=True):
             near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
             found[:] = near[np.argsort(row[near], kind="stable")[:k]]

@@ -11,7 +11,7 @@ final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w. Sets an
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Neighbours(NamedTuple):
     between: Callable  # (rows, columns) -> distances of these pairs of images, in the variant's scale
 
 
-def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterable, in_place: bool, gallery: int):
+def _check_settings(variant, k1s, k2s, weights, in_place, gallery):
     """The lists of k1, k2 and weights as Python's own numbers; warns where a k1 exceeds the gallery."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
@@ -49,7 +49,7 @@ def _check_settings(variant: str, k1s: Iterable, k2s: Iterable, weights: Iterabl
     return checked
 
 
-def _scale(largest: np.ndarray, variant: str) -> np.ndarray:
+def _scale(largest, variant):
     """What each image's distances are divided by: their maximum; 1 for `hard`, which ranks raw distances."""
     if variant == "hard":
         return np.ones_like(largest)
@@ -60,56 +60,49 @@ def _scale(largest: np.ndarray, variant: str) -> np.ndarray:
     return np.where(largest > 0, largest, np.float32(1))
 
 
-def _scaled(distances: np.ndarray, scale: np.ndarray, variant: str) -> np.ndarray:
+def _scaled(distances, scale, variant):
     """Squared distances, in place, in the variant's own scale."""
     if variant == "gaussian":
         np.multiply(distances, distances, out=distances)
     return np.divide(distances, scale, out=distances)
 
 
-def _original_term(distances: np.ndarray, scale: np.ndarray, variant: str) -> np.ndarray:
+def _original_term(distances, scale, variant):
     """Turn (Q, G) distances, in place, into the original term: shares of the maximum, or unit rows (`hard`)."""
-    for row, divisor in zip(distances, scale, strict=False):
-        _scaled(row, (np.linalg.norm(row) or np.float32(1)) if variant == "hard" else divisor, variant)
-    return distances
+    if variant == "hard":
+        lengths = np.sqrt(np.vecdot(distances, distances))
+        scale = np.where(lengths > 0, lengths, np.float32(1))
+    return _scaled(distances, scale[: len(distances), None], variant)
 
 
-def _neighbours(query, gallery, variant: str, k: int, query_query: bool = True) -> Neighbours:
+def _neighbours(query, gallery, variant, k, query_query=True):
     """The neighbours by features."""
     from reid_utils.ranking._kernels import pair_distances
 
     query, gallery = check_features(query, gallery)
-    queries, found = len(query), search(query, gallery, k, query_query)
-    scale = _scale(found.largest, variant)
+    queries = len(query)
+    joint, alone, largest, distances = search(query, gallery, k, query_query)
+    scale = _scale(largest, variant)
 
-    def between(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        distances = np.empty(len(rows), np.float32)
-        each_block(partial(pair_distances, query, gallery, rows, columns, distances), len(rows), block=1 << 14)
+    def between(rows, columns):
+        found = np.empty(len(rows), np.float32)
+        each_block(partial(pair_distances, query, gallery, rows, columns, found), len(rows), block=1 << 14)
         if not query_query:
-            distances[(rows < queries) & (columns < queries) & (rows != columns)] = np.inf
-        return _scaled(distances, scale[rows], variant)
+            found[(rows < queries) & (columns < queries) & (rows != columns)] = np.inf
+        return _scaled(found, scale[rows], variant)
 
-    alone = indices_of(found.alone[queries:] - queries)
-    original = _original_term(found.query_gallery, scale, variant)
-    return Neighbours(indices_of(found.joint), alone, original, between)
-
-
-def _one_matrix(query_gallery, query_query, gallery_gallery) -> np.ndarray:
-    """Distances of all N images as one float32 matrix; infinite between queries where their block is None."""
-    query_gallery = check_matrix(query_gallery, "query-gallery distances")
-    gallery_gallery = check_matrix(gallery_gallery, "gallery-gallery distances")
-    queries, gallery = query_gallery.shape
-    if query_query is None:
-        query_query = np.where(np.eye(queries), np.float32(0), np.float32(np.inf))
-    else:
-        query_query = check_matrix(query_query, "query-query distances")
-    for name, matrix, size in (("query-query", query_query, queries), ("gallery-gallery", gallery_gallery, gallery)):
-        if matrix.shape != (size, size):
-            raise ValueError(f"{name} distances must be of shape {(size, size)}, not {matrix.shape}")
-    return np.block([[query_query, query_gallery], [query_gallery.T, gallery_gallery]]).astype(np.float32, copy=False)
+    alone = indices_of(alone[queries:] - queries)
+    return Neighbours(indices_of(joint), alone, _original_term(distances, scale, variant), between)
 
 
-def _neighbours_of_matrix(distances: np.ndarray, queries: int, variant: str, k: int) -> Neighbours:
+def _square(matrix, name, size):
+    matrix = check_matrix(matrix, f"{name} distances")
+    if matrix.shape != (size, size):
+        raise ValueError(f"{name} distances must be of shape {(size, size)}, not {matrix.shape}")
+    return matrix
+
+
+def _neighbours_of_matrix(distances, queries, variant, k):
     """The neighbours by distances (N, N), which it scales in place."""
     scale = _scale(distances.max(axis=1, where=np.isfinite(distances), initial=0), variant)
     original = _original_term(distances[:queries, queries:].copy(), scale, variant)
@@ -119,7 +112,7 @@ def _neighbours_of_matrix(distances: np.ndarray, queries: int, variant: str, k: 
     return Neighbours(joint, alone, original, lambda rows, columns: distances[rows, columns])
 
 
-def _sparse(lists: np.ndarray, width: int, data=1):
+def _sparse(lists, width, data=1):
     """Lists (n, k) of columns as a sparse matrix (n, width) of int32."""
     from scipy.sparse import csr_array
 
@@ -127,7 +120,7 @@ def _sparse(lists: np.ndarray, width: int, data=1):
     return csr_array((data, lists.ravel(), np.arange(0, lists.size + 1, lists.shape[1])), (len(lists), width))
 
 
-def _reciprocal(lists: np.ndarray, k: int, rows: int | None = None):
+def _reciprocal(lists, k, rows=None):
     """R(i, k), sparse, of the first `rows` images: which of the k nearest have i among their own k nearest.
 
     A member's value says how near it is: k for the nearest, then less.
@@ -146,7 +139,7 @@ def _nearest(sets):
     return kept
 
 
-def _agreeing(candidates, tested, halves, strict: bool):
+def _agreeing(candidates, tested, halves, strict):
     """Those candidates of each image, as 0/1, whose half-size set lies by two thirds in the image's set `tested`.
 
     `strict`: more than two thirds; else an empty half-size set agrees too.
@@ -156,12 +149,16 @@ def _agreeing(candidates, tested, halves, strict: bool):
     return ((surplus > 0) if strict else candidates - (surplus < 0)).astype(np.int32)
 
 
+def _parts(matrix):
+    return matrix.data, matrix.indices, matrix.indptr
+
+
 def _rows(sets):
     """Sets as rows of equal weights."""
     return sets.astype(bool).astype(np.float32).tocsr()
 
 
-def _weighted_rows(neighbours: Neighbours, k1: int, k2: int):
+def _weighted_rows(neighbours, k1, k2):
     """`gaussian` and `kreciprocal`: k1 + 1 neighbours with the image itself, weights exp(−d) of sum 1."""
     sets = _reciprocal(neighbours.joint, k1 + 1).sign()
     halves = _reciprocal(neighbours.joint, round(k1 / 2) + 1).sign()  # rounds halves to even, as the published code
@@ -172,7 +169,7 @@ def _weighted_rows(neighbours: Neighbours, k1: int, k2: int):
     return rows, neighbours.joint[:, :k2]
 
 
-def _binary_rows(neighbours: Neighbours, k1: int, k2: int):
+def _binary_rows(neighbours, k1, k2):
     """`hard`: membership among the gallery; queries rank everything, gallery images the gallery only."""
     from scipy.sparse import vstack
 
@@ -187,15 +184,14 @@ def _binary_rows(neighbours: Neighbours, k1: int, k2: int):
     sets = ranked.sign()
     tested = sets - _nearest(ranked).sign()  # as published, the nearest member is not tested against
     of_gallery = sets + _agreeing(sets, tested, halves, False) @ halves
-    averaged = np.full((queries + gallery, min(k2, k1, queries + gallery)), -1, np.int32)
-    joint, others = neighbours.joint[:queries, :k1][:, :k2], neighbours.alone[:, :k1][:, 1 : k2 + 1] + np.int32(queries)
-    averaged[:queries, : joint.shape[1]] = joint
-    averaged[queries:, : others.shape[1]] = others
-    averaged[:, 0] = np.where(averaged[:, 0] < 0, np.arange(queries + gallery), averaged[:, 0])
+    averaged = np.full((queries + gallery, min(k1, k2, queries + gallery)), -1, np.int32)
+    averaged[:queries] = neighbours.joint[:queries, : averaged.shape[1]]
+    others = neighbours.alone[:, 1 : min(k1, k2 + 1)] if min(k1, gallery) > 1 else np.arange(gallery)[:, None]
+    averaged[queries:, : others.shape[1]] = others + queries
     return _rows(vstack([of_queries, of_gallery])), averaged
 
 
-def _blended(neighbours: Neighbours, variant: str, k1: int, k2: int, weight: float, in_place: bool, out) -> np.ndarray:
+def _blended(neighbours, variant, k1, k2, weight, in_place, out):
     """Rows, query expansion and Jaccard distance, blended with the original distances that `out` (Q, G) holds."""
     from scipy.sparse import csr_array
 
@@ -203,25 +199,13 @@ def _blended(neighbours: Neighbours, variant: str, k1: int, k2: int, weight: flo
 
     rows, averaged = (_binary_rows if variant == "hard" else _weighted_rows)(neighbours, k1, k2)
     if variant == "hard" or averaged.shape[1] > 1:
-        sizes, *entries = mean_rows(rows.indptr, rows.indices, rows.data, rows.shape[1], averaged, in_place)
-        rows = csr_array((*entries[::-1], np.concatenate([[0], sizes.cumsum()])), rows.shape)
-    columns, sums = rows[len(out) :].tocsc(), np.asarray(rows.sum(axis=1), np.float32)
-    parts = [(matrix.indptr, matrix.indices, matrix.data) for matrix in (rows, columns)]
-    each_block(partial(jaccard_rows, *parts, sums, np.float32(weight), out), len(out), block=16)
+        rows = csr_array(mean_rows(_parts(rows), rows.shape[1], averaged, in_place), rows.shape)
+    of_gallery, sums = _parts(rows[len(out) :].tocsc()), rows.sum(axis=1)
+    each_block(partial(jaccard_rows, _parts(rows), of_gallery, sums, np.float32(weight), out), len(out), block=16)
     return out
 
 
-def rerank(
-    query,
-    gallery,
-    variant: str = "hard",
-    k1: int = 20,
-    k2: int = 6,
-    jaccard_weight: float = 0.7,
-    in_place: bool = False,
-    *,
-    query_query: bool = True,
-) -> np.ndarray:
+def rerank(query, gallery, variant="hard", k1=20, k2=6, jaccard_weight=0.7, in_place=False, *, query_query=True):
     """Re-ranked distances (Q, G) float32 from query (Q, d) and gallery (G, d) features, arrays or tensors.
 
     `variant`: "hard" (the 2023 winning entry), "gaussian" (the 2022 one) or "kreciprocal" (Zhong et al. 2017).
@@ -236,36 +220,25 @@ def rerank(
 
 
 def rerank_distances(
-    query_gallery,
-    query_query,
-    gallery_gallery,
-    variant: str = "hard",
-    k1: int = 20,
-    k2: int = 6,
-    jaccard_weight: float = 0.7,
-    in_place: bool = False,
-) -> np.ndarray:
+    query_gallery, query_query, gallery_gallery, variant="hard", k1=20, k2=6, jaccard_weight=0.7, in_place=False
+):
     """Re-ranked distances (Q, G) float32 from squared Euclidean distances (Q, G), (Q, Q) and (G, G).
 
     Settings and errors as in `rerank`. `query_query=None` leaves out distances between queries. Given what the
     published codes were given, `gaussian` and `hard` with `in_place` return what they return. Memory: N × N.
     """
-    distances, queries = _one_matrix(query_gallery, query_query, gallery_gallery), len(query_gallery)
-    gallery = len(distances) - queries
+    query_gallery = check_matrix(query_gallery, "query-gallery distances")
+    queries, gallery = query_gallery.shape
+    hidden = np.where(np.eye(queries), np.float32(0), np.float32(np.inf))
+    within = hidden if query_query is None else _square(query_query, "query-query", queries)
+    gallery_gallery = _square(gallery_gallery, "gallery-gallery", gallery)
+    distances = np.block([[within, query_gallery], [query_gallery.T, gallery_gallery]]).astype(np.float32, copy=False)
     (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place, gallery)
     neighbours = _neighbours_of_matrix(distances, queries, variant, max(k1 + 1, k2))
     return _blended(neighbours, variant, k1, k2, jaccard_weight, in_place, neighbours.original)
 
 
-def rerank_sweep(
-    query,
-    gallery,
-    variant: str = "hard",
-    k1s: Iterable[int] = (20,),
-    k2s: Iterable[int] = (6,),
-    jaccard_weights: Iterable[float] = (0.7,),
-    in_place: bool = False,
-) -> Iterator[tuple[tuple[int, int, float], np.ndarray]]:
+def rerank_sweep(query, gallery, variant="hard", k1s=(20,), k2s=(6,), jaccard_weights=(0.7,), in_place=False):
     """Yield ((k1, k2, jaccard_weight), distances) for every combination, from one neighbour search.
 
     Arguments and errors as in `rerank`, with which each yielded (Q, G) array agrees.
