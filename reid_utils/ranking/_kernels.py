@@ -1,8 +1,7 @@
 """Compiled inner loops of the search and of re-ranking; imported when first needed, as numba takes a while.
 
-A list of neighbours is a row of ascending keys: the bits of a distance above those of an index. The bits of a
-non-negative float sort as the float does, so one comparison of integers orders by distance, then index. A sparse matrix
-is (data, indices, indptr) as in scipy. Kernels that take `start, stop` may run side by side.
+A list of neighbours is a row of ascending keys: the bits of a distance, which sort as the distance does, above those of
+an index. A sparse matrix is (data, indices, indptr). Kernels that take `start, stop` may run side by side.
 """
 
 from functools import partial
@@ -37,18 +36,6 @@ def _offer(keys, bits, index):
 
 
 @compiled
-def _row_distances(products, norm, norms, largest):
-    """Turn one row of inner products into squared distances; return its maximum, update the columns'."""
-    most = np.float32(0)
-    for j in range(products.size):
-        distance = max(norm + norms[j] - np.float32(2) * products[j], np.float32(0))
-        products[j] = distance
-        most = max(most, distance)
-        largest[j] = max(largest[j], distance)
-    return most
-
-
-@compiled
 def offer_tile(products, diagonal, rows, columns):
     """Turn a tile of inner products into squared distances, offering each to the lists of both its images.
 
@@ -62,8 +49,12 @@ def offer_tile(products, diagonal, rows, columns):
         bound, first = np.int32(row_lists[i, -1] >> 32), 0
         if diagonal:
             bound, first = _offer(row_lists[i], 0, row_start + i), i + 1
-        distances = products[i, first : norms.size]
-        most = _row_distances(distances, row_norms[i], norms[first:], largest[first:])
+        most = np.float32(0)
+        for j in range(first, norms.size):
+            distance = max(row_norms[i] + norms[j] - np.float32(2) * products[i, j], np.float32(0))
+            products[i, j] = distance
+            most = max(most, distance)
+            largest[j] = max(largest[j], distance)
         row_largest[i] = max(row_largest[i], most)
         bits = products[i].view(np.int32)
         for start in range(first, norms.size, _STRIDE):
@@ -77,14 +68,6 @@ def offer_tile(products, diagonal, rows, columns):
 
 
 @partial(compiled, fastmath={"reassoc", "contract"})
-def _squared_distance(x, y):
-    total = np.float32(0)
-    for c in range(x.size):
-        total += (x[c] - y[c]) * (x[c] - y[c])
-    return total
-
-
-@compiled
 def pair_distances(query, gallery, rows, columns, found, start, stop):
     """Squared distances of the pairs (rows[p], columns[p]) of images, numbered queries first."""
     queries = query.shape[0]
@@ -92,7 +75,24 @@ def pair_distances(query, gallery, rows, columns, found, start, stop):
         i, j = rows[p], columns[p]
         x = query[i] if i < queries else gallery[i - queries]
         y = query[j] if j < queries else gallery[j - queries]
-        found[p] = _squared_distance(x, y)
+        total = np.float32(0)
+        for c in range(x.size):
+            total += (x[c] - y[c]) * (x[c] - y[c])
+        found[p] = total
+
+
+@compiled
+def nearest_in_rows(matrix, nearest, start, stop):
+    """Write the columns of each row's smallest values, ascending, ties to the lower column."""
+    for i in range(start, stop):
+        row, found = matrix[i], nearest[i]
+        for j in range(row.size):
+            if j < found.size or row[j] < row[found[-1]]:
+                place = min(j, found.size - 1)
+                while place > 0 and row[j] < row[found[place - 1]]:
+                    found[place] = found[place - 1]
+                    place -= 1
+                found[place] = j
 
 
 @compiled
@@ -136,8 +136,8 @@ def mean_rows(rows, width, neighbours, in_place):
 def jaccard_rows(rows, columns, sums, weight, out, start, stop):
     """Blend the original distances `out` (Q, G) with Jaccard distances, 1 − Σmin / Σmax, in place.
 
-    `rows`: all images' sparse rows; `columns`: the gallery's by column, so that only pairs that share a neighbour are
-    visited. Σmax is the two rows' sums less Σmin; two rows that share nothing are at distance 1.
+    `rows`: all images' sparse rows; `columns`: the gallery's, by column, so that only pairs that share some are visited.
+    Σmax is the two rows' `sums` less Σmin; rows that share nothing are at distance 1.
     """
     data, indices, indptr = rows
     values, images, column_indptr = columns
@@ -148,8 +148,6 @@ def jaccard_rows(rows, columns, sums, weight, out, start, stop):
             for other in range(column_indptr[indices[entry]], column_indptr[indices[entry] + 1]):
                 smaller[images[other]] += min(data[entry], values[other])
         for j in range(gallery):
-            jaccard = np.float32(1)
-            if smaller[j] > 0:
-                larger = sums[i] + sums[queries + j] - smaller[j]
-                jaccard = max(np.float32(1) - smaller[j] / larger, np.float32(0))
+            share = smaller[j] / (sums[i] + sums[queries + j] - smaller[j]) if smaller[j] > 0 else np.float32(0)
+            jaccard = max(np.float32(1) - share, np.float32(0))
             out[i, j] = weight * jaccard + (np.float32(1) - weight) * out[i, j]

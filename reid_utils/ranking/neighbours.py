@@ -9,6 +9,7 @@ each distance is offered to the lists of both its images. Threads work in rounds
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -87,10 +88,8 @@ def search(query, gallery, k, query_query=True):
             found = products[: rows.stop - rows.start, : columns.stop - columns.start]
             query_gallery[rows, columns.start - queries : columns.stop - queries] = found
 
-    with (
-        threadpool_limits(1, "blas"),
-        ThreadPoolExecutor(thread_count()) as pool,
-    ):  # BLAS threads would spin beside ours
+    # BLAS threads would spin beside ours
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(thread_count()) as pool:
         for pairs in _rounds(len(tiles)):
             list(pool.map(take, pairs))
     if not query_query:
@@ -100,12 +99,8 @@ def search(query, gallery, k, query_query=True):
 
 def nearest_columns(matrix, k):
     """Column indices (n, k) int32 of each row's k smallest values, ties to the lower column."""
+    from reid_utils.ranking._kernels import nearest_in_rows
+
     indices = np.empty((len(matrix), k), np.int32)
-
-    def fill(start, stop):
-        for row, found in zip(matrix[start:stop], indices[start:stop], strict=True):
-            near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
-            found[:] = near[np.argsort(row[near], kind="stable")[:k]]
-
-    each_block(fill, len(matrix), block=64)
+    each_block(partial(nearest_in_rows, matrix, indices), len(matrix), block=16)
     return indices

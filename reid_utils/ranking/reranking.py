@@ -1,9 +1,8 @@
 """k-reciprocal re-ranking in three variants: from features or from given distances.
 
-Every variant takes the steps of Zhong et al. 2017 (arXiv:1701.08398): neighbour lists, reciprocal sets R(i, k1) and
-expanded sets R*(i, k1) (section 3.2), a row of weights an image (3.3), query expansion over k2 neighbours (3.4), Jaccard
-distance (3.3), and the weighted mean with the original distance (3.5). `jaccard_weight` w means
-final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w. Sets and rows are sparse, so memory grows with N · k.
+The steps of Zhong et al. 2017 (arXiv:1701.08398): reciprocal sets R(i, k1), expanded sets R*(i, k1), a row of weights an
+image, query expansion over k2 neighbours, Jaccard distance, weighted mean with the original distance. `jaccard_weight` w
+means final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w. Sets are sparse, so memory grows with N · k.
 
 - `gaussian`, the 2022 winning entry's code: distances squared a second time; weights exp(−d).
 - `hard`, the 2023 winning entry's code: binary membership; gallery images ranked among the gallery only.
@@ -22,6 +21,7 @@ from reid_utils.ranking.distances import check_count, check_features, check_matr
 from reid_utils.ranking.neighbours import each_block, indices_of, nearest_columns, search
 
 VARIANTS = ("hard", "gaussian", "kreciprocal")
+_LARGEST = 1e19  # distance whose square fits into float32
 
 
 class Neighbours(NamedTuple):
@@ -39,25 +39,22 @@ def _check_settings(variant, k1s, k2s, weights, in_place, gallery):
         raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
     if in_place and variant != "hard":
         raise ValueError(f"in_place=True exists for the hard variant only, not for {variant}")
+    for name, values in {"k1": k1s, "k2": k2s, "jaccard_weight": weights}.items():
+        if not len(values):
+            raise ValueError(f"no {name} is given; name at least one")
     weights = [check_number(weight, "jaccard_weight", 1) for weight in weights]
     checked = [check_count(k, "k1") for k in k1s], [check_count(k, "k2") for k in k2s], weights
-    for name, values in zip(("k1", "k2", "jaccard_weight"), checked, strict=True):
-        if not values:
-            raise ValueError(f"no {name} is given; name at least one")
     if max(checked[0]) > gallery:
-        warnings.warn(f"k1={max(checked[0])} exceeds the gallery; all its {gallery} images are used", stacklevel=4)
+        warnings.warn(f"k1={max(checked[0])} exceeds the gallery; all its {gallery} images are used", stacklevel=3)
     return checked
 
 
 def _scale(largest, variant):
     """What each image's distances are divided by: their maximum; 1 for `hard`, which ranks raw distances."""
-    if variant == "hard":
-        return np.ones_like(largest)
-    with np.errstate(over="ignore"):
-        largest = largest * largest if variant == "gaussian" else largest
-    if not np.isfinite(largest).all():
+    if variant == "gaussian" and largest.max() > _LARGEST:
         raise ValueError("the distances are too large to be squared in float32; L2-normalise the features")
-    return np.where(largest > 0, largest, np.float32(1))
+    scale = _scaled(largest.copy(), 1, variant)
+    return np.where((scale > 0) & (variant != "hard"), scale, np.float32(1))
 
 
 def _scaled(distances, scale, variant):
@@ -102,22 +99,12 @@ def _square(matrix, name, size):
     return matrix
 
 
-def _neighbours_of_matrix(distances, queries, variant, k):
-    """The neighbours by distances (N, N), which it scales in place."""
-    scale = _scale(distances.max(axis=1, where=np.isfinite(distances), initial=0), variant)
-    original = _original_term(distances[:queries, queries:].copy(), scale, variant)
-    _scaled(distances, scale[:, None], variant)
-    within = distances[queries:, queries:]
-    joint, alone = (nearest_columns(matrix, min(k, len(matrix))) for matrix in (distances, within))
-    return Neighbours(joint, alone, original, lambda rows, columns: distances[rows, columns])
-
-
 def _sparse(lists, width, data=1):
     """Lists (n, k) of columns as a sparse matrix (n, width) of int32."""
     from scipy.sparse import csr_array
 
     data = np.broadcast_to(np.asarray(data, np.int32), lists.shape).ravel()
-    return csr_array((data, lists.ravel(), np.arange(0, lists.size + 1, lists.shape[1])), (len(lists), width))
+    return csr_array((data, lists.ravel(), np.arange(len(lists) + 1) * lists.shape[1]), (len(lists), width))
 
 
 def _reciprocal(lists, k, rows=None):
@@ -131,12 +118,8 @@ def _reciprocal(lists, k, rows=None):
 
 
 def _nearest(sets):
-    """The nearest member of each set, as sets of at most one."""
-    best = sets.max(axis=1).toarray().ravel()
-    kept = sets.copy()
-    kept.data[kept.data < np.repeat(best, np.diff(kept.indptr))] = 0
-    kept.eliminate_zeros()
-    return kept
+    """The nearest member of each set, as 0/1."""
+    return _sparse(sets.argmax(axis=1)[:, None], sets.shape[1]).multiply(sets).sign()
 
 
 def _agreeing(candidates, tested, halves, strict):
@@ -153,16 +136,11 @@ def _parts(matrix):
     return matrix.data, matrix.indices, matrix.indptr
 
 
-def _rows(sets):
-    """Sets as rows of equal weights."""
-    return sets.astype(bool).astype(np.float32).tocsr()
-
-
 def _weighted_rows(neighbours, k1, k2):
     """`gaussian` and `kreciprocal`: k1 + 1 neighbours with the image itself, weights exp(−d) of sum 1."""
     sets = _reciprocal(neighbours.joint, k1 + 1).sign()
     halves = _reciprocal(neighbours.joint, round(k1 / 2) + 1).sign()  # rounds halves to even, as the published code
-    rows = _rows(sets + _agreeing(sets, sets, halves, True) @ halves)
+    rows = (sets + _agreeing(sets, sets, halves, True) @ halves).astype(np.float32)
     images = np.repeat(np.arange(len(neighbours.joint), dtype=np.int32), np.diff(rows.indptr))
     weights = np.exp(-neighbours.between(images, rows.indices))
     rows.data = weights / np.bincount(images, weights, len(neighbours.joint)).astype(np.float32)[images]
@@ -178,17 +156,17 @@ def _binary_rows(neighbours, k1, k2):
     ranked = _reciprocal(neighbours.joint, k1, queries)[:, queries:]
     sets = ranked.sign()
     first = _nearest(ranked.multiply(_agreeing(sets, sets, halves, False)).tocsr())
-    tried = (sets + first.sign() @ halves).sign()  # a query also tries the members that its first merge adds
+    tried = (sets + first @ halves).sign()  # a query also tries the members that its first merge adds
     of_queries = sets + _agreeing(tried, sets, halves, False) @ halves
     ranked = _reciprocal(neighbours.alone, k1)
     sets = ranked.sign()
-    tested = sets - _nearest(ranked).sign()  # as published, the nearest member is not tested against
+    tested = sets - _nearest(ranked)  # as published, the nearest member is not tested against
     of_gallery = sets + _agreeing(sets, tested, halves, False) @ halves
     averaged = np.full((queries + gallery, min(k1, k2, queries + gallery)), -1, np.int32)
     averaged[:queries] = neighbours.joint[:queries, : averaged.shape[1]]
     others = neighbours.alone[:, 1 : min(k1, k2 + 1)] if min(k1, gallery) > 1 else np.arange(gallery)[:, None]
     averaged[queries:, : others.shape[1]] = others + queries
-    return _rows(vstack([of_queries, of_gallery])), averaged
+    return vstack([of_queries, of_gallery]).sign().astype(np.float32), averaged
 
 
 def _blended(neighbours, variant, k1, k2, weight, in_place, out):
@@ -200,7 +178,8 @@ def _blended(neighbours, variant, k1, k2, weight, in_place, out):
     rows, averaged = (_binary_rows if variant == "hard" else _weighted_rows)(neighbours, k1, k2)
     if variant == "hard" or averaged.shape[1] > 1:
         rows = csr_array(mean_rows(_parts(rows), rows.shape[1], averaged, in_place), rows.shape)
-    of_gallery, sums = _parts(rows[len(out) :].tocsc()), rows.sum(axis=1)
+    sums = rows.sum(axis=1) if variant == "hard" else np.ones(len(averaged), np.float32)  # 1 for empty rows too
+    of_gallery = _parts(rows[len(out) :].tocsc())
     each_block(partial(jaccard_rows, _parts(rows), of_gallery, sums, np.float32(weight), out), len(out), block=16)
     return out
 
@@ -234,8 +213,13 @@ def rerank_distances(
     gallery_gallery = _square(gallery_gallery, "gallery-gallery", gallery)
     distances = np.block([[within, query_gallery], [query_gallery.T, gallery_gallery]]).astype(np.float32, copy=False)
     (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place, gallery)
-    neighbours = _neighbours_of_matrix(distances, queries, variant, max(k1 + 1, k2))
-    return _blended(neighbours, variant, k1, k2, jaccard_weight, in_place, neighbours.original)
+    scale = _scale(distances.max(axis=1, where=np.isfinite(distances), initial=0), variant)
+    original = _original_term(distances[:queries, queries:].copy(), scale, variant)
+    distances = _scaled(distances, scale[:, None], variant)
+    parts = distances, distances[queries:, queries:]
+    nearest = (nearest_columns(part, min(max(k1 + 1, k2), len(part))) for part in parts)
+    neighbours = Neighbours(*nearest, original, lambda rows, columns: distances[rows, columns])
+    return _blended(neighbours, variant, k1, k2, jaccard_weight, in_place, original)
 
 
 def rerank_sweep(query, gallery, variant="hard", k1s=(20,), k2s=(6,), jaccard_weights=(0.7,), in_place=False):
