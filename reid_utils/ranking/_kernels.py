@@ -1,7 +1,7 @@
 """Compiled inner loops of the search and of re-ranking; imported when first needed, as numba takes a while.
 
-A list of neighbours is a row of ascending keys: the bits of a distance, which sort as the distance does, above those of
-an index. A sparse matrix is (data, indices, indptr). Kernels that take `start, stop` may run side by side.
+A list of neighbours is a row of ascending keys: the bits of a distance, which sort as the distance does, above those
+of an index. A sparse matrix is (data, indices, indptr). Kernels that take `start, stop` may run side by side.
 """
 
 from functools import partial
@@ -99,8 +99,7 @@ def nearest_in_rows(matrix, nearest, start, stop):
 def mean_rows(rows, width, neighbours, in_place):
     """The sparse rows, each the mean of its neighbours' rows; neighbours (N, k2), -1 where there are no more.
 
-    With `in_place` one after the other, each reading the rows before it as already averaged. A weight may be 0, so
-    `seen` marks by the row's number which columns were reached.
+    With `in_place` one after the other, each reading the rows before it as already averaged.
     """
     data, indices, indptr = rows
     begins, ends, given = indptr[:-1].copy(), indptr[1:].copy(), indices.size
@@ -114,7 +113,7 @@ def mean_rows(rows, width, neighbours, in_place):
             count += 1
             for entry in range(begins[neighbour], ends[neighbour]):
                 column = indices[entry]
-                if seen[column] != i:
+                if seen[column] != i:  # the total cannot tell, as weights may be 0
                     seen[column] = i
                     touched[reached] = column
                     reached += 1
@@ -134,10 +133,9 @@ def mean_rows(rows, width, neighbours, in_place):
 
 @compiled
 def jaccard_rows(rows, columns, sums, weight, out, start, stop):
-    """Blend the original distances `out` (Q, G) with Jaccard distances, 1 − Σmin / Σmax, in place.
+    """Blend the original distances `out` (Q, G), in place, with Jaccard distances 1 − Σmin / Σmax.
 
-    `rows`: all images' sparse rows; `columns`: the gallery's, by column, so that only pairs that share some are visited.
-    Σmax is the two rows' `sums` less Σmin; rows that share nothing are at distance 1.
+    `rows` of all images, `columns` of the gallery's rows; Σmax is the rows' `sums` less Σmin.
     """
     data, indices, indptr = rows
     values, images, column_indptr = columns

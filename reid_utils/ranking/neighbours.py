@@ -1,10 +1,9 @@
 """Exact nearest neighbours of every query and gallery image, in memory that grows with N·k.
 
-Images are numbered queries first: image i < Q is query i, image Q + j is gallery image j. Queries and gallery are cut
-into tiles of 256 images, the last filled up with zero rows. The distances between two tiles come from one matrix
-product, |x|² + |y|² − 2 x·y; all products have the same size, so that the product of two images does not depend on
-what surrounds them, nor on the number of threads. Distances are symmetric, so every two tiles are multiplied once, and
-each distance is offered to the lists of both its images. Threads work in rounds in which no tile is in two pairs.
+Images are numbered queries first, then gallery. Both are cut into tiles of 256 images. The distances between two tiles
+come from one matrix product, |x|² + |y|² − 2 x·y, always of the same size, so that they do not depend on neighbouring
+rows or on the number of threads. Every two tiles are multiplied once, and each distance is offered to the lists of both
+its images. Threads work in rounds in which no tile is in two pairs.
 """
 
 import os
@@ -17,16 +16,15 @@ TILE = 256
 
 
 def indices_of(keys):
-    """The images in lists of neighbours, int32."""
+    """The images, int32, in ascending keys, int64: the bits of a distance (float32) above those of an image."""
     return (keys & 0xFFFFFFFF).astype(np.int32)
 
 
 def thread_count():
     """Threads to use: OMP_NUM_THREADS, else the cores this process may run on."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit():
-        return max(1, int(given))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(given)) if given.isdigit() else cores
 
 
 def each_block(function, rows, block=512):
@@ -57,10 +55,9 @@ def _rounds(tiles):
 def search(query, gallery, k, query_query=True):
     """Exact k nearest images of every image, by squared Euclidean distance; ties go to the lower index.
 
-    `query` (Q, d), `gallery` (G, d): float32, finite. Returns the nearest of all images (N, k), itself included, and of
-    the gallery (N, k), both as ascending keys, int64: the bits of a distance, then those of an image (`indices_of`);
-    each image's largest distance (N,); and the distances (Q, G), float32, at least 0, and 0 between equal images.
-    Without `query_query` two queries are infinitely far apart, and the largest is that of the others.
+    Of `query` (Q, d) and `gallery` (G, d), float32: the nearest of all images (N, k) and of the gallery (N, k), both as
+    keys (see `indices_of`); each image's largest distance (N,); the distances (Q, G), float32, 0 between equal images.
+    Without `query_query` two queries are infinitely far apart, which the largest distances leave out.
     """
     from threadpoolctl import threadpool_limits
 

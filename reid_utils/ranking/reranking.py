@@ -1,8 +1,8 @@
 """k-reciprocal re-ranking in three variants: from features or from given distances.
 
-The steps of Zhong et al. 2017 (arXiv:1701.08398): reciprocal sets R(i, k1), expanded sets R*(i, k1), a row of weights an
-image, query expansion over k2 neighbours, Jaccard distance, weighted mean with the original distance. `jaccard_weight` w
-means final = w · Jaccard + (1 − w) · original; the paper's λ is 1 − w. Sets are sparse, so memory grows with N · k.
+The steps of Zhong et al. 2017 (arXiv:1701.08398): reciprocal sets R(i, k1), expanded sets R*(i, k1), a row of weights
+an image, query expansion over k2 neighbours, Jaccard distance, weighted mean with the original distance. The weight w
+means w · Jaccard + (1 − w) · original; the paper's λ is 1 − w. Sets are sparse, so memory grows with N · k.
 
 - `gaussian`, the 2022 winning entry's code: distances squared a second time; weights exp(−d).
 - `hard`, the 2023 winning entry's code: binary membership; gallery images ranked among the gallery only.
@@ -88,8 +88,8 @@ def _neighbours(query, gallery, variant, k, query_query=True):
             found[(rows < queries) & (columns < queries) & (rows != columns)] = np.inf
         return _scaled(found, scale[rows], variant)
 
-    alone = indices_of(alone[queries:] - queries)
-    return Neighbours(indices_of(joint), alone, _original_term(distances, scale, variant), between)
+    original = _original_term(distances, scale, variant)
+    return Neighbours(indices_of(joint), indices_of(alone[queries:] - queries), original, between)
 
 
 def _square(matrix, name, size):
@@ -108,10 +108,7 @@ def _sparse(lists, width, data=1):
 
 
 def _reciprocal(lists, k, rows=None):
-    """R(i, k), sparse, of the first `rows` images: which of the k nearest have i among their own k nearest.
-
-    A member's value says how near it is: k for the nearest, then less.
-    """
+    """R(i, k) of the first `rows` images: which of the k nearest have i among theirs; k for the nearest, then less."""
     lists = lists[:, :k]
     near = _sparse(lists, len(lists), np.arange(lists.shape[1], 0, -1))
     return near[:rows].multiply(_sparse(lists, len(lists))[:, :rows].T).tocsr()
@@ -123,10 +120,7 @@ def _nearest(sets):
 
 
 def _agreeing(candidates, tested, halves, strict):
-    """Those candidates of each image, as 0/1, whose half-size set lies by two thirds in the image's set `tested`.
-
-    `strict`: more than two thirds; else an empty half-size set agrees too.
-    """
+    """The candidates, as 0/1, whose half-size set lies by (`strict`: more than) two thirds in the image's `tested`."""
     shared = candidates.multiply(3 * (tested @ halves.T))
     surplus = shared - candidates.multiply(2 * halves.sum(axis=1))
     return ((surplus > 0) if strict else candidates - (surplus < 0)).astype(np.int32)
@@ -188,10 +182,9 @@ def rerank(query, gallery, variant="hard", k1=20, k2=6, jaccard_weight=0.7, in_p
     """Re-ranked distances (Q, G) float32 from query (Q, d) and gallery (G, d) features, arrays or tensors.
 
     `variant`: "hard" (the 2023 winning entry), "gaussian" (the 2022 one) or "kreciprocal" (Zhong et al. 2017).
-    Exact, in memory of N·k plus the result. `in_place` (`hard` only) repeats the published code's order-dependent
-    query expansion; without it the result does not depend on the images' order. `query_query=False` leaves out
-    distances between queries. Warns where k1 exceeds the gallery; raises ValueError for NaN, unequal widths or
-    impossible settings.
+    Exact, in memory of N·k plus the result. `in_place` (`hard` only) repeats the published query expansion, which
+    depends on the images' order. `query_query=False` leaves out distances between queries. Warns where k1 exceeds the
+    gallery; raises ValueError for NaN, unequal widths or impossible settings.
     """
     (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place, len(gallery))
     neighbours = _neighbours(query, gallery, variant, max(k1 + 1, k2), query_query)
@@ -215,8 +208,7 @@ def rerank_distances(
     (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place, gallery)
     scale = _scale(distances.max(axis=1, where=np.isfinite(distances), initial=0), variant)
     original = _original_term(distances[:queries, queries:].copy(), scale, variant)
-    distances = _scaled(distances, scale[:, None], variant)
-    parts = distances, distances[queries:, queries:]
+    parts = _scaled(distances, scale[:, None], variant), distances[queries:, queries:]
     nearest = (nearest_columns(part, min(max(k1 + 1, k2), len(part))) for part in parts)
     neighbours = Neighbours(*nearest, original, lambda rows, columns: distances[rows, columns])
     return _blended(neighbours, variant, k1, k2, jaccard_weight, in_place, original)
