@@ -14,14 +14,14 @@ import signal
 import warnings
 from pathlib import Path
 
+from notebook_study import engine, keys, machine, plan, progress, study_file, worker
+from notebook_study.folders import StudyFolders, own_source, source_of, study_root
 from reid_utils.files import read_json, write_json
-from reid_utils.study import engine, keys, machine, plan, progress, study_file, worker
-from reid_utils.study.folders import StudyFolders, own_source, source_of, study_root
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 if keys.PACKAGE.parent != ROOT:
-    sys.exit(f"run_all: {sys.executable} has another reid_utils, {keys.PACKAGE}; run `pip install --no-deps -e {ROOT}`")
+    sys.exit(f"run_all: {sys.executable} has {keys.PACKAGE}; run `pip install --no-deps -e {ROOT}`")
 
 
 def options(arguments):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from distributed import LocalCluster
 
+from notebook_study.study_file import read_study
 from reid_utils.data.sources import prepare_data
-from reid_utils.study.study_file import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.__main__ import synthetic_features
 from benchmarks.measure import machine
+from reid_utils.ranking.feature_files import Features
 from reid_utils.views.explorer import explore
 
 ROUNDS = 20
@@ -17,11 +18,11 @@ ROUNDS = 20
 def made_up_run(queries, gallery, seed=0):
     """Features as `load_features` gives them, of random players."""
     query, images, query_players, gallery_players = synthetic_features(queries, gallery, 1024, seed)
-    return {
+    return Features(**{
         "query": query, "gallery": images, "query_players": query_players, "gallery_players": gallery_players,
         "query_cameras": np.zeros(queries, int), "gallery_cameras": np.ones(gallery, int),
         "query_images": np.arange(queries).astype(str), "gallery_images": np.arange(gallery).astype(str),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def crop(role, image):

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.__main__ import synthetic_features
+from notebook_study.plan import ROOT, expand
+from notebook_study.study_file import declared_in, read_study
 from reid_utils.data.images import decode, letterbox
 from reid_utils.learning.features import crops_of, extract_features, trained_encoder
 from reid_utils.learning.loading import RunBatches, batches_of_steps
@@ -25,8 +27,6 @@ from reid_utils.learning.training import Recipe, prepare, set_rate, take_step
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.methods import score
 from reid_utils.ranking.neighbours import search_features, search_tensors
-from reid_utils.study.plan import ROOT, expand
-from reid_utils.study.study_file import declared_in, read_study
 
 STUDIES = {"large": "paper", "tiny": "micro"}
 HALVES = {"large": ("fp16", "bf16"), "tiny": ("float32", "bf16")}

@@ -45,7 +45,7 @@ def _open_alone(tree, stem):
 def small_study(tmp_path_factory):
     """runs/lab of a copy of the repository in which 06, 01 and 02 were opened on their own; 06 makes the rest."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("notebooks", "reid_utils", "studies", ".jupyter"):
+    for name in ("notebooks", "notebook_study", "reid_utils", "studies", ".jupyter"):
         shutil.copytree(ROOT / name, tree / name)
     for name in ("run_all.py", "requirements.lock"):
         shutil.copy(ROOT / name, tree / name)

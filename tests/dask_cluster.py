@@ -14,7 +14,7 @@ from distributed import Client
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 # Ends with the process that started it, whatever becomes of that one.
-PROGRAM = "import os, sys; from reid_utils.study.worker import die_with; die_with(int(sys.argv.pop(1))); "
+PROGRAM = "import os, sys; from notebook_study.worker import die_with; die_with(int(sys.argv.pop(1))); "
 SCHEDULER = PROGRAM + "from distributed.cli.dask_scheduler import main; main()"
 WORKER = PROGRAM + "from distributed.cli.dask_worker import main; main()"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from notebook_study.worker import PORTABLE
 from reid_utils.paper.results import processor
-from reid_utils.study.worker import PORTABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "golden" / "portable_weights.json"

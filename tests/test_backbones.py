@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from notebook_study.study_file import read_study
 from reid_utils.learning.models import build_encoder, count_gflops, count_parameters, weights_file_name
-from reid_utils.study.study_file import read_study
 
 STUDY = read_study(Path(__file__).resolve().parents[1] / "studies" / "paper.yaml")
 CLIP, BEIT = "ViT-L-14-quickgelu/openai", "beitv2_large_patch16_224.in1k_ft_in22k_in1k"

@@ -14,12 +14,12 @@ from dask_cluster import cluster, start_scheduler, start_worker, stop
 from distributed import Client
 from tiny_study import GIVEN, call, make_clone, processes_of, start, wait_until, write_notebook
 
+from notebook_study import engine, keys, progress, worker
+from notebook_study.folders import StudyFolders
+from notebook_study.plan import Run
+from notebook_study.study_file import StudyError
+from notebook_study.worker import make_job, prepare_folders
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.study import engine, keys, progress, worker
-from reid_utils.study.folders import StudyFolders
-from reid_utils.study.plan import Run
-from reid_utils.study.study_file import StudyError
-from reid_utils.study.worker import make_job, prepare_folders
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are followed through /proc")
 TABLE = "02_training__none,4\n02_training__flip,4\n"
@@ -27,8 +27,8 @@ SLOW = ["--set", "steps=100", "--set", "pause=0.1"]
 HOLDER = """
 import sys
 from pathlib import Path
-from reid_utils.study.engine import hold
-from reid_utils.study.folders import StudyFolders
+from notebook_study.engine import hold
+from notebook_study.folders import StudyFolders
 with hold(StudyFolders(Path(sys.argv[1]))):
     print("held", flush=True)
     input()
@@ -245,7 +245,7 @@ def test_a_held_study_tells_who_holds_it(tmp_path):
 
 @linux_only
 def test_a_process_ends_with_its_parent_even_inside_a_long_call():
-    child = "import os; from reid_utils.study.worker import die_with; die_with(os.getppid()); "
+    child = "import os; from notebook_study.worker import die_with; die_with(os.getppid()); "
     child += "print(os.getpid(), flush=True); sum(range(10**12))"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -353,7 +353,7 @@ def test_a_run_whose_dask_worker_dies_goes_on_elsewhere_and_a_killed_command_end
 @linux_only
 def test_a_run_that_kills_its_dask_workers_fails_after_four(tmp_path):
     clone = make_clone(tmp_path)
-    deadly = "import os, time; from reid_utils.study import engine; "
+    deadly = "import os, time; from notebook_study import engine; "
     deadly += "engine.start_worker = lambda job, gpus: time.sleep(0.5) or os._exit(9); "
     scheduler, address = start_scheduler(tmp_path)
     workers = [start_worker(address, prelude=deadly) for _ in range(4)]

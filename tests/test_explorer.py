@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from IPython.display import HTML
 
+from reid_utils.ranking.feature_files import Features
 from reid_utils.views.explorer import explore, is_live, moved, ranked_query, thumbnail, worst_first
 
 
@@ -16,13 +17,13 @@ def run(seed=0, queries=6, images=5):
     centres = rng.normal(size=(queries, 8))
     of_gallery = np.repeat(players, images)
     spread = np.where(of_gallery == queries - 1, 3.0, 0.4)[:, None]
-    return {
+    return Features(**{
         "query": centres.astype(np.float32),
         "gallery": (centres[of_gallery] + spread * rng.normal(size=(len(of_gallery), 8))).astype(np.float32),
         "query_players": players, "gallery_players": of_gallery,
         "query_cameras": np.zeros(queries, int), "gallery_cameras": np.ones(len(of_gallery), int),
         "query_images": players.astype(str), "gallery_images": np.arange(len(of_gallery)).astype(str),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def read_image(role, image):
@@ -30,10 +31,10 @@ def read_image(role, image):
 
 
 def test_a_ranking_says_where_each_image_stood_before_and_leaves_junk_out():
-    features = {
+    features = Features(**{
         "query_players": np.array([7]), "gallery_players": np.array([7, 8, 7, 9, -1]),
         "query_cameras": np.array([0]), "gallery_cameras": np.array([1, 1, 0, 1, 1]),
-    }  # fmt: skip
+    })  # fmt: skip
     before, after = np.array([[0.5, 0.2, 0.1, 0.3, 0.0]]), np.array([[0.2, 0.4, 0.1, 0.4, 0.0]])
     shown = ranked_query(before, after, features, 0)
     assert shown["image"].tolist() == [0, 1, 3] and shown["rank"].tolist() == [1, 2, 3]

@@ -65,13 +65,13 @@ def test_the_command_writes_what_the_notebooks_read(weights, tmp_path, capsys):
     _write(tmp_path / "crops", "1_a.jpg", "1_b.jpg", "2_a.jpg", "2_b.jpg", "2_c.jpg")
     main([str(weights), str(tmp_path / "crops"), str(tmp_path / "mine" / "model.npz")])
     found = load_folder(tmp_path / "mine")["model"]
-    assert found["query_players"].tolist() == [1, 2] and found["gallery_images"].tolist() == ["1_b", "2_b", "2_c"]
+    assert found.query_players.tolist() == [1, 2] and found.gallery_images.tolist() == ["1_b", "2_b", "2_c"]
     assert "gallery" in capsys.readouterr().out
     # flip_features of the run holds here too
     encoder, _ = trained_encoder(weights)
     pixels = cv2.cvtColor(cv2.imread(str(tmp_path / "crops" / "1_a.jpg")), cv2.COLOR_BGR2RGB)
     small = cv2.resize(pixels, (16, 32), interpolation=cv2.INTER_LINEAR)
-    assert found["query"][:1] == pytest.approx(extract_features(encoder, small[None], flip=True), abs=0.02)
+    assert found.query[:1] == pytest.approx(extract_features(encoder, small[None], flip=True), abs=0.02)
 
 
 def test_a_data_set_gives_the_split_that_is_asked_for(weights, tmp_path):
@@ -81,7 +81,7 @@ def test_a_data_set_gives_the_split_that_is_asked_for(weights, tmp_path):
     folder = prepare_data("rendered", root=tmp_path / "data", rendering=rendering)
     for split, players in (("test", 3), ("challenge", 2)):
         main([str(weights), str(folder), str(tmp_path / f"{split}.npz"), "--split", split])
-        assert len(load_features(tmp_path / f"{split}.npz")["query"]) == players
+        assert len(load_features(tmp_path / f"{split}.npz").query) == players
 
 
 def test_mistakes_end_with_one_line(weights, tmp_path, capsys):

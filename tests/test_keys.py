@@ -6,11 +6,11 @@ import shutil
 import pytest
 from tiny_study import GIVEN, REPOSITORY, write_notebook
 
+from notebook_study import keys
+from notebook_study.folders import StudyFolders
+from notebook_study.plan import Run
+from notebook_study.study_file import StudyError
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.study import keys
-from reid_utils.study.folders import StudyFolders
-from reid_utils.study.plan import Run
-from reid_utils.study.study_file import StudyError
 
 
 def run_of(name, inputs=(), minutes=1.0, **parameters):
@@ -186,7 +186,6 @@ def test_a_colour_or_a_table_costs_no_training_and_a_loss_does(house):
     assert "02" not in after_colour and {"05", "06"} <= after_colour  # drawn anew, which costs seconds
     edit(house, "paper/tables.py")
     assert "02" not in changed_in(before, parts_of(house))
-    edit(house, "study/progress.py")
     edit(house, "learning/losses.py")
     after = parts_of(house)
     assert keys.changes(before["02"], after["02"]) == ["reid_utils.learning.losses changed"]

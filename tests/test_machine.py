@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reid_utils.study import machine
-from reid_utils.study.plan import Run
+from notebook_study import machine
+from notebook_study.plan import Run
 
 PLAIN, ASKING = (Run("02", "02", "", {}, (), 1.0, gpus=gpus) for gpus in (0, 1))
 
@@ -51,7 +51,7 @@ def test_as_many_runs_at_once_as_gpus_where_asked_for_else_as_processors_in_forc
     assert machine.default_jobs([PLAIN, ASKING], ["0", "1", "2"]) == 3
     assert machine.default_jobs([PLAIN], ["0", "1", "2"]) == machine.default_jobs([ASKING], [])
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
-    code += "from reid_utils.study.machine import default_jobs; print(default_jobs((), ()))"
+    code += "from notebook_study.machine import default_jobs; print(default_jobs((), ()))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"
 
 

@@ -234,10 +234,10 @@ def test_two_processes_share_a_training_under_papermill_and_given_weights_are_av
     for name, ids in (("test", "players"), ("challenge", "images")):
         models = [load_features(two / f"predicted{k}" / f"{name}.npz") for k in range(2)]
         distances, query_ids, gallery_ids = read_distance_csv(two / f"{name}.csv")
-        expected = np.mean([squared_euclidean(model["query"], model["gallery"]) for model in models], axis=0)
+        expected = np.mean([squared_euclidean(model.query, model.gallery) for model in models], axis=0)
         assert np.allclose(distances, expected, atol=1e-5) and expected.std() > 0
-        assert query_ids.tolist() == models[0][f"query_{ids}"].astype(int).tolist()
-        assert gallery_ids.tolist() == models[0][f"gallery_{ids}"].astype(int).tolist()
+        assert query_ids.tolist() == getattr(models[0], f"query_{ids}").astype(int).tolist()
+        assert gallery_ids.tolist() == getattr(models[0], f"gallery_{ids}").astype(int).tolist()
         reranked = read_distance_csv(two / f"{name}_reranked.csv")[0]
         assert reranked.shape == distances.shape and not np.allclose(reranked, distances)
 

@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from reid_utils.ranking import write_distance_csv
-from reid_utils.ranking.feature_files import load_features, load_folder, load_models, scorable
-from reid_utils.ranking.methods import check_same_images, score_features, write_entry
+from reid_utils.ranking.feature_files import load_features, load_folder, load_models, same_images, scorable
+from reid_utils.ranking.methods import score_features, write_entry
 
 QUERY, GALLERY = np.array([0, 1]), np.array([0, 1, 1])
 
@@ -44,13 +45,14 @@ def test_bfloat16_features_are_read(tmp_path):
     stored = (exact.view(np.uint32) >> 16).astype(np.uint16).view("V2")
     path = tmp_path / "mine.npz"
     np.savez(path, query=stored, gallery=np.ones((3, 4)), query_players=QUERY, gallery_players=GALLERY)
-    np.testing.assert_array_equal(load_features(path)["query"], exact)
+    np.testing.assert_array_equal(load_features(path).query, exact)
 
 
 @pytest.mark.parametrize("kind", ["cameras", "groups"])
 def test_cameras_and_groups_are_of_both_sides_and_of_each_image(tmp_path, kind):
     sides = {f"query_{kind}": np.array([1, 2]), f"gallery_{kind}": np.array([1, 2, 2])}
-    assert load_features(save(tmp_path / "mine.npz", **sides)).keys() >= sides.keys()
+    read = load_features(save(tmp_path / "mine.npz", **sides))
+    assert all((getattr(read, name) == labels).all() for name, labels in sides.items())
     for name, labels in sides.items():
         with pytest.raises(ValueError, match=rf"mine\.npz has {name} only; give the {kind} of both sides or of none"):
             load_features(save(tmp_path / "mine.npz", **{name: labels}))
@@ -68,9 +70,34 @@ def test_players_of_two_kinds_are_refused_by_file(tmp_path):
     with pytest.raises(ValueError, match=r"mine\.npz: query_players are text, gallery_players whole numbers"):
         load_features(save(tmp_path / "mine.npz", query_players=np.array(["0", "1"])))
     numbers, names = (load_features(save(tmp_path / f"{name}.npz")) for name in ("numbers", "names"))
-    names |= {side: names[side].astype(str) for side in ("query_players", "gallery_players")}
+    names = replace(names, **{side: getattr(names, side).astype(str) for side in ("query_players", "gallery_players")})
     with pytest.raises(ValueError, match="query ids of numbers are whole numbers, of names text"):
-        check_same_images([{"numbers": numbers, "names": names}])
+        same_images({"numbers": numbers, "names": names})
+
+
+def test_what_one_file_knows_about_the_images_holds_for_the_others(tmp_path):
+    sides = {"query_images": ["q0", "q1"], "gallery_images": ["g0", "g1", "g2"]}
+    sides |= {"query_groups": [1, 2], "gallery_groups": [1, 2, 2]}
+    bare = load_features(save(tmp_path / "bare.npz"))
+    named = load_features(save(tmp_path / "named.npz", **{name: np.array(of) for name, of in sides.items()}))
+    for models in ({"bare": bare, "named": named}, {"named": named, "bare": bare}):
+        found = same_images(models)
+        assert all(np.array_equal(getattr(model, name), of) for model in found.values() for name, of in sides.items())
+        assert found["bare"].query_cameras is None and found["bare"].query is bare.query
+    other = replace(named, gallery_images=np.array(["g0", "g9", "g2"]))
+    with pytest.raises(ValueError, match="other has gallery id g9 at position 1, named has g1"):
+        same_images({"bare": bare, "named": named, "other": other})
+    other = replace(named, query_groups=np.array([1, 1]))
+    with pytest.raises(ValueError, match="groups: other has query id 1 at position 1, groups: named has 2"):
+        same_images({"named": named, "other": other})
+
+
+def test_labels_as_matlab_writes_them_are_taken(tmp_path):
+    labels = {"query_players": QUERY[None], "gallery_players": GALLERY[None]}
+    read = load_features(save(tmp_path / "mine.npz", **labels, gallery_images=np.array([["a", "b", "c"]])))
+    assert read.query_players.tolist() == [0, 1] and read.gallery_images.tolist() == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"query_players has shape \(2, 1\); it needs an entry a row"):
+        load_features(save(tmp_path / "mine.npz", query_players=QUERY[:, None]))
 
 
 def test_a_hidden_split_is_left_out_with_a_warning_and_never_scored(tmp_path):
@@ -95,7 +122,7 @@ def test_an_entry_is_the_fusion_of_means_over_seeds(tmp_path):
     assert list(models) == ["test"] and [list(seed) for seed in models["test"]] == [["first", "second"]] * 2
     entries = write_entry(tmp_path, models, "none", "similarity")
     assert sorted(path.name for path in tmp_path.glob("*.csv")) == ["test.csv", "test_plain.csv"]
-    sides = [(model["query"], model["gallery"]) for seed in models["test"] for model in seed.values()]
+    sides = [(model.query, model.gallery) for seed in models["test"] for model in seed.values()]
     expected = np.mean([((query[:, None] - gallery[None]) ** 2).sum(axis=2) for query, gallery in sides], axis=0)
     np.testing.assert_allclose(entries["test"], expected, rtol=1e-5)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from test_publish import write_run
 
+from notebook_study.plan import expand
+from notebook_study.study_file import declared_parameters, read_study
 from reid_utils.files import read_json, write_json
 from reid_utils.paper.people import MARKERS, publish, section
 from reid_utils.paper.publish import LAST
-from reid_utils.study.plan import expand
-from reid_utils.study.study_file import declared_parameters, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 

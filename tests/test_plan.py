@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from tiny_study import GIVEN, make_clone, write_notebook
 
+from notebook_study import folders, keys, plan, progress, study_file
+from notebook_study.plan import Run, expand
+from notebook_study.study_file import StudyError, declared_in, declared_parameters, override, read_study
 from reid_utils.files import write_json
-from reid_utils.study import folders, keys, plan, progress, study_file
-from reid_utils.study.plan import Run, expand
-from reid_utils.study.study_file import StudyError, declared_in, declared_parameters, override, read_study
 
 DECLARED = {
     "02_training": {

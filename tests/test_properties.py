@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
+from notebook_study.plan import expand
+from notebook_study.study_file import StudyError, parse_yaml, read_study
 from reid_utils.data import synergy
 from reid_utils.ranking import (
     average_precisions,
@@ -19,8 +21,6 @@ from reid_utils.ranking import (
     write_distance_csv,
 )
 from reid_utils.ranking.methods import FUSIONS, fuse
-from reid_utils.study.plan import expand
-from reid_utils.study.study_file import StudyError, parse_yaml, read_study
 
 modest = settings(
     max_examples=60,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from reid_utils.study.plan import expand
-from reid_utils.study.study_file import StudyError, read_study
+from notebook_study.plan import expand
+from notebook_study.study_file import StudyError, read_study
 
 DECLARED = {"02_training": {"inputs": [], "loss": "infonce", "learning_rate": 0.1, "epochs": 1}}
 STUDY = """

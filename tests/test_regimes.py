@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reid_utils.ranking.methods import fuse, post_process
+from reid_utils.ranking.feature_files import Features
+from reid_utils.ranking.methods import distances_of, fuse
 from reid_utils.ranking.metrics import average_precisions
 from reid_utils.ranking.regimes import (
     CLAIMS,
@@ -29,33 +30,35 @@ def simulated(noise, seed, models=3, players=40, images=12):
     for _ in range(models):
         features = rng.normal(size=(players, 32))[of_all] + noise * (shared + rng.normal(size=shared.shape))
         features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
-        found.append((features[:players], features[players:]))
-    return found, np.arange(players), of_gallery
+        ids = {"query_players": np.arange(players), "gallery_players": of_gallery}
+        found.append(Features(query=features[:players], gallery=features[players:], **ids))
+    return found
 
 
 def test_each_claim_compares_what_it_names():
-    models, query, gallery = simulated(1.2, 0)
-    found = effects_at(models, query, gallery, "hard")
+    models = simulated(1.2, 0)
+    query, gallery = models[0].query_players, models[0].gallery_players
+    found = effects_at(models, "hard")
     names = [claim for claim, _, _ in found]
     assert set(names) == set(CLAIMS) and names.count("hard − none") == 3 and names.count("two-stage − similarity") == 1
-    rows = {name: average_precisions(post_process(*models[1], name), query, gallery) for name in ("none", "hard")}
+    rows = {name: average_precisions(distances_of(models[1], name), query, gallery) for name in ("none", "hard")}
     claim, single, effect = found[4]
     assert claim == "hard − none" and np.allclose(single, rows["none"])
     assert np.allclose(effect, rows["hard"] - rows["none"])
-    processed = [post_process(*model, "hard") for model in models]
+    processed = [distances_of(model, "hard") for model in models]
     aps = [average_precisions(matrix, query, gallery) for matrix in processed]
     best = int(np.argmax([values.mean() for values in aps]))
     of_fusion = {claim: (single, effect) for claim, single, effect in found}["similarity − best single"]
     fused = average_precisions(fuse(processed, "similarity"), query, gallery)
     assert np.allclose(of_fusion[1], fused - aps[best])
-    assert np.allclose(of_fusion[0], average_precisions(post_process(*models[best], "none"), query, gallery))
-    assert {claim for claim, _, _ in effects_at(models[:1], query, gallery)} == set(list(CLAIMS)[:4])
+    assert np.allclose(of_fusion[0], average_precisions(distances_of(models[best]), query, gallery))
+    assert {claim for claim, _, _ in effects_at(models[:1])} == set(list(CLAIMS)[:4])
 
 
 def test_strong_and_weak_simulated_models_differ_in_what_helps_them():
     points = []
     for number, noise in enumerate((0.52, 0.53, 0.54, 0.9, 0.95, 1.0)):
-        found = effects_at(*simulated(noise, number))
+        found = effects_at(simulated(noise, number))
         points += [{"claim": c, "images": 12, "single": s, "effect": e, "set": number, "seed": 0} for c, s, e in found]
     curves = curves_of(points, [0.5, 0.97]).set_index(["mAP", "claim"])
     assert curves.loc[0.5, "hard − none"]["low"] > 0.05 and curves.loc[0.5, "similarity − best single"]["low"] > 0.05
@@ -64,17 +67,19 @@ def test_strong_and_weak_simulated_models_differ_in_what_helps_them():
 
 
 def test_points_of_a_set_keep_to_the_gallery_images_and_players_asked_for():
-    models, query, gallery = simulated(0.9, 3, players=20, images=6)
-    features = [np.concatenate(of_model) for of_model in models]
+    models = simulated(0.9, 3, players=20, images=6)
+    query, gallery = models[0].query_players, models[0].gallery_players
+    features = [np.concatenate([model.query, model.gallery]) for model in models]
     frames = np.concatenate([np.zeros(20, int), np.tile(np.arange(1, 7), 20)])
     test = pd.DataFrame({"role": ["query"] * 20 + ["gallery"] * 120, "player": [*query, *gallery], "frame": frames})
+    test = test.assign(camera=(test["role"] == "gallery").astype(int), image_id=test.index.astype(str))
     points = pd.DataFrame(points_in_set(features, test, [6, 2], few_players=[8]))
     assert points["images"].value_counts().to_dict() == {6: 2 * 18, 2: 18}
     whole, two, few = (points[points["claim"] == "hard − none"].iloc[k]["single"] for k in (0, 3, 6))
     assert np.isnan(few).tolist() == [False] * 8 + [True] * 12 and not np.isnan([whole, two]).any()
     assert (few[:8] >= whole[:8]).all()
     kept = frames[20:] <= 2
-    plain = post_process(models[0][0], models[0][1][kept], "none")
+    plain = distances_of(models[0].subset(slice(None), kept))
     assert np.allclose(two, average_precisions(plain, query, gallery[kept]))
 
 

@@ -22,9 +22,9 @@ from tiny_study import (
     write_notebook,
 )
 
+from notebook_study.plan import expand
+from notebook_study.study_file import declared_in, read_study
 from reid_utils.files import read_json, write_json
-from reid_utils.study.plan import expand
-from reid_utils.study.study_file import declared_in, read_study
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -183,7 +183,7 @@ def test_nothing_is_run_that_lies_where_the_command_was_typed_or_on_the_paths_of
     told = "import sys, queue\nprint('kernel', sys.executable, sys.flags.safe_path, queue.__file__)"
     write_notebook(clone / "notebooks" / "02_training.ipynb", GIVEN + 'augmentation = ""\nsteps = 1\n', told)
     other = tmp_path / "another checkout"
-    for folder in (other, other / "reid_utils", other / "reid_utils" / "study", clone / "notebooks"):
+    for folder in (other, other / "reid_utils", other / "notebook_study", clone / "notebooks"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("queue", "worker", "__init__"):
             (folder / f"{name}.py").write_text(FOREIGN)
@@ -199,7 +199,7 @@ def test_nothing_is_run_that_lies_where_the_command_was_typed_or_on_the_paths_of
 
 def test_a_file_beside_run_all_stands_in_for_no_module_and_the_code_is_the_checkouts_own(tmp_path):
     tree = make_clone(tmp_path / "a {prefix} 'c")
-    for name in ("run_all.py", "reid_utils", "rendered_players"):
+    for name in ("run_all.py", "notebook_study", "reid_utils", "rendered_players"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         copy(REPOSITORY / name, tree / name)
     told = "import reid_utils, random\nprint('from', reid_utils.__file__)"

@@ -63,6 +63,9 @@ def test_reading_back(tmp_path):
         ("0,1,9007199254740993\n5,0.1,0.2\n", r"not a whole number below 2\^53"),
         ("0,1,2\n1e300,0.1,0.2\n", r"query id at position 0 is 1e\+300, not a whole number below 2\^53"),
         ("0;1;2\n5;0.1;x\n", r"d\.csv is not a distance CSV"),
+        ("0;1\n1;1,234\n", r"is 1,234 a thousand or a fraction\? write a point"),
+        ("0;1;2\n1;1.234;0,5\n", r"is 0,5 a thousand or a fraction\? write a point"),
+        ('"0","1","2"\n"1","0,5"\n', r"d\.csv is not a distance CSV"),
         ("0,1,2\n", "it needs a row of gallery ids and a row for each query"),
     ],
 )
@@ -101,7 +104,19 @@ def test_a_real_submission():
 
 @pytest.mark.parametrize(
     "text",
-    ["\ufeff0,1,2\r\n5,0.5,0.25\r\n", "0;1;2\n5;0.5;0.25\n", "0;1;2\n5;0,5;0,25\n", "\ufeff0;1;2\n5;0.5;0.25\n"],
+    [
+        "\ufeff0,1,2\r\n5,0.5,0.25\r\n",
+        "0;1;2\n5;0.5;0.25\n",
+        "0;1;2\n5;0,5;0,25\n",
+        "0;1;2\n5;0,500;0,250\n",
+        "\ufeff0;1;2\n5;0.5;0.25\n",
+        '"0","1","2"\n"5","0.5","0.25"\n',
+        "sep=;\r\n0;1;2\r\n5;0,5;0,25\r\n",
+        "sep=\t\n0\t1\t2\n5\t0,5\t0,25\n",
+        ",1,2\n5,0.5,0.25\n",
+        '"","1","2"\n"5",0.5,0.25\n',
+        '"";"1";"2"\n"5";0,5;0,25\n',
+    ],
 )
 def test_spreadsheet_habits_are_understood(tmp_path, text):
     (tmp_path / "d.csv").write_bytes(text.encode())
@@ -109,6 +124,13 @@ def test_spreadsheet_habits_are_understood(tmp_path, text):
     np.testing.assert_array_equal(distances, [[0.5, 0.25]])
     np.testing.assert_array_equal(query_ids, [5])
     np.testing.assert_array_equal(gallery_ids, [1, 2])
+
+
+def test_images_of_other_groups_are_written_behind_all_others(tmp_path):
+    write_distance_csv(tmp_path / "d.csv", [[0.5, 2.0, np.inf], [np.inf, np.inf, 0.25]], [1, 2], [1, 3, 2])
+    assert read_distance_csv(tmp_path / "d.csv")[0].tolist() == [[0.5, 2, 3], [3, 3, 0.25]]
+    with pytest.raises(ValueError, match="distances row 0 holds infinity that marks no group"):
+        write_distance_csv(tmp_path / "e.csv", [[0.5, np.inf], [1, 0.25]], [1, 2], [1, 2])
 
 
 def test_ids_of_any_integer_type_are_written_exactly(tmp_path):

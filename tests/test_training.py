@@ -346,7 +346,7 @@ def test_epochs_can_be_validated_under_every_post_processing_and_with_mirrored_i
     trained = load_weights(tmp_path / "all" / "weights.safetensors", encoder(1))
     rows = sets.evaluated["test"].query("role == 'query'").index.to_numpy()
     mirrored = extract_features(trained, sets.images[:, :, ::-1], flip=True, rows=rows)
-    assert np.allclose(load_features(tmp_path / "all" / "test.npz")["query"], mirrored, atol=1e-5)
+    assert np.allclose(load_features(tmp_path / "all" / "test.npz").query, mirrored, atol=1e-5)
 
 
 def test_start_weights_that_are_missing_or_of_another_backbone_are_named(eight_players, tmp_path):

@@ -17,9 +17,10 @@ import torch
 from reid_utils.data.images import decode, letterbox, normalise
 from reid_utils.data.layouts import find_layout
 from reid_utils.data.synergy import load_manifest
-from reid_utils.files import file_hash, is_clutter, replacing, save_arrays
+from reid_utils.files import file_hash, is_clutter, replacing
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.processes import default_device, half_precision, without_tf32
+from reid_utils.ranking.feature_files import features_of, save
 
 
 def extract_features(encoder, images, batch_size=128, flip=False, rows=None, precision="float32"):
@@ -61,22 +62,8 @@ def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
 
 
 def save_features(path, manifest, features, weights_file=None):
-    """Write the features of one split as npz without pickles, atomically.
-
-    `manifest`: the split's rows (roles query and gallery) in the order of `features` (N, d). Keys of the file: query,
-    gallery (float32), {query,gallery}_{players,cameras} (int64), {query,gallery}_images (text), weights_sha256 (text),
-    and {query,gallery}_groups (int64) where a query is ranked within its group alone.
-    """
-    arrays = {"weights_sha256": np.array(file_hash(weights_file) if weights_file else "")}
-    for role in ("query", "gallery"):
-        rows = (manifest["role"] == role).to_numpy()
-        arrays[role] = features[rows].astype(np.float32)
-        arrays[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
-        arrays[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
-        arrays[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
-        if "group" in manifest and manifest["group"].any():
-            arrays[f"{role}_groups"] = manifest.loc[rows, "group"].to_numpy(np.int64)
-    save_arrays(path, **arrays)
+    """Write the features of one split (see `features_of`) as npz without pickles, atomically; see `load_features`."""
+    save(path, features_of(manifest, features, file_hash(weights_file) if weights_file else ""))
 
 
 def trained_encoder(weights):

@@ -20,9 +20,8 @@ from reid_utils.learning.features import extract_features, extract_sets
 from reid_utils.learning.models import build_encoder, find_weights, load_weights
 from reid_utils.learning.processes import default_device, launch, on_main, precision_in_force
 from reid_utils.learning.training import BESIDE, Recipe, check_share, determining, train
-from reid_utils.ranking.distances import squared_euclidean
-from reid_utils.ranking.feature_files import load_features
-from reid_utils.ranking.methods import POST_PROCESSINGS, post_process, score, score_features
+from reid_utils.ranking.feature_files import features_of, load_features
+from reid_utils.ranking.methods import POST_PROCESSINGS, score_features
 
 
 @dataclass(frozen=True)
@@ -189,10 +188,10 @@ def _validation_scores(encoder, sets, recipe):
     sides = [rows[rows["role"] == role] for role in ("query", "gallery")]
     how = {"flip": recipe.flip_features, "precision": recipe.feature_precision}
     query, gallery = (extract_features(encoder, sets.images, rows=side.index.to_numpy(), **how) for side in sides)
-    labels = [side[name].to_numpy(np.int64) for name in ("player", "camera") for side in sides]
-    scores = score(squared_euclidean(query, gallery), *labels)
+    features = features_of(pd.concat(sides), np.concatenate([query, gallery]))
+    scores = score_features(features)
     others = [name for name in POST_PROCESSINGS if recipe.every_post_processing and name != "none"]
-    return scores | {f"mAP {name}": score(post_process(query, gallery, name), *labels)["mAP"] for name in others}
+    return scores | {f"mAP {name}": score_features(features, name)["mAP"] for name in others}
 
 
 def _source_digest():

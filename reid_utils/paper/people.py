@@ -10,11 +10,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from notebook_study.folders import StudyFolders
 from reid_utils.files import read_json, write_json, write_text
 from reid_utils.paper.claims import findings_text, read_findings
 from reid_utils.paper.publish import LAST, check_clean, finished, in_readme, machine
 from reid_utils.paper.results import REPOSITORY
-from reid_utils.study.folders import StudyFolders
 
 MARKERS = (
     "<!-- people: begin; written by `python -m reid_utils.paper.people` from figures/people -->",

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from notebook_study.folders import StudyFolders
 from reid_utils.files import read_json, write_json, write_text
 from reid_utils.paper.claims import compare_verdicts, findings_text, read_findings, sign
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
-from reid_utils.study.folders import StudyFolders
 
 LAST = "06_paper_tables"
 BEGIN = "<!-- results: begin; written by `make figures` from the files in figures/ -->"

@@ -112,7 +112,7 @@ def dispersion(run):
     """Mean pairwise distance of the query features, a seed each (S,): how far apart a training puts the players."""
     folders, seeds = run.get("folders", [run["folder"]]), run["settings"]["seeds"]
     files = [[folder / f"seed{seed}" / "test.npz" for folder in folders] for seed in seeds]
-    return np.array([np.mean([pdist(load_features(file)["query"]).mean() for file in of_seed]) for of_seed in files])
+    return np.array([np.mean([pdist(load_features(file).query).mean() for file in of_seed]) for of_seed in files])
 
 
 def post_processing_table(runs):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from notebook_study.folders import StudyFolders
 from reid_utils.files import load_arrays, read_json
 from reid_utils.paper.results import in_code, load_results, write_table
 from reid_utils.ranking.statistics import compare_rows, enough_groups, holm, p_text
-from reid_utils.study.folders import StudyFolders
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
 ALL_FOLDS = "every fold"  # train_on of what `pool_folds` puts together

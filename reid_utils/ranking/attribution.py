@@ -13,15 +13,16 @@ def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_c
     A query's 1 − AP is the mean over its matches of the share of other players among the images no farther than the
     match. That share, over the number of matches, is charged to the match; and once more, in equal parts, to those
     other players' images, the intruders. Distances (Q, G), labels as in `average_precisions` -> (Q, G) float64: a
-    row's matches sum to 1 − AP, and so do its other images; junk holds 0, and a row without a match too. Errors as in
-    `average_precisions`.
+    row's matches sum to 1 − AP, and so do its other images; junk, images of other groups (at +inf) and rows without a
+    match hold 0. Errors as in `average_precisions`.
     """
     distances = np.asarray(distances)
     aps = average_precisions(distances, query_ids, gallery_ids, query_cams, gallery_cams)
     hits, junk = matches(query_ids, gallery_ids, query_cams, gallery_cams)
     lost = np.zeros(distances.shape)
     for q in np.flatnonzero(~np.isnan(aps)):
-        own, others = np.flatnonzero(hits[q]), np.flatnonzero(~hits[q] & ~junk[q])
+        ranked = distances[q] < np.inf  # images of other groups are not
+        own, others = np.flatnonzero(hits[q] & ranked), np.flatnonzero(~hits[q] & ~junk[q] & ranked)
         lost[q, own], lost[q, others] = _charged(distances[q, own], distances[q, others])
     return lost
 

@@ -104,3 +104,37 @@ def squared_euclidean(query, gallery) -> np.ndarray:
     distances += np.einsum("id,id->i", query, query)[:, None]
     distances += np.einsum("id,id->i", gallery, gallery)
     return np.maximum(distances, 0, out=distances)
+
+
+def check_ranked(distances, name: str) -> np.ndarray:
+    """A matrix as `check_matrix` gives it, in which +inf keeps an image out of a query's gallery.
+
+    Raises ValueError as there, and for infinity that is no such mark; see `shared_galleries`.
+    """
+    array = as_array(distances)
+    if array.dtype.kind != "f" or array.ndim != 2 or array.max(initial=0) != np.inf:
+        return check_matrix(array, name)
+    outside = np.isposinf(array)
+    checked = check_matrix(np.where(outside, 0, array), name)
+    checked[outside] = np.inf
+    shared_galleries(checked, name)
+    return checked
+
+
+def shared_galleries(distances: np.ndarray, name: str = "distances") -> list[tuple[np.ndarray, np.ndarray]]:
+    """The galleries of a matrix (Q, G) whose +inf lies outside a row's gallery: (rows, columns) indices of each.
+
+    Raises ValueError where galleries overlap, as those of groups never do: that infinity is a fault.
+    """
+    inside = distances < np.inf
+    first = np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
+    galleries, taken = [], np.zeros(distances.shape[1], bool)
+    for column in np.unique(first[first >= 0]):
+        rows = np.flatnonzero(first == column)
+        gallery = inside[rows[0]]
+        if (inside[rows] != gallery).any() or (gallery & taken).any():
+            row = np.flatnonzero(~inside.all(axis=1))[0]
+            raise ValueError(f"{name} row {row} holds infinity that marks no group; remove or recompute that image")
+        taken |= gallery
+        galleries.append((rows, np.flatnonzero(gallery)))
+    return galleries

@@ -1,85 +1,155 @@
-"""Files of what is ranked: feature files, the challenge's distance CSV, and folders of either.
+"""What is ranked, and its files: feature files, the challenge's distance CSV, and folders of either.
 
 A distance CSV is written as the challenge's toolkit writes it. First row: 0, then the gallery ids. Every further row: a
 query id, then its distances as `%10.5f`.
 """
 
+import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from reid_utils.files import is_clutter, replacing
-from reid_utils.ranking.distances import as_array, check_matrix, first_bad_row
+from reid_utils.files import is_clutter, replacing, save_arrays
+from reid_utils.ranking.distances import as_array, check_matrix, check_ranked, first_bad_row
+from reid_utils.ranking.fusion import check_same_ids
 from reid_utils.ranking.metrics import EXACT, as_ids, check_same_kind, known
 
-REQUIRED = ("query", "gallery", "query_players", "gallery_players")
+SIDES = ("query", "gallery")
+REQUIRED = (*SIDES, "query_players", "gallery_players")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Features:
+    """What is ranked: features of queries and gallery, or the distances between them alone, and who is on each image.
+
+    query (Q, d), gallery (G, d) float32, or None with `distances` (Q, G); players (Q,) and (G,) int64 or text, -1 for
+    an unknown one. None where not known: cameras (then nothing is junk), groups (then a query is ranked against the
+    whole gallery, else within its own group), images (their names). weights_sha256: of the encoder's file, or "".
+    """
+
+    query_players: np.ndarray
+    gallery_players: np.ndarray
+    query: np.ndarray | None = None
+    gallery: np.ndarray | None = None
+    distances: np.ndarray | None = None
+    query_cameras: np.ndarray | None = None
+    gallery_cameras: np.ndarray | None = None
+    query_groups: np.ndarray | None = None
+    gallery_groups: np.ndarray | None = None
+    query_images: np.ndarray | None = None
+    gallery_images: np.ndarray | None = None
+    weights_sha256: str = ""
+
+    def subset(self, queries, gallery) -> "Features":
+        """The same of some queries and gallery images; indices, masks or slices of each."""
+        chosen = {"query": queries, "gallery": gallery}
+        parts = {name: value[chosen[name.partition("_")[0]]] for name, value in self.arrays().items()}
+        distances = None if self.distances is None else self.distances[queries][:, gallery]
+        return replace(self, **parts, distances=distances)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """{field: array} of what is known about the images, one entry each."""
+        names = (field.name for field in fields(self) if field.name.startswith(("query", "gallery")))
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def as_features(model: Features | Mapping) -> Features:
+    """`Features`, also from a mapping with a key a field."""
+    return Features(**model) if isinstance(model, Mapping) else model
+
+
+def features_of(manifest, features, weights_sha256="") -> Features:
+    """`Features` of a split: its rows of the manifest (roles query and gallery) in the order of `features` (N, d).
+
+    Players, cameras and, where a query is ranked within its group alone, groups int64; names of the images text.
+    """
+    sides = {}
+    for role in SIDES:
+        rows = (manifest["role"] == role).to_numpy()
+        sides[role] = features[rows].astype(np.float32)
+        sides[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
+        sides[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
+        sides[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
+        if "group" in manifest and manifest["group"].any():
+            sides[f"{role}_groups"] = manifest.loc[rows, "group"].to_numpy(np.int64)
+    return Features(**sides, weights_sha256=weights_sha256)
+
+
+def save(path, features: Features) -> None:
+    """Write a feature file, an npz without pickles with a key a field (none for what is not known), atomically."""
+    save_arrays(path, **features.arrays(), weights_sha256=np.array(features.weights_sha256))
 
 
 def _read_npz(path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        return found | {role: as_array(found[role]).astype(np.float32) for role in REQUIRED[:2] if role in found}
+        return found | {role: as_array(found[role]).astype(np.float32) for role in SIDES if role in found}
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         raise ValueError(
             f"{path} is no readable npz without pickles ({error}); save ids as int or astype(str)"
         ) from error
 
 
-def _check_features(path, role: str, features: np.ndarray, players: np.ndarray) -> None:
-    if features.ndim != 2 or features.shape[:1] != players.shape:
-        raise ValueError(f"{path}: {role} has shape {features.shape}; it needs one row per player id in {role}_players")
-    row = first_bad_row(features)
-    if row is not None:
-        raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
-
-
-def load_features(path):
+def load_features(path) -> Features:
     """Read one feature file (npz without pickles).
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
-    unknown player. Optional: query_cameras and gallery_cameras (0 and 1 where both are absent, so nothing counts as
-    junk), query_groups and gallery_groups (a query is ranked among its own), query_images, gallery_images. Returns a
-    dict with what there is, features float32. Raises ValueError naming the file and what is wrong with it.
+    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N), as MATLAB
+    writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
     """
     found = _read_npz(path)
     missing = [name for name in REQUIRED if name not in found]
     if missing:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
     for kind in ("cameras", "groups"):
-        sides = [role for role in ("query", "gallery") if f"{role}_{kind}" in found]
-        if len(sides) == 1:
-            raise ValueError(f"{path} has {sides[0]}_{kind} only; give the {kind} of both sides or of none")
-    for camera, role in enumerate(("query", "gallery")):
-        features = found[role]
-        _check_features(path, role, features, found[f"{role}_players"])
-        labels = [name for name in (f"{role}_players", f"{role}_groups") if name in found]
-        for name in labels:
-            found[name] = as_ids(found[name], f"{path}: {name}")
-        found.setdefault(f"{role}_cameras", np.full(len(features), camera))
-        found.setdefault(f"{role}_images", np.arange(len(features)).astype(np.str_))
-        for name in (*labels, f"{role}_cameras", f"{role}_images"):
-            if found[name].shape != features.shape[:1]:
-                raise ValueError(f"{path}: {name} has shape {found[name].shape}; it needs an entry a row of {role}")
-    for kind in ("players", "groups") if "query_groups" in found else ("players",):
-        names = (f"{path}: query_{kind}", f"gallery_{kind}")
-        check_same_kind(found[f"query_{kind}"], found[f"gallery_{kind}"], names)
+        names = [f"{role}_{kind}" for role in SIDES if f"{role}_{kind}" in found]
+        if len(names) == 1:
+            raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
+    for role in SIDES:
+        _check_side(path, role, found)
+    for kind in ("players", "cameras", "groups"):
+        if f"query_{kind}" in found:
+            names = f"{path}: query_{kind}", f"gallery_{kind}"
+            check_same_kind(found[f"query_{kind}"], found[f"gallery_{kind}"], names)
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
-    return found
+    found["weights_sha256"] = str(found.get("weights_sha256", ""))
+    return Features(**{field.name: found[field.name] for field in fields(Features) if field.name in found})
+
+
+def _check_side(path, role: str, found: dict) -> None:
+    """Check one side's features and bring its labels into the form of `Features`, in place."""
+    features = found[role]
+    for kind in ("players", "cameras", "groups", "images"):
+        name = f"{role}_{kind}"
+        if name not in found:
+            continue
+        labels = found[name][0] if found[name].ndim == 2 and len(found[name]) == 1 else found[name]
+        found[name] = labels if kind == "images" else as_ids(labels, f"{path}: {name}")
+        if features.ndim != 2 or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"{path}: {name} has shape {labels.shape}; it needs an entry a row of {role}, of shape {features.shape}"
+            )
+    row = first_bad_row(features)
+    if row is not None:
+        raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
 
 
 def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
     """Write the challenge CSV, byte for byte what the toolkit's `numpy.savetxt` writes; atomically.
 
-    `distances` (Q, G); ids (Q,) and (G,) whole numbers. Raises ValueError naming the row for NaN, and for ids of
-    another kind or number.
+    `distances` (Q, G), in which +inf, for images of other groups, is written as 1 more than the largest number; ids
+    (Q,) and (G,) whole numbers. Raises ValueError naming the row for NaN, and for ids of another kind or number.
     """
-    distances = check_matrix(distances, "distances")
+    distances = check_ranked(distances, "distances")
+    inside = distances < np.inf
+    distances = np.where(inside, distances, distances.max(where=inside, initial=0) + 1)
     query_ids, gallery_ids = as_ids(query_ids, "query_ids"), as_ids(gallery_ids, "gallery_ids")
     for name, ids in (("query_ids", query_ids), ("gallery_ids", gallery_ids)):
         if ids.dtype.kind == "U":
@@ -104,19 +174,32 @@ def _id_column(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
+_GROUPED = re.compile(r"[1-9]\d{0,2},\d{3}")  # 1,234 is a thousand and more, or a little more than one
+
+
 def _read_table(path: Path) -> np.ndarray:
-    """The numbers of a CSV; with semicolons, as spreadsheets write, a comma is the decimal sign."""
+    """The numbers of a CSV, cells quoted or not; where semicolons part the cells, a comma is the decimal sign."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    if lines and ";" in lines[0]:
-        lines = [line.replace(",", ".").replace(";", ",") for line in lines]
-    return np.loadtxt(lines, delimiter=",", ndmin=2)
+    first = lines[0].strip('"') if lines else ""
+    delimiter = ";" if ";" in first else ","
+    if first.lower().startswith("sep="):  # a spreadsheet's own line
+        delimiter, lines = first[4:5] or ",", lines[1:]
+    mark = re.escape(delimiter)
+    text = re.sub(rf'^(""|)(?={mark})', "0", "\n".join(lines))  # the corner that pandas and R leave empty
+    if delimiter != "," and "," in text:
+        cells = re.findall(rf'[^\s"{mark}]*,[^\s"{mark}]*', text)
+        if "." in text or all(_GROUPED.fullmatch(cell) for cell in cells):
+            raise ValueError(f"is {cells[0]} a thousand or a fraction? write a point as the decimal sign throughout")
+        text = text.replace(",", ".")
+    return np.loadtxt(text.splitlines(), delimiter=delimiter, ndmin=2, quotechar='"')
 
 
 def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read a challenge CSV: (distances (Q, G) float64, query_ids (Q,) int64, gallery_ids (G,) int64).
 
-    A byte order mark and semicolons are understood. Raises FileNotFoundError, or ValueError naming the file and the
-    row, for ragged rows, words, NaN, a first cell other than 0, ids that are not whole numbers, or no data.
+    A byte order mark, semicolons, quoted cells, a `sep=` line and an empty corner are understood. Raises
+    FileNotFoundError, or ValueError naming the file and the row, for ragged rows, words, NaN, commas that may be
+    thousands or fractions, a first cell other than 0, ids that are not whole numbers, or no data.
     """
     path = Path(path)
     try:
@@ -133,18 +216,18 @@ def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return distances, _id_column(table[1:, 0], path, "query"), _id_column(table[0, 1:], path, "gallery")
 
 
-def _read_model(path: Path) -> dict[str, np.ndarray]:
+def _read_model(path: Path) -> Features:
     if path.suffix.lower() == ".npz":
         return load_features(path)
     distances, query_ids, gallery_ids = read_distance_csv(path)
-    return {"distances": distances, "query_players": query_ids, "gallery_players": gallery_ids}
+    return Features(distances=distances, query_players=query_ids, gallery_players=gallery_ids)
 
 
 def load_folder(folder):
     """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one per model.
 
-    Returns {name: features dict} or {name: {"distances", "query_players", "gallery_players"}}, feature files first,
-    sorted by file name; the ids of a distance CSV are taken for player ids. Files that systems leave behind (`._a.npz`)
+    Returns {name: Features}, feature files first, sorted by file name; the ids of a distance CSV are taken for player
+    ids. Files that systems leave behind (`._a.npz`)
     are passed over. Raises FileNotFoundError for an empty or missing folder.
     """
     models, folder = {}, Path(folder)
@@ -169,7 +252,7 @@ def scorable(models: Mapping) -> dict:
 
     Warns of those left out; raises ValueError where none remains.
     """
-    hidden = [name for name, model in models.items() if not known(model["query_players"]).any()]
+    hidden = [name for name, model in models.items() if not known(model.query_players).any()]
     message = f"all query players of {', '.join(hidden)} are unknown (-1), a hidden split: it is not scored"
     if len(hidden) == len(models):
         raise ValueError(f"{message}; give a set with known players")
@@ -178,14 +261,42 @@ def scorable(models: Mapping) -> dict:
     return {name: model for name, model in models.items() if name not in hidden}
 
 
-def load_models(folders: Mapping, seeds) -> dict[str, list[dict]]:
+def load_models(folders: Mapping, seeds) -> dict[str, list[dict[str, Features]]]:
     """Feature files of several models and seeds.
 
-    folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: features} a seed]}, for the sets
+    folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: Features} a seed]}, for the sets
     that every model and seed has.
     """
-    read = [{name: load_folder(Path(folder) / f"seed{seed}") for name, folder in folders.items()} for seed in seeds]
-    shared = [
-        name for name in next(iter(read[0].values())) if all(name in sets for row in read for sets in row.values())
-    ]
-    return {name: [{model: sets[name] for model, sets in row.items()} for row in read] for name in shared}
+    read = [{model: load_folder(Path(folder) / f"seed{seed}") for model, folder in folders.items()} for seed in seeds]
+    shared = [name for name in next(iter(read[0].values())) if all(name in sets for of in read for sets in of.values())]
+    return {name: [{model: sets[name] for model, sets in of_seed.items()} for of_seed in read] for name in shared}
+
+
+def csv_ids(features, name):
+    """Query and gallery ids of a set's distance CSV (int64): image ids in the challenge set, players elsewhere.
+
+    With players in header and first column, notebooks 03 and 04 can score the file. Raises ValueError.
+    """
+    kind = "images" if name == "challenge" else "players"
+    ids = getattr(features, f"query_{kind}"), getattr(features, f"gallery_{kind}")
+    try:
+        return [np.asarray(side).astype(np.int64) for side in ids]
+    except (ValueError, OverflowError, TypeError) as error:
+        raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None
+
+
+def same_images(models: Mapping) -> dict[str, Features]:
+    """Models of the same queries and gallery, each with the cameras, groups and names that one of them knows.
+
+    models: {name: Features}, players known. Raises ValueError naming the first difference in what several know.
+    """
+    known: dict = {}
+    kinds = "players", "images", "cameras", "groups"
+    for kind in kinds:
+        names = f"query_{kind}", f"gallery_{kind}"
+        ids = {model: [getattr(features, name) for name in names] for model, features in models.items()}
+        ids = {model: both for model, both in ids.items() if all(side is not None for side in both)}
+        if ids:
+            check_same_ids(list(ids.values()), list(ids) if kind in kinds[:2] else [f"{kind}: {name}" for name in ids])
+            known |= zip(names, next(iter(ids.values())), strict=True)
+    return {model: replace(features, **known) for model, features in models.items()}

@@ -143,3 +143,15 @@ def z_score_fusion(matrices: Sequence) -> np.ndarray:
         return centred / np.where(deviation > 0, deviation, 1)
 
     return _mean(_checked(matrices), normalised)
+
+
+FUSIONS = {
+    "similarity": similarity_fusion,
+    "dissimilarity": dissimilarity_fusion,
+    "two-stage": two_stage_fusion,
+    "rank average": rank_average,
+    "reciprocal rank": reciprocal_rank_fusion,
+    "min-max": min_max_fusion,
+    "z-score": z_score_fusion,
+}
+PAPER_FUSIONS = ("similarity", "dissimilarity", "two-stage")

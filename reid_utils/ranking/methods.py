@@ -1,27 +1,27 @@
-"""Post-processings (T3) and fusions (T5) by the names that table rows carry, and the scores of a distance matrix."""
+"""Post-processings (T3) and fusions (T5) by the names that table rows carry, and the scores of a distance matrix.
 
+What is ranked is always `Features`, so that the rule of groups (a query is ranked among its own) holds everywhere.
+"""
+
+from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 
-from reid_utils.ranking import fusion as fusions
-from reid_utils.ranking.distances import check_count, check_features, check_number, squared_euclidean
-from reid_utils.ranking.feature_files import load_features, write_distance_csv
-from reid_utils.ranking.metrics import labels_of, rank_matches
+from reid_utils.ranking.distances import (
+    check_count,
+    check_features,
+    check_number,
+    shared_galleries,
+    squared_euclidean,
+)
+from reid_utils.ranking.feature_files import as_features, csv_ids, load_features, write_distance_csv
+from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
+from reid_utils.ranking.metrics import labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
-from reid_utils.ranking.reranking import rerank
+from reid_utils.ranking.reranking import rerank, rerank_sweep
 
-POST_PROCESSINGS = ("none", "gaussian", "hard in place", "hard", "kreciprocal", "alpha-QE", "DBA")
-_FUSIONS = {
-    "similarity": fusions.similarity_fusion,
-    "dissimilarity": fusions.dissimilarity_fusion,
-    "two-stage": fusions.two_stage_fusion,
-    "rank average": fusions.rank_average,
-    "reciprocal rank": fusions.reciprocal_rank_fusion,
-    "min-max": fusions.min_max_fusion,
-    "z-score": fusions.z_score_fusion,
-}
-FUSIONS = tuple(_FUSIONS)
 _BLOCK = 512  # images whose distances to the gallery stand in memory at a time
 
 
@@ -66,8 +66,19 @@ def database_augmentation(query, gallery, k: int = 6, alpha: float = 3.0) -> tup
     return query, _neighbour_means(gallery, gallery, k, alpha, first=1)
 
 
+POST_PROCESSINGS = {  # each a function of (query, gallery) and, by name, k1, k2 and jaccard_weight -> distances
+    "none": lambda query, gallery, **_: squared_euclidean(query, gallery),
+    "gaussian": partial(rerank, variant="gaussian"),
+    "hard in place": partial(rerank, variant="hard", in_place=True),
+    "hard": partial(rerank, variant="hard"),
+    "kreciprocal": partial(rerank, variant="kreciprocal"),
+    "alpha-QE": lambda query, gallery, k2, **_: squared_euclidean(*alpha_query_expansion(query, gallery, k2)),
+    "DBA": lambda query, gallery, k2, **_: squared_euclidean(*database_augmentation(query, gallery, k2)),
+}
+
+
 def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
-    """Distances after a post-processing of `POST_PROCESSINGS`.
+    """Distances after a post-processing of `POST_PROCESSINGS`; of features with groups `distances_of` makes them.
 
     query (Q, d), gallery (G, d) float32 -> (Q, G) float32. "none" is the squared Euclidean distance; "hard in place" is
     the 2023 code as published, "hard" its order-free form; "alpha-QE" and "DBA" are squared Euclidean distances of
@@ -75,56 +86,124 @@ def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
     """
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
-    if name == "none":
-        return squared_euclidean(query, gallery)
-    if name == "alpha-QE":
-        return squared_euclidean(*alpha_query_expansion(query, gallery, k2))
-    if name == "DBA":
-        return squared_euclidean(*database_augmentation(query, gallery, k2))
-    variant = name.removesuffix(" in place")
-    return rerank(query, gallery, variant, k1, k2, jaccard_weight, in_place=name.endswith(" in place"))
+    return POST_PROCESSINGS[name](query, gallery, k1=k1, k2=k2, jaccard_weight=jaccard_weight)
 
 
-def post_processings_of(model):
-    """The post-processings that a model of `load_folder` can go through: a distance matrix cannot be re-ranked."""
-    return ("none",) if "distances" in model else POST_PROCESSINGS
+def post_processings_of(features):
+    """The names of the post-processings that features can go through: a distance matrix cannot be re-ranked."""
+    return ("none",) if features.query is None else tuple(POST_PROCESSINGS)
 
 
-def distances_of(model, name="none", k1=20, k2=6, jaccard_weight=0.7):
-    """Distances (Q, G) of a model of `load_folder`: the matrix that was given, else its features' after `name`.
+def groups_of(features):
+    """The queries and the gallery images of each group that has both: a list of pairs of index arrays.
 
-    Where the model has query_groups (Q,) and gallery_groups (G,), images of other groups lie behind all of the query's.
+    One pair of whole slices where there are no groups.
     """
-    if "distances" in model:
-        return model["distances"]
-    distances = post_process(model["query"], model["gallery"], name, k1, k2, jaccard_weight)
-    if "query_groups" not in model:
-        return distances
-    apart = model["query_groups"][:, None] != model["gallery_groups"]
-    return np.where(apart, distances + np.ptp(distances) + 1, distances)
+    if features.query_groups is None:
+        return [(slice(None), slice(None))]
+    groups = np.intersect1d(features.query_groups, features.gallery_groups)
+    sides = features.query_groups, features.gallery_groups
+    return [tuple(np.flatnonzero(side == group) for side in sides) for group in groups]
 
 
-def check_same_images(tested):
-    """Raise ValueError naming the first difference unless all models are over the same queries and gallery.
+def within_groups(features, rank):
+    """Distances (Q, G) where `rank` makes them of each group alone: a query is ranked among its own.
 
-    `tested`: one {model name: as from `load_folder`} a seed; players and, where known, images must agree.
+    rank: function of `Features` -> (q, g) float. Images of other groups are at +inf, which fusion and metrics leave
+    out. Without groups this is `rank(features)`.
     """
-    for models in tested:
-        for kind in ("players", "images"):
-            if all(f"query_{kind}" in model for model in models.values()):
-                ids = [(model[f"query_{kind}"], model[f"gallery_{kind}"]) for model in models.values()]
-                fusions.check_same_ids(ids, list(models))
+    features = as_features(features)
+    if features.query_groups is None:
+        return rank(features)
+    return _together(features, [rank(features.subset(*group)) for group in groups_of(features)])
+
+
+def _together(features, parts):
+    """The distances of each of `groups_of` features in one matrix."""
+    if features.query_groups is None:
+        return parts[0]
+    shape = len(features.query_groups), len(features.gallery_groups)
+    distances = np.full(shape, np.inf, np.result_type(*parts))
+    for (queries, gallery), part in zip(groups_of(features), parts, strict=True):
+        distances[np.ix_(queries, gallery)] = part
+    return distances
+
+
+def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
+    """Distances (Q, G) of `Features`: those given, else the features' after the post-processing `name`.
+
+    With groups each is re-ranked on its own, since a query is ranked within its group; the rest is at +inf. Raises
+    ValueError as `post_process` does.
+    """
+
+    def rank(part):
+        if part.query is None:
+            return part.distances
+        return post_process(part.query, part.gallery, name, k1, k2, jaccard_weight)
+
+    return within_groups(features, rank)
+
+
+def sweep_of(features, variant, k1s, k2s, jaccard_weights):
+    """`rerank_sweep` of `Features`, each group on its own: yields ((k1, k2, weight), distances (Q, G))."""
+    parts = [features.subset(*group) for group in groups_of(features)]
+    sweeps = [rerank_sweep(part.query, part.gallery, variant, k1s, k2s, jaccard_weights) for part in parts]
+    for found in zip(*sweeps, strict=True):
+        yield found[0][0], _together(features, [distances for _, distances in found])
+
+
+def pairs_of(features):
+    """Masks (Q, G) of the genuine pairs (matches) and the impostors (images of others) that a ranking holds.
+
+    Junk and images of other groups are neither.
+    """
+    labels = labels_of(features)
+    genuine, junk = matches(*labels)
+    ranked = ~junk
+    if features.query_groups is not None:
+        ranked &= features.query_groups[:, None] == features.gallery_groups
+    return genuine & ranked, ~genuine & ranked
 
 
 def fuse(matrices, name, top_k=15):
     """Fused distances (Q, G) of two or more matrices by a fusion of `FUSIONS`; `top_k` is for the weighted ones.
 
-    Raises ValueError for an unknown name.
+    Where images of other groups are at +inf (see `distances_of`) the queries of a group are fused alone. Raises
+    ValueError for an unknown name, and for matrices of different groups.
     """
     if name not in FUSIONS:
         raise ValueError(f"fusion {name!r} is unknown; known: {', '.join(FUSIONS)}")
-    weighted = name in ("dissimilarity", "two-stage")
-    return _FUSIONS[name](matrices, top_k) if weighted else _FUSIONS[name](matrices)
+    function = FUSIONS[name]
+    settings = {"top_k": top_k} if "top_k" in signature(function).parameters else {}
+    galleries = _galleries(matrices)
+    if galleries is None:
+        return function(matrices, **settings)
+    fused = np.full(np.shape(matrices[0]), np.inf)
+    for queries, gallery in galleries:
+        fused[np.ix_(queries, gallery)] = function([m[np.ix_(queries, gallery)] for m in matrices], **settings)
+    return fused
+
+
+def weights_of(matrices, top_k=15):
+    """`dissimilarity_weights` (Q, M) of the matrices that `fuse` takes; equal ones for a query without a gallery."""
+    galleries = _galleries(matrices)
+    if galleries is None:
+        return dissimilarity_weights(matrices, top_k)
+    weights = np.full((len(matrices[0]), len(matrices)), 1 / len(matrices))
+    for queries, gallery in galleries:
+        weights[queries] = dissimilarity_weights([m[np.ix_(queries, gallery)] for m in matrices], top_k)
+    return weights
+
+
+def _galleries(matrices):
+    """`shared_galleries` of matrices of which one holds +inf; None where none does. Raises ValueError; see `fuse`."""
+    inside = [np.asarray(matrix) < np.inf for matrix in matrices]
+    if all(mask.all() for mask in inside):
+        return None
+    for number, mask in enumerate(inside):
+        if mask.shape != inside[0].shape or (mask != inside[0]).any():
+            raise ValueError(f"distance matrix {number} ranks other images than matrix 0; give all the same groups")
+    return shared_galleries(np.asarray(matrices[0]), "distance matrix 0")
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
@@ -146,7 +225,7 @@ def score(distances, query_players, gallery_players, query_cameras=None, gallery
 
 
 def score_features(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
-    """Scores of one feature file's content (see `load_features`) after a post-processing."""
+    """Scores, as `score` gives them, of `Features` after a post-processing."""
     return score(distances_of(features, name, k1, k2, jaccard_weight), *labels_of(features))
 
 
@@ -185,26 +264,14 @@ def write_entry(folder, models, post_processing, fusion, top_k=15):
     """
     entries = {}
     for name, seeds in models.items():
+        ids = csv_ids(next(iter(seeds[0].values())), name)
         for stem, processing in ((name, post_processing), (f"{name}_plain", "none")):
             averaged = [mean_distances([seed[model] for seed in seeds], processing) for model in seeds[0]]
             entries[stem] = fuse(averaged, fusion, top_k)
-            ids = csv_ids(next(iter(seeds[0].values())), name)
             write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *ids)
     return entries
 
 
 def mean_distances(models, processing):
-    """Mean over models of their distances after a post-processing: features as `load_features` gives -> (Q, G)."""
+    """Mean over models of their distances after a post-processing: `Features` of the same images -> (Q, G)."""
     return sum(distances_of(model, processing) for model in models) / len(models)
-
-
-def csv_ids(model, name):
-    """Query and gallery ids of a set's distance CSV (int64): image ids in the challenge set, players elsewhere.
-
-    With players in header and first column, notebooks 03 and 04 can score the file.
-    """
-    kind = "images" if name == "challenge" else "players"
-    try:
-        return [model[f"{role}_{kind}"].astype(np.int64) for role in ("query", "gallery")]
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None

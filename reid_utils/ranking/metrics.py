@@ -3,7 +3,8 @@
 A gallery image of the query's own player and camera is junk and left out of its ranking. Player -1 is nobody: such a
 gallery image (Market-1501's junk) is left out of every ranking, and such a query (the hidden challenge split) is never
 scored. Player 0, Market-1501's distractors, needs no rule: no query is of that player, so its images count as wrong.
-Camera -1 is unknown and never the same as another.
+Camera -1 is unknown and never the same as another. An image at distance +inf is not in that query's gallery (it is of
+another group, as in SoccerNet, where a query is ranked within its action): it counts nowhere.
 
 Hits are marked once (`rank_matches`), and every score follows from them. A query without any match is skipped, with one
 warning that counts them.
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_count, check_matrix, is_tensor
+from reid_utils.ranking.distances import check_count, check_ranked, is_tensor
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
@@ -31,8 +32,9 @@ class Labels(NamedTuple):
 
 
 def labels_of(model) -> Labels:
-    """The labels of a model of `load_features` or `load_folder`, for `score(distances, *labels_of(model))`."""
-    return Labels(*(model.get(name) for name in Labels._fields))
+    """The labels of `Features`, or of a mapping like them, for `score(distances, *labels_of(model))`."""
+    known = model if isinstance(model, dict) else vars(model)
+    return Labels(*(known.get(name) for name in Labels._fields))
 
 
 def as_ids(values, name: str) -> np.ndarray:
@@ -138,6 +140,7 @@ def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.nd
     player, players = labels.query_players[query], labels.gallery_players
     places = np.flatnonzero(players == player) if player != -1 else np.empty(0, np.int64)
     places = places[labels.gallery_cameras[places] != labels.query_cameras[query]]
+    places = places[row[places] < np.inf]
     if not places.size:
         return np.nan, places
     places = places[np.argsort(row[places], kind="stable")]
@@ -154,7 +157,7 @@ def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.nd
 
 def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> RankedMatches:
     """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
-    distances = check_matrix(distances, "distances")
+    distances = check_ranked(distances, "distances")
     labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
@@ -231,12 +234,12 @@ def cmc(
 
 def _single_shot_curve(distances, labels, topk: int, rng) -> np.ndarray:
     """The cuhk03 protocol: expectation of, or a mean over, random single-image galleries."""
-    distances = check_matrix(distances, "distances")
+    distances = check_ranked(distances, "distances")
     labels = coded(distances.shape, *labels)
     chances = []
     for query, row in enumerate(distances):
         player, others = labels.query_players[query], labels.gallery_cameras != labels.query_cameras[query]
-        kept = np.flatnonzero(others & (labels.gallery_players != -1))
+        kept = np.flatnonzero(others & (labels.gallery_players != -1) & (row < np.inf))
         ranking = labels.gallery_players[kept[np.argsort(row[kept], kind="stable")]]
         if player != -1 and (ranking == player).any():
             chances.append(_expected(ranking, player, topk) if rng is None else _drawn(ranking, player, topk, rng))

@@ -10,8 +10,10 @@ Statistics, 2012).
 import numpy as np
 import pandas as pd
 
-from reid_utils.ranking.methods import fuse, post_process
-from reid_utils.ranking.metrics import average_precisions
+from reid_utils.ranking.feature_files import features_of
+from reid_utils.ranking.fusion import PAPER_FUSIONS
+from reid_utils.ranking.methods import distances_of, fuse
+from reid_utils.ranking.metrics import average_precisions, labels_of
 
 CLAIMS = {  # name: (ours, theirs)
     "hard − none": ("hard", "none"),
@@ -37,23 +39,21 @@ def outside_regime(single):
     return "" if single >= LEAST else f"outside the regime that the paper speaks of ({100 * single:.1f} mAP here)"
 
 
-def effects_at(models, query_players, gallery_players, post_processing="hard"):
+def effects_at(models, post_processing="hard"):
     """What every claim compares at one operating point.
 
-    models: list of (query (Q, d), gallery (G, d)) features of single models over the same images; players (Q,), (G,).
-    Returns a list of (claim, single (Q,), effect (Q,)): the plain average precisions of the single model, and ours
-    minus theirs. Each re-ranking is compared for each model, the fusions (of `post_processing` distances) once, with
-    the best model of them as the single one.
+    models: list of `Features` of single models over the same images. Returns a list of (claim, single (Q,), effect
+    (Q,)): the plain average precisions of the single model, and ours minus theirs. Each re-ranking is compared for each
+    model, the fusions (of `post_processing` distances) once, with the best model of them as the single one.
     """
-    labels = query_players, gallery_players
+    labels = labels_of(models[0])
     names = ("none", "gaussian", "hard", "kreciprocal")
-    matrices = [{name: post_process(*model, name) for name in names} for model in models]
+    matrices = [{name: distances_of(model, name) for name in names} for model in models]
     rows = [{name: average_precisions(matrix, *labels) for name, matrix in of_model.items()} for of_model in matrices]
     if len(models) > 1:
         best = max(rows, key=lambda row: np.nanmean(row[post_processing]))
         processed = [of_model[post_processing] for of_model in matrices]
-        # With two models the three fusions are the same.
-        fusions = ("similarity", "dissimilarity", "two-stage") if len(models) > 2 else ("similarity",)
+        fusions = PAPER_FUSIONS if len(models) > 2 else ["similarity"]  # of two models all three are the same
         fused = {name: average_precisions(fuse(processed, name), *labels) for name in fusions}
         rows.append({"best single": best[post_processing], "plain single": best["none"], **fused})
     return [
@@ -67,22 +67,25 @@ def effects_at(models, query_players, gallery_players, post_processing="hard"):
 def points_in_set(features, test, gallery_images, few_players=(), post_processing="hard"):
     """The operating points of some models in one test set.
 
-    features: one (N, d) array a model; test: the set's rows of the manifest, (N,) with role, player and frame;
-    gallery_images: numbers of gallery images per player to keep (the earliest); few_players: how many players make
-    further, easier galleries, each with the first of these numbers. Returns a list of dicts: claim, images (a player),
-    single and effect, (Q,) over all queries of the set, NaN for those left out.
+    features: one (N, d) array a model; test: the set's rows of the manifest, (N,); gallery_images: numbers of gallery
+    images per player to keep (the earliest); few_players: how many players make further, easier galleries, each with
+    the first of these numbers. Returns a list of dicts: claim, images (a player), single and effect, (Q,) over all
+    queries of the set, NaN for those left out.
     """
-    player, queries = test["player"].to_numpy(), (test["role"] == "query").to_numpy()
-    rank = test.groupby(["role", "player"])["frame"].rank(method="first").to_numpy()
-    galleries = [(images, len(test)) for images in gallery_images] + [(gallery_images[0], few) for few in few_players]
+    rank = test.groupby(["role", "player"])["frame"].rank(method="first")[test["role"] == "gallery"].to_numpy()
+    models = [features_of(test, of_model) for of_model in features]
+    queries, gallery = models[0].query_players, models[0].gallery_players
+    players = np.union1d(queries, gallery)
+    galleries = [(images, len(players)) for images in gallery_images] + [
+        (gallery_images[0], few) for few in few_players
+    ]
     points = []
     for images, most in galleries:
-        there = np.isin(player, np.unique(player)[:most])
-        query, gallery = queries & there, ~queries & there & (rank <= images)
-        models = [(of_model[query], of_model[gallery]) for of_model in features]
-        for claim, *scores in effects_at(models, player[query], player[gallery], post_processing):
-            padded = np.full((2, queries.sum()), np.nan)
-            padded[:, there[queries]] = scores
+        asked = np.isin(queries, players[:most])
+        kept = np.isin(gallery, players[:most]) & (rank <= images)
+        for claim, *scores in effects_at([model.subset(asked, kept) for model in models], post_processing):
+            padded = np.full((2, len(queries)), np.nan)
+            padded[:, asked] = scores
             points.append({"claim": claim, "images": images, "single": padded[0], "effect": padded[1]})
     return points
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from reid_utils.data.images import decode
-from reid_utils.ranking.methods import POST_PROCESSINGS, post_process
-from reid_utils.ranking.metrics import average_precisions, labels_of, matches
+from reid_utils.ranking.methods import POST_PROCESSINGS, distances_of, pairs_of
+from reid_utils.ranking.metrics import average_precisions, labels_of
 from reid_utils.views.style import BLACK, MATCH, MISMATCH
 
 _THUMBNAIL = 128  # pixels of height; crops are small, and each reaction sends a dozen of them
@@ -32,19 +32,17 @@ def ranked_query(before, after, features, q):
 
     before, after: (Q, G) distances, without and with a post-processing; features: as from `load_features`. Returns a
     DataFrame in rank order: image (gallery index), rank, was (rank by `before`), distance, is_match. Junk (images of
-    the query's own player and camera, or of nobody) is left out; ties by gallery index, as in the metrics.
+    the query's own player and camera, or of nobody) and other groups are left out; ties by gallery index, as in the
+    metrics.
     """
-    labels, query = labels_of(features), slice(q, q + 1)
-    (is_match,), (junk,) = matches(
-        labels.query_players[query], labels.gallery_players, labels.query_cameras[query], labels.gallery_cameras
-    )
-    kept = np.flatnonzero(~junk)
+    (genuine,), (impostor,) = pairs_of(features.subset(slice(q, q + 1), slice(None)))
+    kept = np.flatnonzero(genuine | impostor)
     order, former = (kept[np.argsort(distances[q, kept], kind="stable")] for distances in (after, before))
     ranks = np.arange(1, len(kept) + 1)
-    was = np.empty(len(junk), np.int64)
+    was = np.empty(len(genuine), np.int64)
     was[former] = ranks
     return pd.DataFrame(
-        {"image": order, "rank": ranks, "was": was[order], "distance": after[q, order], "is_match": is_match[order]}
+        {"image": order, "rank": ranks, "was": was[order], "distance": after[q, order], "is_match": genuine[order]}
     )
 
 
@@ -91,7 +89,7 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     @lru_cache(maxsize=8)
     def rank(run, *processing):
-        distances = post_process(runs[run]["query"], runs[run]["gallery"], *processing)
+        distances = distances_of(runs[run], *processing)
         return distances, average_precisions(distances, *labels_of(runs[run]))
 
     @lru_cache(maxsize=4096)
@@ -100,15 +98,15 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     def view(settings, q):
         features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
-        ranking, image = ranked_query(before, after, features, q), features["query_images"][q]
+        ranking, image = ranked_query(before, after, features, q), features.query_images[q]
         cards = [_card(picture("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
         for row in ranking[:top].itertuples():
             sign, colour = ("✓", MATCH) if row.is_match else ("✗", MISMATCH)
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
-            cards.append(_card(picture("gallery", features["gallery_images"][row.image]), colour,
+            cards.append(_card(picture("gallery", features.gallery_images[row.image]), colour,
                                f"{sign} rank {row.rank}", text))  # fmt: skip
         ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking[ranking.is_match].itertuples()]
-        title = f"player {features['query_players'][q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
+        title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
         return (
             f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
             f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
@@ -135,9 +133,10 @@ def _with_controls(runs, start, rank, view):
     wide = {"layout": {"width": "auto"}, "style": {"description_width": "initial"}}
     whole = {"min": 1, "max": 100, "continuous_update": False}
     query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
+    names = list(POST_PROCESSINGS)
     controls = {
         "run": widgets.Dropdown(options=list(runs), value=start[0], description="run", **wide),
-        "processing": widgets.Dropdown(options=POST_PROCESSINGS, value=start[1], description="post-processing", **wide),
+        "processing": widgets.Dropdown(options=names, value=start[1], description="post-processing", **wide),
         "k1": widgets.IntSlider(start[2], description="k1", **whole),
         "k2": widgets.IntSlider(start[3], description="k2", **whole),
         "weight": widgets.FloatSlider(start[4], min=0, max=1, step=0.05, description="weight", continuous_update=False),
@@ -148,7 +147,7 @@ def _with_controls(runs, start, rank, view):
 
     def renew(**settings):
         aps, former = rank(*settings.values())[1], query.value
-        players, order = runs[settings["run"]]["query_players"], worst_first(aps)
+        players, order = runs[settings["run"]].query_players, worst_first(aps)
         query.unobserve(show, "value")  # new options pick the first one: not a choice of the user's
         query.options = [(f"AP {aps[q]:.2f} · player {players[q]}", q) for q in order]
         query.value = former if former in order else order[0]

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from notebook_study.folders import StudyFolders
+from notebook_study.keys import PACKAGE
+from notebook_study.machine import visible_gpus
+from notebook_study.study_file import StudyError
+from notebook_study.worker import Outcome, outcome, start_worker
 from reid_utils.files import read_json, write_json
-from reid_utils.study.folders import StudyFolders
-from reid_utils.study.keys import PACKAGE
-from reid_utils.study.machine import visible_gpus
-from reid_utils.study.study_file import StudyError
-from reid_utils.study.worker import Outcome, outcome, start_worker
 
 PINNED = ("dask", "distributed", "numpy", "papermill", "torch")  # what transport and results depend on most
 LOOK_EVERY = 1.0  # seconds between two looks at the cluster's workers
@@ -153,7 +153,7 @@ def slots(client):
 def described():
     """What must be equal on every machine for equal results: versions, and where the study's code lies."""
     versions = {name: metadata.version(name) for name in PINNED}
-    return {"python": platform.python_version(), **versions, "reid_utils": str(PACKAGE)}
+    return {"python": platform.python_version(), **versions, "notebook_study": str(PACKAGE)}
 
 
 def _check_versions(client):

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from reid_utils.study.plan import urgency
+from notebook_study.plan import urgency
 
 
 def duration(seconds):

@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from notebook_study.study_file import StudyError, read_cells
 from reid_utils.files import code_digest, digest, file_hash, is_clutter, read_json
-from reid_utils.study.study_file import StudyError, read_cells
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains
 DRAW_OR_PRINT = ("reid_utils.views", "reid_utils.paper")  # except for what the next run reads:
 RECORDS = ("reid_utils.paper", "reid_utils.paper.results")
@@ -71,7 +71,7 @@ def imported_modules(notebook):
     draw or print: another colour must not cost a training. Read anew once a process.
     """
     waiting, found = _notebook_imports(notebook), {}
-    left_out = ("reid_utils.study", *(DRAW_OR_PRINT if TRAINS in waiting else ()))
+    left_out = DRAW_OR_PRINT if TRAINS in waiting else ()
     while waiting:
         module = waiting.pop()
         path, house = _source(module), ".".join(module.split(".")[:2])
@@ -130,7 +130,7 @@ def _imports(source, package):
 
 def _source(module):
     """The file of a module of this package or of the renderer, or None for anything else."""
-    if module.partition(".")[0] not in (PACKAGE.name, "rendered_players"):
+    if module.partition(".")[0] not in ("reid_utils", "rendered_players"):
         return None
     path = PACKAGE.parent.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from reid_utils.study.folders import StudyFolders
-from reid_utils.study.study_file import (
+from notebook_study.folders import StudyFolders
+from notebook_study.study_file import (
     GIVEN,
     Selection,
     StudyError,
@@ -22,7 +22,7 @@ from reid_utils.study.study_file import (
     unknown,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

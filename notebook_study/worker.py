@@ -21,13 +21,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from notebook_study.folders import StudyFolders
+from notebook_study.keys import PACKAGE
+from notebook_study.machine import cache_folders
+from notebook_study.study_file import declared_parameters
 from reid_utils.files import is_clutter, read_json, write_json, write_text
-from reid_utils.study.folders import StudyFolders
-from reid_utils.study.keys import PACKAGE
-from reid_utils.study.machine import cache_folders
-from reid_utils.study.study_file import declared_parameters
 
-RUN = "from reid_utils.study.worker import main; sys.exit(main(sys.argv[1:]))"
+RUN = "from notebook_study.worker import main; sys.exit(main(sys.argv[1:]))"
 KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -298,7 +298,7 @@ def _fail(job, folders, message):
 
 
 PR_SET_PDEATHSIG = 1
-IN_KERNEL = "__import__('reid_utils.study.worker', fromlist=['_']).die_with()"  # leaves no name behind
+IN_KERNEL = "__import__('notebook_study.worker', fromlist=['_']).die_with()"  # leaves no name behind
 
 
 def die_with(parent=None):

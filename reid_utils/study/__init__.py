@@ -1,1 +1,0 @@
-"""Run a study: plan the graph, execute its notebooks, gather its results."""
