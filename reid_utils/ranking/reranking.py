@@ -21,7 +21,6 @@ from reid_utils.ranking.distances import check_count, check_features, check_matr
 from reid_utils.ranking.neighbours import each_block, indices_of, nearest_columns, search
 
 VARIANTS = ("hard", "gaussian", "kreciprocal")
-_LARGEST = 1e19  # distance whose square fits into float32
 
 
 class Neighbours(NamedTuple):
@@ -51,7 +50,7 @@ def _check_settings(variant, k1s, k2s, weights, in_place, gallery):
 
 def _scale(largest, variant):
     """What each image's distances are divided by: their maximum; 1 for `hard`, which ranks raw distances."""
-    if variant == "gaussian" and largest.max() > _LARGEST:
+    if variant == "gaussian" and largest.max() > 1e19:
         raise ValueError("the distances are too large to be squared in float32; L2-normalise the features")
     scale = _scaled(largest.copy(), 1, variant)
     return np.where((scale > 0) & (variant != "hard"), scale, np.float32(1))
@@ -67,8 +66,8 @@ def _scaled(distances, scale, variant):
 def _original_term(distances, scale, variant):
     """Turn (Q, G) distances, in place, into the original term: shares of the maximum, or unit rows (`hard`)."""
     if variant == "hard":
-        lengths = np.sqrt(np.vecdot(distances, distances))
-        scale = np.where(lengths > 0, lengths, np.float32(1))
+        scale = np.sqrt(np.vecdot(distances, distances))
+        scale[scale == 0] = 1
     return _scaled(distances, scale[: len(distances), None], variant)
 
 
@@ -76,10 +75,8 @@ def _neighbours(query, gallery, variant, k, query_query=True):
     """The neighbours by features."""
     from reid_utils.ranking._kernels import pair_distances
 
-    query, gallery = check_features(query, gallery)
-    queries = len(query)
     joint, alone, largest, distances = search(query, gallery, k, query_query)
-    scale = _scale(largest, variant)
+    queries, scale = len(query), _scale(largest, variant)
 
     def between(rows, columns):
         found = np.empty(len(rows), np.float32)
@@ -126,10 +123,6 @@ def _agreeing(candidates, tested, halves, strict):
     return ((surplus > 0) if strict else candidates - (surplus < 0)).astype(np.int32)
 
 
-def _parts(matrix):
-    return matrix.data, matrix.indices, matrix.indptr
-
-
 def _weighted_rows(neighbours, k1, k2):
     """`gaussian` and `kreciprocal`: k1 + 1 neighbours with the image itself, weights exp(−d) of sum 1."""
     sets = _reciprocal(neighbours.joint, k1 + 1).sign()
@@ -171,10 +164,12 @@ def _blended(neighbours, variant, k1, k2, weight, in_place, out):
 
     rows, averaged = (_binary_rows if variant == "hard" else _weighted_rows)(neighbours, k1, k2)
     if variant == "hard" or averaged.shape[1] > 1:
-        rows = csr_array(mean_rows(_parts(rows), rows.shape[1], averaged, in_place), rows.shape)
+        rows = csr_array(
+            mean_rows((rows.data, rows.indices, rows.indptr), rows.shape[1], averaged, in_place), rows.shape
+        )
     sums = rows.sum(axis=1) if variant == "hard" else np.ones(len(averaged), np.float32)  # 1 for empty rows too
-    of_gallery = _parts(rows[len(out) :].tocsc())
-    each_block(partial(jaccard_rows, _parts(rows), of_gallery, sums, np.float32(weight), out), len(out), block=16)
+    parts = [(matrix.data, matrix.indices, matrix.indptr) for matrix in (rows, rows[len(out) :].tocsc())]
+    each_block(partial(jaccard_rows, *parts, sums, np.float32(weight), out), len(out), block=16)
     return out
 
 
@@ -186,6 +181,7 @@ def rerank(query, gallery, variant="hard", k1=20, k2=6, jaccard_weight=0.7, in_p
     depends on the images' order. `query_query=False` leaves out distances between queries. Warns where k1 exceeds the
     gallery; raises ValueError for NaN, unequal widths or impossible settings.
     """
+    query, gallery = check_features(query, gallery)
     (k1,), (k2,), (jaccard_weight,) = _check_settings(variant, [k1], [k2], [jaccard_weight], in_place, len(gallery))
     neighbours = _neighbours(query, gallery, variant, max(k1 + 1, k2), query_query)
     return _blended(neighbours, variant, k1, k2, jaccard_weight, in_place, neighbours.original)
@@ -219,6 +215,7 @@ def rerank_sweep(query, gallery, variant="hard", k1s=(20,), k2s=(6,), jaccard_we
 
     Arguments and errors as in `rerank`, with which each yielded (Q, G) array agrees.
     """
+    query, gallery = check_features(query, gallery)
     k1s, k2s, weights = _check_settings(variant, k1s, k2s, jaccard_weights, in_place, len(gallery))
     neighbours = _neighbours(query, gallery, variant, max(*k1s, *k2s) + 1)
     for k1, k2 in product(k1s, k2s):
