@@ -11,7 +11,7 @@ from reid_utils.code import code_digest
 from reid_utils.files import digest, file_hash, is_clutter, read_json
 
 PACKAGE = Path(__file__).resolve().parent
-TRAINS = "reid_utils.learning.seeds.train_seed"  # what a notebook imports that trains
+TRAINS = "reid_utils.learning.training"  # what a notebook imports that trains
 DRAW_OR_PRINT = ("reid_utils.views", "reid_utils.paper")  # except for what the next run reads:
 RECORDS = ("reid_utils.paper", "reid_utils.paper.results")
 
