@@ -29,12 +29,12 @@ def limit(query: np.ndarray, gallery: np.ndarray) -> None:
     tiles = [images[start : start + nb.TILE] for start in range(0, len(images) - nb.TILE + 1, nb.TILE)]
     pairs = round(len(images) ** 2 / 2 / nb.TILE**2)
 
-    def multiply(pair: int, products: np.ndarray) -> None:
-        first, second = tiles[pair % len(tiles)], tiles[pair // len(tiles) % len(tiles)]
-        np.matmul(first, second.T, out=products)
+    def multiply(start: int, stop: int) -> None:
+        for pair in range(start, stop):
+            tiles[pair % len(tiles)] @ tiles[pair // len(tiles) % len(tiles)].T
 
     with threadpool_limits(1, "blas"):
-        nb.on_threads(multiply, range(pairs))
+        nb.each_block(multiply, pairs, block=16)
 
 
 def dense_reranking(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, weight: float = 0.7):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: training steps, the paper's encoders, features and the neighbour search, on a GPU.
+"""`python -m benchmarks.gpu`: training steps, the paper's encoders and features, on a GPU.
 
 A step of the training loop draws, augments and moves its images; the bare model goes forward and backward over the same
 tensors again and again. --tiny goes through the same code with small encoders, on a CPU where there is no GPU.
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.__main__ import synthetic_features
 from notebook_study.plan import ROOT, expand
 from notebook_study.study_file import declared_in, read_study
 from reid_utils.data.images import decode, letterbox
@@ -26,12 +25,10 @@ from reid_utils.learning.processes import default_device, peak_gib
 from reid_utils.learning.training import Recipe, prepare, set_rate, take_step
 from reid_utils.ranking.distances import squared_euclidean
 from reid_utils.ranking.methods import score
-from reid_utils.ranking.neighbours import search_features, search_tensors
 
 STUDIES = {"large": "paper", "tiny": "micro"}
 HALVES = {"large": ("fp16", "bf16"), "tiny": ("float32", "bf16")}
 SETTINGS = ("cudnn_benchmark", "deterministic", "compile")
-SEARCHES = {"large": ((618, 9505), (5000, 100_000)), "tiny": ((20, 200),)}
 
 
 def synchronised_seconds(function, device):
@@ -147,19 +144,6 @@ def measure_half_features(weights, folder, precisions):
     return found
 
 
-def measure_search(queries, images, k=21, rounds=3):
-    """(seconds on the device, share of the lists that equal the CPU's, or None where those would take minutes)."""
-    query, gallery, *_ = synthetic_features(queries, images, 1024)
-    device = default_device()
-    tensors = [torch.from_numpy(side).to(device) for side in (query, gallery)]
-    times = [synchronised_seconds(lambda: search_tensors(*tensors, k), device) for _ in range(rounds + 1)]
-    if queries + images > 25_000:
-        return statistics.median(times[1:]), None
-    found, expected = search_tensors(*tensors, k)[:2], search_features(query, gallery, k)[:2]
-    equal = [np.mean(ours.indices == theirs.indices) for ours, theirs in zip(found, expected, strict=True)]
-    return statistics.median(times[1:]), float(np.mean(equal))
-
-
 def write_header(*names):
     """The head of a Markdown table."""
     print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|", flush=True)
@@ -203,7 +187,7 @@ def write_encoders(size, given):
 def main(arguments=None):
     """Parse the command line and print the tables as Markdown -> exit status, 1 where a GPU is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parts = ("steps", "encoders", "search")
+    parts = ("steps", "encoders")
     parser.add_argument("--only", nargs="*", choices=parts, default=parts, help="tables to make (all)")
     parser.add_argument("--steps", type=int, default=50, help="training steps a round (50)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds after the first (3)")
@@ -212,7 +196,7 @@ def main(arguments=None):
     parser.add_argument("--backbones", default="*", metavar="GLOB", help="encoders of that table (all)")
     parser.add_argument("--weights", nargs="*", default=[], help="weights of runs, whose features are scored over DATA")
     parser.add_argument("--data", help="a data set, for --weights")
-    parser.add_argument("--tiny", action="store_true", help="small encoders and a small search, on a CPU too")
+    parser.add_argument("--tiny", action="store_true", help="small encoders, on a CPU too")
     given = parser.parse_args(arguments)
     if bool(given.weights) != bool(given.data):
         parser.error("--weights and --data belong together")
@@ -224,11 +208,6 @@ def main(arguments=None):
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{name}, torch {torch.__version__}", flush=True)
     size = "tiny" if given.tiny else "large"
-    if "search" in given.only:
-        write_header("neighbour search", "seconds", "lists as on the CPU")
-        for queries, images in SEARCHES[size]:
-            seconds, equal = measure_search(queries, images)
-            write_row(f"{queries}×{images}", seconds, "–" if equal is None else equal)
     if given.weights:
         precisions = dict.fromkeys(("float32", *HALVES[size]))
         write_header("weights", "precision", "mAP, %", "images a second")

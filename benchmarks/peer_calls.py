@@ -52,10 +52,10 @@ def _theirs_reranking(package, file):
 
 
 def ours_nearest(query, gallery, **_):
-    from reid_utils.ranking.neighbours import joint_lists, search_features
+    from reid_utils.ranking.neighbours import search
 
-    found = search_features(query, gallery, NEAREST)
-    return joint_lists(found.nearest_queries, found.nearest_gallery, NEAREST)[0]
+    joint, *_ = search(query, gallery, NEAREST)
+    return (joint >> 32).astype(np.int32).view(np.float32)
 
 
 def faiss_nearest(query, gallery, **_):

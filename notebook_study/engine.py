@@ -82,7 +82,7 @@ def free_gpus():
 
 @contextmanager
 def _gpus(count):
-    """Take so many free GPUs for the time of a block; nothing looks for GPUs that are not asked for."""
+    """Take so many free GPUs for the time of a block."""
     taken = [free_gpus().pop(0) for _ in range(min(count, len(free_gpus())))] if count else []
     try:
         yield taken

@@ -60,19 +60,15 @@ def expand(study, declared, own_features=False):
         runs += _entry_runs(entry, declared, runs)
     if not runs:
         raise StudyError(f"study {study.name} has no notebook that declares the parameter 'features'")
-    seen = {}
+    first = {}
     for run in runs:
-        if run.id in seen:
-            raise StudyError(f"two runs are called {run.id}: {_difference(seen[run.id], run)}")
-        seen[run.id] = run
+        other = first.setdefault(run.id, run).parameters
+        if first[run.id] is not run:
+            names = sorted(run.parameters.keys() | other.keys())
+            differs = next((name for name in names if run.parameters.get(name) != other.get(name)), None)
+            how = f"add {differs!r} to named_by" if differs else "the notebook is listed twice"
+            raise StudyError(f"two runs are called {run.id}: {how}")
     return runs
-
-
-def _difference(first, second):
-    """Why two runs of one id differ, and how to fix it."""
-    names = sorted(first.parameters.keys() | second.parameters.keys())
-    differ = [name for name in names if first.parameters.get(name) != second.parameters.get(name)]
-    return f"add {differ[0]!r} to named_by" if differ else "the notebook is listed twice"
 
 
 def _entry_runs(entry, declared, earlier):

@@ -150,9 +150,9 @@ def outcome(job, status, seconds):
     record, failed = read_json(folders.record(run_id)), read_json(folders.failure(run_id))
     if status == 0 and record:
         return Outcome(run_id, "done", seconds, record["kernel_seconds"])
-    log = folders.log(run_id)
     if status == REFUSED:
         raise StudyError(failed["message"])
+    log = folders.log(run_id)
     if failed:
         message = failed["message"]
     elif status < 0:

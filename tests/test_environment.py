@@ -1,11 +1,13 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -70,5 +72,55 @@ def test_the_lock_and_the_core_work_on_another_python(version, tmp_path):
     done = subprocess.run([python, "-m", "pytest", "-x", *tests], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     modules = [f"reid_utils.{path.parent.name}.{path.stem}" for path in (ROOT / "reid_utils").glob("*/[!_]*.py")]
+    modules += [f"notebook_study.{path.stem}" for path in (ROOT / "notebook_study").glob("[!_]*.py")]
     done = subprocess.run([python, "-c", f"import {', '.join(modules)}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+CORE = """
+import sys
+import numpy as np
+from reid_utils.ranking import cmc, mean_average_precision, rerank, rerank_distances, squared_euclidean
+from reid_utils.ranking.fusion import two_stage_fusion
+from reid_utils.ranking.statistics import compare_rows
+from reid_utils.ranking.metrics import average_precisions
+
+rng = np.random.default_rng(0)
+players = rng.integers(0, 8, 80), np.arange(8)
+centres = rng.normal(size=(8, 16))
+query, gallery = (centres[ids] + rng.normal(size=(len(ids), 16)) for ids in players[::-1])
+plain = squared_euclidean(query, gallery)
+found = {variant: rerank(query, gallery, variant) for variant in ("hard", "gaussian", "kreciprocal")}
+labels = players[1], players[0]
+scores = {name: average_precisions(distances, *labels) for name, distances in {"none": plain, **found}.items()}
+fused = two_stage_fusion([plain, *found.values()])
+table = compare_rows(scores, "none", shared_weights=True)
+assert 0 < mean_average_precision(fused, *labels) <= 1 and cmc(fused, *labels).shape == (100,) and len(table) == 4
+print("core works", sorted({"torch", "sklearn", "matplotlib", "timm"} & set(sys.modules)))
+"""
+
+
+def test_the_core_alone_installs_in_an_empty_environment(tmp_path):
+    """`pip install .` brings numpy, scipy, pandas and what the search needs; the rest is the extra `study`."""
+    assert _uv("venv", "--quiet", "--python", sys.executable, str(tmp_path / "env")).returncode == 0
+    python = str(tmp_path / "env" / "bin" / "python")
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(
+        "__pycache__", ".*", "runs", "build", "*.egg-info", "tests", "benchmarks", "weights"
+    )
+    shutil.copytree(ROOT, source, ignore=ignored)
+    installed = _uv("pip", "install", "--quiet", "--python", python, str(source))
+    if installed.returncode and re.search("error sending request|Failed to fetch|dns error|network", installed.stderr):
+        pytest.skip(f"the package index is out of reach: {installed.stderr.strip().splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr[-2000:]
+    names = {_name(line) for line in _uv("pip", "freeze", "--python", python).stdout.splitlines()}
+    assert "numpy" in names and not names & {"torch", "timm", "scikit-learn", "jupyterlab", "papermill"}, names
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    features = tmp_path / "elsewhere" / re.search(r'np.load\("(.*?)"\)', snippet)[1]
+    features.parent.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    sides = {side: rng.normal(size=(30, 8)).astype(np.float32) for side in ("query", "gallery")}
+    np.savez(features, **sides, query_players=np.arange(30) % 5, gallery_players=np.arange(30) % 5)
+    for code, expected in ((CORE, r"core works \[\]\n"), (snippet, r"(np.float64\()?0\.\d+\)?\n")):
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path / "elsewhere")
+        assert re.fullmatch(expected, done.stdout), done.stdout + done.stderr[-2000:]

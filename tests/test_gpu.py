@@ -14,7 +14,6 @@ from reid_utils.data.images import fill_at_once, fill_in_turn
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.training import Recipe, prepare, train
-from reid_utils.ranking.neighbours import search_features, search_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: make test-gpu")
 
@@ -128,18 +127,6 @@ def test_boxes_are_filled_at_once_as_in_turn():
     fill_at_once(one, boxes)
     fill_in_turn(other, boxes)
     assert torch.equal(one, other) and (one == 0).any()
-
-
-@pytest.mark.parametrize("size", [(7, 30, 5), (40, 900, 21)])
-def test_the_neighbour_search_finds_what_the_cpu_finds(size):
-    queries, images, k = size
-    rng = np.random.default_rng(0)
-    query, gallery = (rng.standard_normal((n, 64)).astype(np.float32) for n in (queries, images))
-    query, gallery = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (query, gallery))
-    found = search_tensors(*(torch.from_numpy(side).to(DEVICE) for side in (query, gallery)), k)
-    for ours, theirs in zip(found[:2], search_features(query, gallery, k)[:2], strict=True):
-        assert np.mean(ours.indices == theirs.indices) > 0.999
-        np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5)
 
 
 def test_the_benchmark_goes_through_its_tables(capsys):

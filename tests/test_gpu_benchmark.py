@@ -8,14 +8,12 @@ import torch
 from benchmarks import gpu
 
 
-def test_the_tiny_benchmark_goes_through_all_its_tables_and_the_search_agrees(capsys):
+def test_the_tiny_benchmark_goes_through_all_its_tables(capsys):
     torch.set_num_threads(1)
     given = ["--tiny", "--steps", "2", "--rounds", "1", "--workers", "0", "--settings", "deterministic"]
     assert gpu.main(given) == 0
     torch.use_deterministic_algorithms(False)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    (search,) = (row for row in rows if row[:1] == ["20×200"])
-    assert float(search[2]) > 0.99
     for start in (["float32", "–"], ["bf16", "–"], ["float32", "deterministic"], ["test_byobnet", "32×16"]):
         (row,) = (row for row in rows if row[:2] == start)
         assert all(float(cell) > 0 for cell in row[2:])
@@ -24,7 +22,7 @@ def test_the_tiny_benchmark_goes_through_all_its_tables_and_the_search_agrees(ca
 def test_half_precision_features_of_trained_weights_are_scored(small_study, capsys):
     weights = next(small_study.glob("results/02_training__test-byobnet*/seed0/weights.safetensors"))
     data = json.loads((small_study / "study.json").read_text())["data folder"]
-    given = ["--tiny", "--only", "search", "--weights", str(weights), "--data", data]
+    given = ["--tiny", "--only", "--weights", str(weights), "--data", data]
     assert gpu.main(given) == 0
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "02_training" in line]
     full, half = (float(row[2]) for row in rows)

@@ -53,8 +53,8 @@ def test_by_hand():
     assert average_precisions(*given) == pytest.approx([(1 + 2 / 3 + 3 / 4) / 3])
     assert mean_inverse_negative_penalty(*given) == pytest.approx(3 / 4)
     assert first_match_ranks(*given) == [1]
-    np.testing.assert_allclose(cmc(*given, topk=3), [1 / 3, 1, 1])
-    np.testing.assert_allclose(cmc(*given, protocol="market1501", topk=2), [1, 1])
+    np.testing.assert_allclose(cmc(*given, protocol="allshots", topk=3), [1 / 3, 1, 1])
+    np.testing.assert_allclose(cmc(*given, topk=2), [1, 1])
     # one image a player: the drawn match has player 1 before it in 2 of 3 draws, player 2 never
     np.testing.assert_allclose(cmc(*given, protocol="cuhk03", topk=3), [1 / 3, 1, 1])
 
@@ -83,7 +83,7 @@ def test_scikit_learn(ties, dtype):
 def test_ties_are_ordered_by_index():
     distances = np.zeros((1, 4))
     assert first_match_ranks(distances, [1], [0, 0, 1, 0]) == [3]
-    np.testing.assert_allclose(cmc(distances, [1], [1, 0, 1, 0], topk=2), [0.5, 1])
+    np.testing.assert_allclose(cmc(distances, [1], [1, 0, 1, 0], protocol="allshots", topk=2), [0.5, 1])
     assert average_precisions(distances, [1], [1, 0, 1, 0]) == pytest.approx([0.5])
 
 
@@ -99,7 +99,7 @@ def test_rankings_against_a_plain_sort(ties):
         np.add.at(curve, matches - np.arange(len(matches)), 1 / len(matches) / len(distances))
     np.testing.assert_array_equal(first_match_ranks(distances, *labels), firsts)
     assert mean_inverse_negative_penalty(distances, *labels) == pytest.approx(np.mean(penalties))
-    np.testing.assert_allclose(cmc(distances, *labels, topk=90), curve.cumsum(), atol=1e-12)
+    np.testing.assert_allclose(cmc(distances, *labels, protocol="allshots", topk=90), curve.cumsum(), atol=1e-12)
 
 
 def test_exact_cuhk03_is_the_mean_of_many_draws():
@@ -174,7 +174,7 @@ def test_junk_and_distractors_as_the_market_benchmark_has_them():
 
 
 def test_unknown_players_are_never_a_match():
-    for unknown in (-1, "-1", " -1 ", "-1.0", "", "nan", "None", b"-1"):
+    for unknown in (-1, "-1", ""):
         with pytest.raises(ValueError, match=r"unknown players .* as in a hidden challenge split: nothing to score"):
             score(DISTANCES, [unknown], [unknown] * 5)
     with pytest.warns(UserWarning, match="1 of 2 queries have no match in the gallery .1 of them of unknown players"):
@@ -182,31 +182,26 @@ def test_unknown_players_are_never_a_match():
     np.testing.assert_allclose(found, [np.nan, 1])
 
 
-def test_integer_ids_of_any_type_match_where_they_are_equal():
-    large = 2**63 - 1
+def test_ids_of_any_type_match_where_they_are_equal():
     for query, gallery in [
-        (np.array([large], np.uint64), np.array([large - 1, large, large - 1, large - 1, 3], np.int64)),
-        (np.array([2**64 - 1], np.uint64), np.array([-1, 2**64 - 1, 5, 5, 3], object)),
         (np.array([7], np.int8), [1.0, 7.0, 2.0, 2.0, 2.0]),
-        (np.array([b"a"]), np.array(["A", "a", "b", "b", "b"])),
-        (np.array(["ж".encode()]), np.array(["з", "ж", "b", "b", "b"])),
-        ([2**63 + 1], [2**63, 2**63 + 1, 2**53, 2**53 + 1, 3]),
+        (np.array([2**62 + 1], np.uint64), np.array([2**62, 2**62 + 1, 5, 5, 3])),
+        (torch.tensor([7]), np.array([1, 7, 2, 2, 2], object)),
+        (["a"], np.array(["A", "a", "b", "b", "b"], object)),
+        (np.array([[7]]), np.array([[1, 7, 2, 2, 2]], np.uint8)),  # as MATLAB's files have labels
+        (np.array([["a"]]), np.array([["A"], ["a"], ["b"], ["b"], ["b"]])),
     ]:
         hits, _ = matches(query, gallery)
         assert hits.tolist() == [[False, True, False, False, False]]
+        assert average_precisions(DISTANCES, query, gallery) == [1 / 2]
     with pytest.raises(ValueError, match="query_ids are text, gallery_ids whole numbers; write both as the same kind"):
         average_precisions(DISTANCES, ["7"], GALLERY)
-    with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text throughout, not a mixture"):
-        average_precisions(DISTANCES, QUERY, [7, "7", 1, 1, 2])
-    with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float64"):
-        average_precisions(DISTANCES, QUERY, np.array([7.5, 7, 1, 1, 2]))
-    with pytest.raises(
-        ValueError, match="query_ids must be whole numbers or text, not bfloat16, which holds them up to"
-    ):
-        average_precisions(DISTANCES, torch.tensor([257], dtype=torch.bfloat16), GALLERY)
-    for number_type, lost in ((np.float16, 2049), (np.float32, 2**24 + 1), (np.float64, 2**53 + 1)):
-        with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text, not float"):
-            average_precisions(DISTANCES, QUERY, np.array([7, lost, 1, 1, 2]).astype(number_type))
+    lost = [np.array([7, lost, 1, 1, 2]).astype(kind) for kind, lost in ((np.float16, 2049), (np.float64, 2**53 + 1))]
+    wrong = [[7, "7", 1, 1, 2], [7, np.nan, 1, 1, 2], [7, None, 1, 1, 2], [7, 10**22, 1, 1, 2]]
+    wrong += [np.array([7.5, 7, 1, 1, 2]), np.array([2**63, 7, 1, 1, 2], np.uint64), np.array([7j, 1, 1, 1, 2])]
+    for ids in (*wrong, *lost):
+        with pytest.raises(ValueError, match="gallery_ids must be whole numbers or text throughout"):
+            average_precisions(DISTANCES, QUERY, ids)
 
 
 def test_unknown_cameras_make_nothing_junk():
@@ -215,7 +210,6 @@ def test_unknown_cameras_make_nothing_junk():
 
 
 def test_cameras_of_one_side_only_are_refused():
-    for cameras, message in [((np.zeros(1), None), "query cameras are given, gallery cameras are not"),
-                             ((None, np.zeros(5)), "gallery cameras are given, query cameras are not")]:  # fmt: skip
-        with pytest.raises(ValueError, match=message):
+    for cameras in ((np.zeros(1), None), (None, np.zeros(5))):
+        with pytest.raises(ValueError, match="one of query_cams and gallery_cams is given"):
             average_precisions(DISTANCES, QUERY, GALLERY, *cameras)

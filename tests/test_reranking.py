@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from itertools import product
 from pathlib import Path
 
@@ -127,7 +128,7 @@ import numpy as np
 from reid_utils.ranking import *
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)
-for queries, gallery, k1, k2 in itertools.product((1, 2, 5, 40), (1, 3, 10, 25), (20, 4), (6, 1)):
+for queries, gallery, k1, k2 in itertools.product((1, 2, 5, 40), (1, 3, 10, 25), (20, 4, 1), (6, 1)):
     q, g = (rng.normal(size=(n, 8)).astype(np.float32) for n in (queries, gallery))
     g[gallery // 2 :] = g[0]  # equal images
     qg, qq, gg = squared_euclidean(q, g), squared_euclidean(q, q), squared_euclidean(g, g)
@@ -161,7 +162,7 @@ def test_any_number_of_threads_gives_the_same_bits(variant, monkeypatch):
     query, gallery = players(queries=40, gallery=1100, width=32)
     found = []
     for threads in ("1", "2", "5"):
-        monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
         found.append(rerank(query, gallery, variant))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
@@ -182,25 +183,65 @@ def test_neighbours_are_exact_with_ties_by_index():
     query, gallery = rng.integers(0, 3, (20, 4)).astype(np.float32), rng.integers(0, 3, (600, 4)).astype(np.float32)
     images = np.concatenate([query, gallery])
     distances = ((images[:, None] - images[None]) ** 2).sum(axis=2)
-    search = neighbours.search_features(query, gallery, 15)
+    joint, alone, largest, query_gallery = neighbours.search(query, gallery, 15)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :15]
+    np.testing.assert_array_equal(neighbours.indices_of(joint), expected)
+    values = (joint >> 32).astype(np.int32).view(np.float32)
+    np.testing.assert_array_equal(values, np.take_along_axis(distances, expected, axis=1))
     expected = np.argsort(distances[:, 20:], axis=1, kind="stable")[:, :15]
-    np.testing.assert_array_equal(search.nearest_gallery.indices - 20, expected)
-    np.testing.assert_array_equal(search.query_gallery, distances[:20, 20:])
-    np.testing.assert_array_equal(search.largest, np.stack([distances[:, :20].max(1), distances[:, 20:].max(1)], 1))
-    joint = neighbours.joint_lists(search.nearest_queries, search.nearest_gallery, 15)
-    np.testing.assert_array_equal(joint.indices, np.argsort(distances, axis=1, kind="stable")[:, :15])
+    np.testing.assert_array_equal(neighbours.indices_of(alone) - 20, expected)
+    np.testing.assert_array_equal(query_gallery, distances[:20, 20:])
+    np.testing.assert_array_equal(largest, distances.max(axis=1))
 
 
-def test_search_on_tensors_finds_the_same():
-    rng = np.random.default_rng(9)
-    query, gallery = rng.integers(0, 3, (20, 4)).astype(np.float32), rng.integers(0, 3, (200, 4)).astype(np.float32)
-    expected = neighbours.search_features(query, gallery, 9)
-    found = neighbours.search_tensors(torch.from_numpy(query), torch.from_numpy(gallery), 9, entries=5000)
-    for part, other in zip(
-        [*found[0], *found[1], *found[2:]], [*expected[0], *expected[1], *expected[2:]], strict=True
-    ):
-        np.testing.assert_array_equal(part, other)
-        assert part.dtype == other.dtype
+@pytest.mark.parametrize("tiles", [1, 2, 3, 8, 11])
+def test_rounds_meet_every_pair_once_and_no_tile_twice(tiles):
+    rounds = list(neighbours._rounds(tiles))
+    for pairs in rounds[1:]:
+        met = [tile for pair in pairs for tile in pair]
+        assert len(met) == len(set(met))
+    found = [pair for pairs in rounds for pair in pairs]
+    assert sorted(found) == [(i, j) for i in range(tiles) for j in range(i, tiles)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nearest_columns_of_given_distances_with_ties_by_column(dtype):
+    matrix = np.random.default_rng(9).integers(-3, 4, (40, 60)).astype(dtype)
+    matrix[3] = np.inf
+    for k in (1, 7, 60):
+        expected = np.argsort(matrix, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(neighbours.nearest_columns(matrix, k), expected)
+
+
+def peak_bytes(function, *arguments):
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_k1_far_above_the_set_takes_no_more_memory_than_the_set(variant):
+    query, gallery = players(queries=5, gallery=60)
+    rerank(query, gallery, variant)  # compiled, imported
+    with pytest.warns(UserWarning, match="k1=30000 exceeds the gallery; all its 60 images are used"):
+        assert peak_bytes(rerank, query, gallery, variant, 30_000, 30_000) < 4e6
+
+
+def test_no_matrix_of_all_images_is_held():
+    query, gallery = players(queries=5, gallery=6000)
+    rerank(query, gallery)
+    peaks = [peak_bytes(rerank, query, gallery[:count]) for count in (3000, 6000)]
+    assert peaks[1] < 3 * peaks[0] and peaks[1] < 6005**2 * 4 / 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_neighbour_and_no_half_size_sets(variant):
+    query, gallery = players()
+    found = rerank(query, gallery, variant, k1=1, k2=1)
+    assert np.isfinite(found).all() and found.min() >= 0
 
 
 def test_cpu_tensors_give_the_same_as_arrays():

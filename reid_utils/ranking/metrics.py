@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid_utils.ranking.distances import check_count, check_ranked, is_tensor
+from reid_utils.ranking.distances import as_array, check_count, check_ranked
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
@@ -31,86 +31,70 @@ class Labels(NamedTuple):
     gallery_cameras: np.ndarray | None = None
 
 
-def labels_of(model) -> Labels:
+def labels_of(model):
     """The labels of `Features`, or of a mapping like them, for `score(distances, *labels_of(model))`."""
     known = model if isinstance(model, dict) else vars(model)
     return Labels(*(known.get(name) for name in Labels._fields))
 
 
-def as_ids(values, name: str) -> np.ndarray:
-    """Ids of any integer or text type as int64 or text; as Python integers where one does not fit into int64.
+def as_ids(values, name):
+    """Ids (n,) as int64 or text, from whole numbers or text of shape (n,), (1, n) or (n, 1).
 
-    Raises ValueError naming them for fractions, whole floats that may have lost digits, and mixed types.
+    Raises ValueError naming them for fractions, floats too large to be exact, and mixed types.
     """
-    if str(getattr(values, "dtype", "")) == "torch.bfloat16":
-        raise ValueError(f"{name} must be whole numbers or text, not bfloat16, which holds them up to 256 alone")
-    ids = values.detach().cpu().numpy() if is_tensor(values) else np.asarray(values)
-    # From 2^(mantissa + 1) on a float holds neighbouring whole numbers as the same.
-    exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 0
-    if exact and (ids == np.trunc(ids)).all() and (np.abs(ids) < exact).all():
-        return ids.astype(np.int64)
-    if ids.dtype.kind in "Uf" and not isinstance(values, np.ndarray):
-        ids = np.asarray(values, object)  # numpy has turned the numbers of a mixed list into text or fractions
-    if ids.dtype.kind == "S":
-        ids = np.char.decode(ids, "utf-8", "surrogateescape")
-    if ids.dtype.kind == "T" or (ids.dtype.kind == "O" and all(isinstance(value, str) for value in ids.flat)):
-        return ids.astype(np.str_)
-    if ids.dtype.kind == "O" and not all(isinstance(value, int | np.integer) for value in ids.flat):
-        raise ValueError(f"{name} must be whole numbers or text throughout, not a mixture")
-    if ids.dtype.kind not in "iubUO":
-        fractions = " with fractions, NaN or more digits than it holds" if exact else ""
-        raise ValueError(f"{name} must be whole numbers or text, not {ids.dtype}{fractions}")
-    if ids.dtype.kind in "uO" and ids.size and ids.max() > np.iinfo(np.int64).max:
-        return ids.astype(object)
+    ids = as_array(values)
+    if ids.dtype.kind in "OU":  # numpy makes text of a mixture, so look at each
+        ids = np.asarray(values, object)
+        texts = {isinstance(value, str) for value in ids.flat}
+        ids = ids if len(texts) > 1 else np.array(ids.tolist())
+    ids = ids.ravel() if ids.ndim == 2 and 1 in ids.shape else ids  # MATLAB has no (n,)
+    limit = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 2**63
+    if ids.dtype.kind != "U" and not (
+        ids.dtype.kind in "iufb" and (np.abs(ids) < limit).all() and (np.mod(ids, 1) == 0).all()
+    ):
+        raise ValueError(f"{name} must be whole numbers or text throughout, exact in their type {ids.dtype}")
     return ids if ids.dtype.kind == "U" else ids.astype(np.int64)
 
 
-def check_same_kind(first, other, names: tuple[str, str]) -> None:
+def check_same_kind(first, other, names):
     """Raise ValueError where one of two arrays from `as_ids` is text and the other is numbers: 7 is not '7'."""
     kinds = ["text" if ids.dtype.kind == "U" else "whole numbers" for ids in (first, other)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"{names[0]} are {kinds[0]}, {names[1]} {kinds[1]}; write both as the same kind")
 
 
-_UNKNOWN = ("-1", "-1.0", "", "nan", "NaN", "None", "<NA>")  # as text: what tables make of -1 and of an empty cell
+def known(ids):
+    """Mask of ids that are neither -1 nor, of text, empty or "-1"."""
+    return ~np.isin(ids, ("", "-1")) if ids.dtype.kind == "U" else ids != -1
 
 
-def known(ids: np.ndarray) -> np.ndarray:
-    """Mask of ids that are not -1; of text, what is neither that nor how tables write an empty cell."""
-    return ~np.isin(np.char.strip(ids), _UNKNOWN) if ids.dtype.kind == "U" else ids != -1
-
-
-def _codes(query, gallery, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Number the values of both arrays alike, from 0; -1 stays -1."""
-    query, gallery = as_ids(query, names[0]), as_ids(gallery, names[1])
-    check_same_kind(query, gallery, names)
-    both = np.concatenate([query, gallery])
-    _, codes = np.unique(both, return_inverse=True)
-    codes[~known(both)] = -1
-    return codes[: len(query)], codes[len(query) :]
-
-
-def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> Labels:
-    """Labels of a (Q, G) matrix as int64 codes; cameras 0 for queries and 1 for gallery images where None.
+def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
+    """Labels of a (Q, G) matrix as int64 codes, -1 for unknown; cameras 0 for queries and 1 for the gallery where None.
 
     Raises ValueError for labels of the wrong length or kind, and where only one side has cameras.
     """
     if (query_cams is None) != (gallery_cams is None):
-        given, missing = ("query", "gallery") if gallery_cams is None else ("gallery", "query")
-        raise ValueError(f"{given} cameras are given, {missing} cameras are not; give both or neither")
+        raise ValueError("one of query_cams and gallery_cams is given, the other is not; give both or neither")
     if query_cams is None:
         query_cams, gallery_cams = np.zeros(shape[0], np.int64), np.ones(shape[1], np.int64)
-    given = {"query_ids": query_ids, "gallery_ids": gallery_ids, "query_cams": query_cams, "gallery_cams": gallery_cams}
-    for (name, labels), count in zip(given.items(), (*shape, *shape), strict=True):
-        if np.shape(labels) != (count,):
-            raise ValueError(f"{name} has shape {np.shape(labels)}, but distances of shape {shape} need {count}")
-    players = _codes(query_ids, gallery_ids, ("query_ids", "gallery_ids"))
-    query_cams, gallery_cams = _codes(query_cams, gallery_cams, ("query_cams", "gallery_cams"))
-    return Labels(*players, query_cams, np.where(gallery_cams == -1, -2, gallery_cams))  # unknown: never the same
+    labels = []
+    for kind, *sides in (("ids", query_ids, gallery_ids), ("cams", query_cams, gallery_cams)):
+        names = f"query_{kind}", f"gallery_{kind}"
+        sides = [as_ids(side, name) for side, name in zip(sides, names, strict=True)]
+        for ids, name, count in zip(sides, names, shape, strict=True):
+            if ids.shape != (count,):
+                raise ValueError(f"{name} has shape {ids.shape}, but distances of shape {shape} need {count}")
+        check_same_kind(*sides, names)
+        both = np.concatenate(sides)
+        codes = np.where(known(both), np.unique(both, return_inverse=True)[1], -1)
+        labels += codes[: shape[0]], codes[shape[0] :]
+    labels[3] = np.where(labels[3] == -1, -2, labels[3])  # an unknown camera is never the same as another
+    return Labels(*labels)
 
 
-def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> tuple[np.ndarray, np.ndarray]:
+def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """Masks (Q, G) of the matches and of the junk; arguments and errors as in `average_precisions`."""
+    query_ids, gallery_ids = as_ids(query_ids, "query_ids"), as_ids(gallery_ids, "gallery_ids")
     labels = coded((len(query_ids), len(gallery_ids)), query_ids, gallery_ids, query_cams, gallery_cams)
     unknown = labels.gallery_players == -1
     own = labels.gallery_players == labels.query_players[:, None]
@@ -125,17 +109,17 @@ class RankedMatches(NamedTuple):
     before: list[np.ndarray]  # other players' images before each match, in rank order, ties by gallery index
 
     @property
-    def firsts(self) -> np.ndarray:
+    def firsts(self):
         """Rank of each query's first match, (Q,) float64 from 1, NaN where there is none."""
         return np.array([before[0] + 1 if before.size else np.nan for before in self.before])
 
     @property
-    def penalty(self) -> float:
+    def penalty(self):
         """mINP: mean over queries of matches / rank of the last match."""
         return float(np.mean([before.size / (before.size + before[-1]) for before in self.before if before.size]))
 
 
-def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.ndarray]:
+def _rank_row(row, labels, query):
     """Average precision, ties counted together, and how many images of others stand before each match."""
     player, players = labels.query_players[query], labels.gallery_players
     places = np.flatnonzero(players == player) if player != -1 else np.empty(0, np.int64)
@@ -155,7 +139,7 @@ def _rank_row(row: np.ndarray, labels: Labels, query: int) -> tuple[float, np.nd
     return (level / (level + no_farther)).mean(), before
 
 
-def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> RankedMatches:
+def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
     distances = check_ranked(distances, "distances")
     labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
@@ -165,7 +149,7 @@ def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cam
     return RankedMatches(np.array(precisions), list(before))
 
 
-def _report_skipped(skipped: int, labels: Labels) -> None:
+def _report_skipped(skipped, labels):
     """Warn of queries without a match, once; ValueError where no query has one."""
     queries, unknown = len(labels.query_players), np.count_nonzero(labels.query_players == -1)
     if unknown == queries:
@@ -179,7 +163,7 @@ def _report_skipped(skipped: int, labels: Labels) -> None:
         )
 
 
-def average_precisions(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> np.ndarray:
+def average_precisions(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """Average precision of each query, (Q,) float64, NaN where a query has no match.
 
     `distances` (Q, G); ids (Q,) and (G,), whole numbers or text, -1 for unknown; cameras default to 0 for queries and
@@ -190,27 +174,27 @@ def average_precisions(distances, query_ids, gallery_ids, query_cams=None, galle
     return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).precisions
 
 
-def mean_average_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> float:
+def mean_average_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """Mean of the average precisions over the queries that have a match, in [0, 1]; see `average_precisions`."""
     return float(np.nanmean(rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).precisions))
 
 
-def first_match_ranks(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> np.ndarray:
+def first_match_ranks(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """Rank of each query's first match, (Q,) float64 from 1, NaN where there is none; ties by gallery index."""
     return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).firsts
 
 
-def mean_inverse_negative_penalty(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None) -> float:
+def mean_inverse_negative_penalty(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """mINP (Ye et al. 2021): mean over queries of matches / rank of the last match, in (0, 1]; ties by index."""
     return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).penalty
 
 
 def cmc(
-    distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None, protocol="allshots", topk=100, rng=None
-) -> np.ndarray:
+    distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None, protocol="market1501", topk=100, rng=None
+):
     """Cumulative matching characteristic, (topk,) float64: entry r is the score within rank r + 1.
 
-    The protocols are those of the challenge toolkit (open-reid's). `market1501`: the first match decides.
+    The challenge toolkit's (open-reid's) protocols. `market1501`, the default: the first match decides.
     `allshots`: each of a query's n matches adds 1/n at the number of other players' images before it.
     `cuhk03`: the gallery of other cameras, one random image a player, 10 draws a query from `rng`, a
     numpy RandomState (with seed s it repeats the toolkit after `numpy.random.seed(s)`) or Generator; without
@@ -232,7 +216,7 @@ def cmc(
     return np.bincount(steps[steps < topk], shares[steps < topk], topk).cumsum() / len(before)
 
 
-def _single_shot_curve(distances, labels, topk: int, rng) -> np.ndarray:
+def _single_shot_curve(distances, labels, topk, rng):
     """The cuhk03 protocol: expectation of, or a mean over, random single-image galleries."""
     distances = check_ranked(distances, "distances")
     labels = coded(distances.shape, *labels)
@@ -247,7 +231,7 @@ def _single_shot_curve(distances, labels, topk: int, rng) -> np.ndarray:
     return np.sum(chances, axis=0).cumsum() / len(chances)
 
 
-def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
+def _drawn(ranking, player, topk, rng):
     """Share of draws in which r images of others stand before the match, (topk,), from the players in rank order.
 
     Players are drawn in the order in which they appear in the ranking, which repeats the toolkit's random stream.
@@ -261,7 +245,7 @@ def _drawn(ranking: np.ndarray, player: int, topk: int, rng) -> np.ndarray:
     return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
 
 
-def _expected(ranking: np.ndarray, player: int, topk: int) -> np.ndarray:
+def _expected(ranking, player, topk):
     """Chance that the drawn images of exactly r other players stand before the drawn match, (topk,)."""
     counts, matches = np.bincount(ranking), np.flatnonzero(ranking == player)
     next_match = np.searchsorted(matches, np.arange(len(ranking)))
