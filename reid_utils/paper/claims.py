@@ -13,19 +13,19 @@ from reid_utils.paper.results import markdown_table
 from reid_utils.ranking.regimes import outside_regime
 from reid_utils.ranking.statistics import holm, p_text, paired_difference
 
-LEVEL, SURE = 0.05, 0.95  # of the corrected p, and of the chance that a rerun with other seeds comes below it
-COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "p (Holm)"]
-COLUMNS += ["found again (%)", "smallest", "regime"]
+LEVEL = 0.05  # of the corrected p
+COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "rerun low", "rerun high"]
+COLUMNS += ["p (Holm)", "smallest", "regime"]
 _ENOUGH_SEEDS = 5  # a side, for a claim on what has one value a seed
 
 
 def paper_claims(tables):
     """Every claim that the tables of a study test, one line a comparison.
 
-    tables: {name: Table}. Returns a DataFrame with claim, compared, verdict (supported / not supported / suggested /
-    cannot be told), difference and its 95 % interval in points of mAP, the corrected p, the chance that a rerun with
-    other seeds finds it, the smallest difference that would be found, and regime: what to say where a single model's
-    plain mAP lies below what the paper speaks of. Blank where the claim is not about that.
+    tables: {name: Table}. Returns a DataFrame with claim, compared, verdict (supported, contradicted, open),
+    difference and its 95 % interval in points of mAP, the 95 % prediction interval of a rerun with new seeds and new
+    players, the corrected p, the smallest difference that would be found, and regime: what to say where a single
+    model's plain mAP lies below what the paper speaks of. Blank where the claim is not about that.
     """
     families = {}
     for table in tables.values():
@@ -48,45 +48,32 @@ def _tested(family):
     ]
     lines = []
     for (of, *_), each, p in zip(family, found, holm([each["p"] for each in found]), strict=True):
-        points = [round(100 * each[name], 2) for name in ("difference", "low", "high")]
+        points = [round(100 * each[name], 2) for name in ("difference", "low", "high", "rerun_low", "rerun_high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
-        again = "" if isnan(each["found_again"]) else str(min(99, int(100 * each["found_again"])))
         end = round(100 * each["smallest"], 2), outside_regime(of.single)
-        lines.append((of.claim, of.compared, verdict(each, p), *points, shown, again, *end))
+        lines.append((of.claim, of.compared, verdict(each, p), *points, shown, *end))
     return lines
 
 
 def _by_seed(name, of, ours, theirs):
     """The line of a comparison of arrays with one value a seed, such as the dispersion of features."""
     more = ours[name][:, None] > theirs[name][None, :]  # the seeds of two rows are not paired
-    few = min(more.shape) < _ENOUGH_SEEDS
-    if more.all():
-        decided = "supported" + ", holds for these networks" * few
-    elif more.any():
-        decided = "cannot be told"
+    if min(more.shape) < _ENOUGH_SEEDS or 0 < more.sum() < more.size:
+        decided = "open"
     else:
-        decided = "not supported, the opposite holds" + " for these networks" * few
-    return of.claim, of.compared, f"{decided} ({more.sum()} of {more.size} pairs of seeds)", *[None] * 6, ""
+        decided = "supported" if more.all() else "contradicted"
+    return of.claim, of.compared, f"{decided} ({more.sum()} of {more.size} pairs of seeds)", *[None] * 7, ""
 
 
 def verdict(difference, p):
-    """What a difference says of the claim that it is positive, as text.
+    """What a difference says of the claim that it is positive: "supported", "contradicted" or "open".
 
-    difference: as `paired_difference` gives it; p: its (corrected) p-value. A verdict needs the interval on one side of
-    zero, p below LEVEL, and, over seeds, a chance of SURE that a rerun finds the same; without it it is suggested.
+    difference: as `paired_difference` gives it; p: its (corrected) p-value. A verdict needs p below LEVEL and the
+    prediction interval of a rerun on one side of zero; with one seed there is none, and the claim is open.
     """
-    scope = "over seeds and queries" if difference["over"] == "queries and seeds" else "for these networks"
-    for apart, certain, suggested in (
-        (difference["low"] > 0, f"supported, holds {scope}", "suggested"),
-        (difference["high"] < 0, f"not supported, the opposite holds {scope}", "the opposite is suggested"),
-    ):
-        if apart and p < LEVEL:
-            return f"{suggested}, a rerun may not find it" if difference["found_again"] < SURE else certain
-    if not difference["informative"]:
-        return "cannot be told (no query differs)"
-    seeds = difference["seeds_needed"]
-    more = "several seeds" if "seeds" not in scope else "more queries" if isnan(seeds) else f"about {seeds:.0f} seeds"
-    return f"cannot be told (would need {more})"
+    if p < LEVEL and difference["rerun_low"] > 0:
+        return "supported"
+    return "contradicted" if p < LEVEL and difference["rerun_high"] < 0 else "open"
 
 
 def finding(claim, difference, single=inf):
@@ -98,14 +85,16 @@ def finding(claim, difference, single=inf):
     where = outside_regime(single)
     of_table = "diff_" if "diff_low" in difference else ""  # there low and high are of the row's own mAP
     low, high = difference[f"{of_table}low"], difference[f"{of_table}high"]
+    rerun = difference["rerun_low"], difference["rerun_high"]
     figures = [f"{difference['difference']:+.2%} mAP"]
     if isnan(low):
-        decided, figures = "cannot be told", [f"{figures[0]}; one query: no interval"]
+        decided, figures = "open", [f"{figures[0]}; one query: no interval"]
     else:
         p = difference["p_holm"] if "p_holm" in difference else difference["p"]
-        decided = verdict({**difference, "low": low, "high": high}, p)
+        decided = verdict(difference, p)
         name = "corrected p" if "p_holm" in difference else "p"
         figures.append(f"95 % interval {low:+.2%} to {high:+.2%}")
+        figures.append("one seed" if isnan(rerun[0]) else "a rerun {:+.2%} to {:+.2%}".format(*rerun))
         figures.append(f"{name} {p_text(p, difference['p'] <= difference['p_floor'])}")
     return f"{claim}: **{decided}** ({', '.join(figures)}{f'; {where}' if where else ''})"
 
@@ -116,8 +105,8 @@ def read_findings(folder):
 
 
 RULE = (
-    "A verdict needs a p below 5 % and, over seeds, an estimated chance of at least 95 % that a rerun with other seeds "
-    "finds the same (found again); else it is only suggested."
+    "A claim is supported or contradicted if the corrected p is below 5 % and the 95 % prediction interval of a rerun "
+    "with new seeds and new players lies on one side of zero. Otherwise, and with one seed, it is open."
 )
 
 
@@ -126,14 +115,18 @@ def findings_text(findings, rule):
 
     rule: what a verdict needed when they were made.
     """
-    numbers = findings[["difference", "diff low", "diff high"]].to_numpy()
-    difference = ["{:.2f} ({:.2f} to {:.2f})".format(*map(float, line)) if all(line) else "" for line in numbers]
+
+    def ranges(text, *columns):
+        return [text.format(*map(float, line)) if all(line) else "" for line in findings[[*columns]].to_numpy()]
+
     mark = np.where(findings["regime"] == "", "", " †")
     shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
-    shown["difference (95 %)"] = difference
+    shown["difference (95 %)"] = ranges("{:.2f} ({:.2f} to {:.2f})", "difference", "diff low", "diff high")
+    if "rerun low" in findings:
+        shown["a rerun (95 %)"] = ranges("{:.2f} to {:.2f}", "rerun low", "rerun high")
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
     outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
-    shown = shown.join(findings.filter(["p (Holm)", "found again (%)"]))
+    shown = shown.join(findings["p (Holm)"])
     return (
         f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
         "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one claim, in "
@@ -142,37 +135,34 @@ def findings_text(findings, rule):
 
 
 def sign(verdict):
-    """1 where a verdict says supported, −1 where it says the opposite, half of that where it is suggested, else 0."""
-    if "suggested" in verdict:
-        return -0.5 if "opposite" in verdict else 0.5
-    return 1 if verdict.startswith("supported") else -int("the opposite holds" in verdict)
+    """1 for a claim that is supported, −1 for one that is contradicted, 0 for an open one."""
+    return verdict.startswith("supported") - verdict.startswith("contradicted")
 
 
-_KINDS = ("contradicted", "missing", "lost", "weaker", "stronger")
+_KINDS = ("contradicted", "missing", "lost", "won")
 
 
 def verdicts_beside(folder, other):
     """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
 
-    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted", "lost" (certain
-    in the first folder, cannot be told in the second), "weaker" (any other loss of certainty), "stronger" or "missing"
-    (one folder has no such finding).
+    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted" (opposite
+    verdicts), "missing" (one folder has no such finding), "lost" (open in the second folder) or "won" (open in the
+    first).
     """
     keys = ["claim", "compared"]
     first, second = (read_findings(each).set_index(keys)["verdict"] for each in (folder, other))
     frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
     was, now = (frame[side].map(sign, na_action="ignore").astype(float) for side in ("first", "second"))
-    sure, surer = was.abs(), now.abs()
-    became = [was * now < 0, (was * now).isna(), (sure == 1) & (surer == 0), sure > surer, was != now]
+    became = [was * now < 0, (was * now).isna(), was.abs() > now.abs(), was != now]
     return frame.assign(became=np.select(became, _KINDS, ""))
 
 
 def compare_verdicts(folder, other):
-    """Print two studies' findings beside each other -> whether none is contradicted and at most one is lost."""
+    """Print two studies' findings beside each other -> whether no verdict is contradicted."""
     frame = verdicts_beside(folder, other)
     print(frame.to_string(index=False, na_rep="no such finding"))
-    certain = (frame["first"].dropna().map(sign).abs() == 1).sum()
+    decided = frame["first"].dropna().map(sign).abs().sum()
     counts = {kind: (frame["became"] == kind).sum() for kind in _KINDS}
     of_all = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    print(f"{len(frame)} findings, {certain} of them certain in {folder}; in {other}: {of_all}")
-    return not counts["contradicted"] and counts["lost"] <= 1
+    print(f"{len(frame)} findings, {decided} of them decided in {folder}; in {other}: {of_all}")
+    return not counts["contradicted"]
