@@ -112,18 +112,19 @@ def estimated(runs, study, folder):
     """The runs with the minutes that they would take on this data, where the study file says for how many images."""
     if not (study.images and folder and Path(folder).is_dir()):
         return runs
-    from reid_utils.data import synergy
+    from reid_utils.data import manifest as manifests
 
-    share = int((synergy.load_manifest(folder)["split"] == "train").sum()) / study.images
+    share = int((manifests.load_manifest(folder)["split"] == "train").sum()) / study.images
     return [dataclasses.replace(run, minutes=run.minutes * max(1.0, share)) for run in runs]
 
 
 def check_images(folder, fingerprint, root, workers):
     """Decode every image, once for each state of the data. Raises ValueError naming a damaged file."""
     if folder and read_json(root / "state" / "checked_images.json") != fingerprint:
-        from reid_utils.data import integrity, synergy
+        from reid_utils.data import integrity
+        from reid_utils.data import manifest as manifests
 
-        integrity.validate_images(folder, synergy.load_manifest(folder), workers)
+        integrity.validate_images(folder, manifests.load_manifest(folder), workers)
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 

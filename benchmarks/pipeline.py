@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import in_turns, machine
 from reid_utils.data.images import decode, draw_erasing, draw_sharpen, letterbox, load_images, normalise, sharpen
-from reid_utils.data.synergy import load_manifest
+from reid_utils.data.manifest import load_manifest
 from reid_utils.learning.loading import RunBatches, batches_of_steps
 from reid_utils.learning.losses import Objective
 from reid_utils.learning.models import build_encoder

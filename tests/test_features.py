@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from reid_utils.data.integrity import validate_images
-from reid_utils.data.synergy import load_manifest
+from reid_utils.data.manifest import load_manifest
 from reid_utils.learning.features import crops_of, extract_features, features_of_files, trained_encoder
 from reid_utils.learning.models import build_encoder, save_weights
 from reid_utils.ranking.feature_files import load_features, load_folder

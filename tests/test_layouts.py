@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from reid_utils.data import integrity, synergy
+from reid_utils.data import integrity
+from reid_utils.data import manifest as manifests
 from reid_utils.data.difficulty import colour_distances
 from reid_utils.data.layouts import find_layout, layout_rows
 from reid_utils.learning.features import save_features
@@ -111,14 +112,14 @@ def rows(manifest, split, role):
 def test_each_layout_gives_the_same_manifest(build, tmp_path, name):
     root = build(LAYOUTS[name])
     assert find_layout(root) == (name, root)
-    manifest = synergy.load_manifest(root)
-    assert list(manifest.columns) == synergy.COLUMNS
+    manifest = manifests.load_manifest(root)
+    assert list(manifest.columns) == manifests.COLUMNS
     assert manifest[["player", "sequence", "frame", "fold", "camera"]].dtypes.unique().tolist() == [np.int64]
     integrity.validate_images(root, manifest)
     train, test = manifest[manifest["split"] == "train"], manifest[manifest["split"] == "test"]
     assert set(test.loc[test["role"] == "query", "player"]) <= set(test.loc[test["role"] == "gallery", "player"])
     assert not set(train["player"]) & set(test["player"])
-    held = [synergy.fold_split(manifest, k) for k in sorted(set(train["fold"]))]
+    held = [manifests.fold_split(manifest, k) for k in sorted(set(train["fold"]))]
     assert sum(len(query) + len(gallery) for _, query, gallery in held) == len(train)
     for _, query, gallery in held:
         assert set(query["player"]) == set(gallery["player"]) and len(gallery) >= len(query)
@@ -141,7 +142,7 @@ def test_the_fingerprint_covers_every_image_of_a_layout(build, tmp_path, name):
 
 def test_market_1501_scores_as_the_benchmark_does(build):
     """Junk and the query's own camera are left out of the ranking, distractors are wrong answers."""
-    manifest = synergy.load_manifest(build(market))
+    manifest = manifests.load_manifest(build(market))
     query, gallery = rows(manifest, "test", "query"), rows(manifest, "test", "gallery")
     assert query["image_id"].tolist() == ["0100_c1s1_000001_00", "0200_c2s1_000001_00"]
     assert gallery["player"].tolist() == [0, -1, 100, 100, 200, 200]
@@ -154,24 +155,24 @@ def test_market_1501_scores_as_the_benchmark_does(build):
 
 
 def test_market_counts_leave_junk_and_distractors_out_of_the_identities(build):
-    table = synergy.counts(synergy.load_manifest(build(market))).set_index("set")
+    table = manifests.counts(manifests.load_manifest(build(market))).set_index("set")
     assert table.loc["test gallery"].tolist() == [2, 6] and table.loc["training"].tolist() == [12, 48]
 
 
 def test_nobody_is_trained_on_junk_and_distractors(build):
-    manifest = synergy.load_manifest(build(market))
-    labels, _ = synergy.training_and_validation(manifest, "train+test")
+    manifest = manifests.load_manifest(build(market))
+    labels, _ = manifests.training_and_validation(manifest, "train+test")
     assert manifest.loc[labels == -1, "player"].tolist() == [0, -1] and labels.max() == 13
 
 
 def test_market_folds_ask_once_a_player_and_keep_the_cameras(build):
-    _, query, gallery = synergy.fold_split(synergy.load_manifest(build(market)), 0)
+    _, query, gallery = manifests.fold_split(manifests.load_manifest(build(market)), 0)
     assert not query["player"].duplicated().any() and set(query["camera"]) == {1}
     assert gallery["camera"].value_counts().to_dict() == {2: 2 * len(query), 1: len(query)}
 
 
 def test_msmt17_takes_both_training_lists_and_numbers_test_players_after_them(build):
-    manifest = synergy.load_manifest(build(msmt))
+    manifest = manifests.load_manifest(build(msmt))
     train = manifest[manifest["split"] == "train"]
     assert len(train) == 30 and sorted(train["player"].unique()) == list(range(1, 11))
     assert rows(manifest, "test", "query")[["player", "camera"]].to_numpy().tolist() == [[11, 1], [12, 2]]
@@ -180,7 +181,7 @@ def test_msmt17_takes_both_training_lists_and_numbers_test_players_after_them(bu
 
 def test_soccernet_keeps_the_action_and_drops_persons_seen_once(build):
     with pytest.warns(UserWarning, match="1 training persons of a single image make no pair"):
-        manifest = synergy.load_manifest(build(soccernet))
+        manifest = manifests.load_manifest(build(soccernet))
     assert len(manifest[manifest["split"] == "train"]) == 40
     gallery = rows(manifest, "test", "gallery")
     assert gallery["sequence"].tolist() == [0, 0, 1, 1] and gallery["player"].tolist() == [22, 23, 22, 23]
@@ -194,15 +195,15 @@ def test_soccernet_passes_over_clutter_and_names_a_pipe(build):
     (root / "train" / "@eaDir").mkdir()
     (root / "train" / "@eaDir" / "thumbnail.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="single image"):
-        synergy.load_manifest(root)
+        manifests.load_manifest(root)
     os.mkfifo(root / "train" / "1-1-1-1-a-1-b-8x8.png")
     with pytest.raises(ValueError, match="is named like an image but is no regular file"):
-        synergy.load_manifest(root)
+        manifests.load_manifest(root)
 
 
 @pytest.mark.filterwarnings("ignore:.*single image")
 def test_soccernet_ranks_a_query_within_its_action(build, tmp_path):
-    manifest = synergy.load_manifest(build(soccernet))
+    manifest = manifests.load_manifest(build(soccernet))
     test = manifest[manifest["split"] == "test"]
     assert test.groupby("role")["group"].unique().map(list).to_dict() == {"gallery": [1, 2], "query": [1, 2]}
     # Queries at 0 and 9, the gallery of two actions: nearer images of the other action are not in it.
@@ -214,7 +215,7 @@ def test_soccernet_ranks_a_query_within_its_action(build, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*sequences")
 def test_a_folder_a_player_is_halved_in_the_order_of_its_numbers(build):
-    manifest = synergy.load_manifest(build(people))
+    manifest = manifests.load_manifest(build(people))
     train = manifest[manifest["split"] == "train"]
     assert train["path"].str.split("/").str[0].unique().tolist() == ["player 1", "player 2"]
     assert rows(manifest, "test", "query")["image_id"].tolist() == ["player 10_0", "player 20_0"]
@@ -227,10 +228,10 @@ def test_a_folder_a_player_is_halved_in_the_order_of_its_numbers(build):
 def test_folders_train_and_test_of_players_are_taken_as_they_are(tmp_path):
     for p in range(1, 5):
         put(tmp_path, *(f"{'train' if p < 4 else 'test'}/anna {p}/{k}.png" for k in range(2)))
-    assert synergy.load_manifest(tmp_path).groupby("split")["player"].nunique().to_dict() == {"test": 1, "train": 3}
+    assert manifests.load_manifest(tmp_path).groupby("split")["player"].nunique().to_dict() == {"test": 1, "train": 3}
     put(tmp_path, "test/anna 1/7.png", "test/anna 1/8.png")
     with pytest.raises(ValueError, match=r"is in both train/anna 1/0.png and test/anna 1/7.png"):
-        synergy.load_manifest(tmp_path)
+        manifests.load_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_a_wrong_file_is_named_with_the_rule(build, make, name, message):
     root = build(make)
     put(root, name)
     with pytest.raises(ValueError, match=message):
-        synergy.load_manifest(root)
+        manifests.load_manifest(root)
 
 
 def test_a_wrong_line_and_a_missing_folder_are_named(build):
@@ -265,20 +266,20 @@ def test_a_wrong_line_and_a_missing_folder_are_named(build):
     with (root / "list_query.txt").open("a") as file:
         file.write("0001/nobody.jpg 1\n")
     with pytest.raises(ValueError, match=re.escape("list_query.txt line 3 ('0001/nobody.jpg 1')")):
-        synergy.load_manifest(root)
+        manifests.load_manifest(root)
     (root / "list_query.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"list_query\.txt is missing"):
-        synergy.load_manifest(root)
+        manifests.load_manifest(root)
 
 
 def test_a_folder_in_no_layout_says_what_was_looked_for(tmp_path):
     (tmp_path / "notes.txt").write_text("no images")
     with pytest.raises(FileNotFoundError, match=r"no reid_training \(Synergy\), bounding_box_train"):
-        synergy.load_manifest(tmp_path)
+        manifests.load_manifest(tmp_path)
 
 
 def test_prcc_looks_for_changed_clothes_and_trains_on_val_too(build):
-    manifest = synergy.load_manifest(build(prcc))
+    manifest = manifests.load_manifest(build(prcc))
     assert manifest.groupby("split")["player"].unique().map(len).to_dict() == {"test": 2, "train": 12}
     assert manifest["split"].value_counts()["train"] == 12 * 8
     assert rows(manifest, "test", "query")["path"].str[:7].unique().tolist() == ["test/C/"]
@@ -287,7 +288,7 @@ def test_prcc_looks_for_changed_clothes_and_trains_on_val_too(build):
 
 def test_players_who_are_called_a_to_c_are_no_prcc(tmp_path):
     put(tmp_path, *(f"{part}/{k}.jpg" for part in ("train/X", "test/A", "test/B", "test/C") for k in range(2)))
-    assert find_layout(tmp_path)[0] == "a folder a player" and len(synergy.load_manifest(tmp_path)) == 8
+    assert find_layout(tmp_path)[0] == "a folder a player" and len(manifests.load_manifest(tmp_path)) == 8
 
 
 @pytest.mark.parametrize("sets", [("train", "val", "query", "gallery"), ("Train", "test/query", "test/gallery")])
@@ -295,10 +296,10 @@ def test_folders_of_players_below_the_sets_are_told_from_soccernet(tmp_path, set
     for part in sets:
         people = (1, 2, 10) if part.casefold() in ("train", "val") else (3, 20)
         put(tmp_path, *(f"{part}/p{p}/{k}.jpg" for p in people for k in (2, 10)))
-    manifest = synergy.load_manifest(tmp_path)
+    manifest = manifests.load_manifest(tmp_path)
     assert find_layout(tmp_path)[0] == "a folder a player"
     assert manifest.groupby("split")["player"].unique().map(sorted).to_dict() == {"test": [4, 5], "train": [1, 2, 3]}
     assert rows(manifest, "test", "gallery")["image_id"].tolist() == ["p3_2", "p3_10", "p20_2", "p20_10"]
     put(tmp_path, "elsewhere/1.jpg")
     with pytest.raises(ValueError, match=r"elsewhere/1.jpg lies in none of the folders train, val, test, query"):
-        synergy.load_manifest(tmp_path)
+        manifests.load_manifest(tmp_path)

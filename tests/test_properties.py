@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from notebook_study.plan import expand
 from notebook_study.study_file import StudyError, parse_yaml, read_study
-from reid_utils.data import synergy
+from reid_utils.data import manifest as manifests
 from reid_utils.ranking import (
     average_precisions,
     cmc,
@@ -189,10 +189,10 @@ def test_any_file_name_is_read_exactly_or_refused_by_name(tmp_path_factory, name
         return
     (root / "reid_training" / name).write_bytes(JPEG)
     if name.startswith("."):
-        assert len(synergy.load_manifest(root)) == 4
+        assert len(manifests.load_manifest(root)) == 4
         return
     with pytest.raises(ValueError, match=r"reid_training|player") as caught:
-        synergy.load_manifest(root)
+        manifests.load_manifest(root)
     assert "is not named" in str(caught.value) or "1" in name
 
 
@@ -207,6 +207,6 @@ def test_labels_come_back_from_file_names_whatever_their_zeros(tmp_path_factory,
                  f"reid_test/query/{other}_0_0.jpeg", f"reid_test/gallery/{other}_0_1.jpeg"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(JPEG)
-    manifest = synergy.load_manifest(root)
+    manifest = manifests.load_manifest(root)
     labels = set(manifest.loc[manifest["split"] == "train", ["player", "sequence", "frame"]].itertuples(index=False))
     assert (player, sequence, frame) in {tuple(label) for label in labels}

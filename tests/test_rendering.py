@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from reid_utils.data.difficulty import colour_distances
-from reid_utils.data.synergy import load_manifest
+from reid_utils.data.manifest import load_manifest
 from reid_utils.ranking import mean_average_precision
 from rendered_players import dataset as rendering
 from rendered_players.crops import render_crop

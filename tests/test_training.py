@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from reid_utils import code
 from reid_utils.data.images import load_images
-from reid_utils.data.synergy import load_manifest, training_and_validation
+from reid_utils.data.manifest import load_manifest, training_and_validation
 from reid_utils.learning import features, loading, models, processes, seeds, training
 from reid_utils.learning.checkpoints import save_checkpoint
 from reid_utils.learning.features import extract_features

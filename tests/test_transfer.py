@@ -41,7 +41,7 @@ def _execute(out, inputs):
 
 def test_each_of_two_sets_is_searched_by_what_was_trained_on_either_and_by_nothing(tmp_path):
     from reid_utils.data.images import load_images
-    from reid_utils.data.synergy import load_manifest
+    from reid_utils.data.manifest import load_manifest
     from reid_utils.ranking.feature_files import features_of
     from reid_utils.ranking.methods import score_features
 

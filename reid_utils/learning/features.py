@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from reid_utils.data.images import decode, letterbox, normalise
-from reid_utils.data.synergy import load_manifest
+from reid_utils.data.manifest import load_manifest
 from reid_utils.files import file_hash
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.processes import half_precision, without_tf32

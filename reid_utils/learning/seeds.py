@@ -11,8 +11,8 @@ import pandas as pd
 from reid_utils.code import imported_code, installed_versions
 from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
+from reid_utils.data.manifest import load_manifest, training_and_validation
 from reid_utils.data.sources import prepare_data
-from reid_utils.data.synergy import load_manifest, training_and_validation
 from reid_utils.files import digest, file_hash, write_text
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import find_weights

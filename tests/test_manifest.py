@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from reid_utils.data import integrity, synergy
+from reid_utils.data import integrity
+from reid_utils.data import manifest as manifests
 
 PKU = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid" / "data_reid"
 JPEG = cv2.imencode(".jpeg", np.random.default_rng(0).integers(0, 255, (24, 12, 3), np.uint8))[1].tobytes()
@@ -40,8 +41,8 @@ def data(tmp_path):
 
 
 def test_manifest_has_a_sorted_row_for_every_image(data):
-    manifest = synergy.load_manifest(data)
-    assert list(manifest.columns) == synergy.COLUMNS
+    manifest = manifests.load_manifest(data)
+    assert list(manifest.columns) == manifests.COLUMNS
     assert manifest["path"].tolist()[-9:] == [
         "reid_test/query/101_050_00.jpeg", "reid_test/query/102_050_00.jpeg",
         "reid_test/gallery/101_050_01.jpeg", "reid_test/gallery/101_050_02.jpeg",
@@ -64,7 +65,7 @@ def test_images_are_ordered_by_the_numbers_in_their_names(data):
     put(data, *(f"reid_challenge/{role}/{k}.jpeg" for role in ("query", "gallery") for k in (10, 100, 2, 862)))
     put(data, *(f"reid_test/{role}/{p}_{s}_{f}.jpeg" for p in (3000, 200) for s in (50, 6)
                 for role, f in (("query", 0), ("gallery", 10), ("gallery", 9))))  # fmt: skip
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     for role in ("query", "gallery"):
         rows = manifest[(manifest["split"] == "challenge") & (manifest["role"] == role)]
         assert rows["image_id"].tolist() == ["2", "10", "100", "862"]
@@ -74,11 +75,11 @@ def test_images_are_ordered_by_the_numbers_in_their_names(data):
     ]  # fmt: skip
     ids = [(role, k) for role in ("query", "gallery") for k in (862, 2, 100, 10)]
     (data / "challenge_truth.csv").write_text("split,id,pid\n" + "".join(f"{r},{k},{k + 1}\n" for r, k in ids))
-    assert synergy.challenge_truth(data)["player"].tolist() == [3, 11, 101, 863] * 2
+    assert manifests.challenge_truth(data)["player"].tolist() == [3, 11, 101, 863] * 2
 
 
 def test_manifest_does_not_depend_on_file_system_order(data, monkeypatch):
-    expected = synergy.load_manifest(data)
+    expected = manifests.load_manifest(data)
     walk = os.walk
 
     def backwards(*given, **settings):
@@ -87,12 +88,12 @@ def test_manifest_does_not_depend_on_file_system_order(data, monkeypatch):
             yield place, folders, names[::-1]
 
     monkeypatch.setattr(os, "walk", backwards)
-    pd.testing.assert_frame_equal(synergy.load_manifest(data), expected)
+    pd.testing.assert_frame_equal(manifests.load_manifest(data), expected)
 
 
 def test_a_folder_around_data_reid_is_taken_and_paths_still_open(data, tmp_path):
     data.rename(tmp_path / "data_reid")
-    manifest = synergy.load_manifest(tmp_path)
+    manifest = manifests.load_manifest(tmp_path)
     assert all((tmp_path / path).is_file() for path in manifest["path"])
     integrity.validate_images(tmp_path, manifest)
 
@@ -104,7 +105,7 @@ def test_challenge_is_optional_and_files_of_operating_systems_are_passed_over(da
         (data / "reid_training" / name).write_bytes(b"x")
     (data / "reid_test/query/__MACOSX").mkdir()
     assert integrity.data_fingerprint(data) == before
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     assert set(manifest["split"]) == {"train", "test"} and len(manifest) == 66
 
 
@@ -112,7 +113,7 @@ def test_challenge_is_optional_and_files_of_operating_systems_are_passed_over(da
 def test_a_missing_folder_is_named(data, folder):
     shutil.rmtree(data / folder)
     with pytest.raises(FileNotFoundError, match=folder):
-        synergy.load_manifest(data)
+        manifests.load_manifest(data)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,13 @@ def test_a_missing_folder_is_named(data, folder):
 def test_a_wrong_file_is_named(data, name, message):
     put(data, name)
     with pytest.raises(ValueError, match=message) as caught:
-        synergy.load_manifest(data)
+        manifests.load_manifest(data)
     assert "\n" not in str(caught.value)
 
 
 def test_a_pipe_named_like_an_image_is_named_and_waits_for_nobody(data):
     os.mkfifo(data / "reid_training" / "001_000_09.jpeg")
-    for read in (synergy.load_manifest, integrity.data_fingerprint):
+    for read in (manifests.load_manifest, integrity.data_fingerprint):
         with pytest.raises(ValueError, match=r"001_000_09\.jpeg is named like an image but is no regular file"):
             read(data)
 
@@ -151,7 +152,7 @@ def test_png_and_upper_case_endings_are_taken(data):
     put(data, "reid_training/001_000_07.JPG", "reid_training/001_000_08.PNG", data=JPEG)
     put(data, "reid_training/001_000_09.webp", data=_encoded("RGB", "WEBP"))
     (data / "reid_training/001_000_08.PNG").write_bytes(_encoded("RGB", "PNG"))
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     integrity.validate_images(data, manifest)
     assert {"001_000_07", "001_000_08"} <= set(manifest["image_id"])
 
@@ -160,13 +161,13 @@ def test_an_empty_folder_is_an_error(data):
     shutil.rmtree(data / "reid_test/query")
     (data / "reid_test/query").mkdir()
     with pytest.raises(ValueError, match=r"reid_test/query is empty"):
-        synergy.load_manifest(data)
+        manifests.load_manifest(data)
 
 
 def test_a_query_without_gallery_is_kept_with_a_warning(data):
     put(data, "reid_test/query/103_050_00.jpeg")
     with pytest.warns(UserWarning, match="first: player 103"):
-        manifest = synergy.load_manifest(data)
+        manifest = manifests.load_manifest(data)
     assert 103 in set(manifest["player"])
 
 
@@ -175,17 +176,17 @@ def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
     rows = [f"{name},{i + 3}" for i, name in enumerate(names)]
     (data / "cameras.csv").write_text("\n".join(["path,camera", *rows]))
     with pytest.raises(ValueError, match=r"no camera for reid_test/gallery/101_050_02\.jpeg"):
-        synergy.load_manifest(data)
+        manifests.load_manifest(data)
     rows += [f"reid_test/gallery/{p}_050_02.jpeg,9" for p in (101, 102)]
     (data / "cameras.csv").write_text("\n".join(["path,camera", *rows]))
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     assert manifest.loc[manifest["split"] == "test", "camera"].tolist() == [3, 5, 4, 9, 6, 9]
     assert manifest.loc[manifest["split"] == "challenge", "camera"].tolist() == [0, 1, 1]
     (data / "cameras.csv").write_bytes("\ufeff".encode() + "\n".join(["path;camera", *rows]).replace(",", ";").encode())
-    pd.testing.assert_frame_equal(synergy.load_manifest(data), manifest)
+    pd.testing.assert_frame_equal(manifests.load_manifest(data), manifest)
     (data / "cameras.csv").write_text("\n".join(["path,camera", *rows, "reid_test/query/nobody.jpeg,1"]))
     with pytest.raises(ValueError, match="nobody"):
-        synergy.load_manifest(data)
+        manifests.load_manifest(data)
 
 
 @pytest.mark.parametrize("name", ["cameras.csv", "challenge_truth.csv"])
@@ -196,30 +197,30 @@ def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
 def test_side_files_that_are_no_csv_are_named(data, name, content):
     (data / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is no readable CSV") as caught:
-        synergy.load_manifest(data) if name == "cameras.csv" else synergy.challenge_truth(data)
+        manifests.load_manifest(data) if name == "cameras.csv" else manifests.challenge_truth(data)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_with_spaces_and_other_letters_are_nothing_special(data, tmp_path):
     moved = data.rename(tmp_path / "set ü {0} 球员")
-    manifest = synergy.load_manifest(moved)
+    manifest = manifests.load_manifest(moved)
     integrity.validate_images(moved, manifest)
     assert len(manifest) == 69
 
 
 def test_folds_never_split_a_sequence_and_cover_training(data):
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     train = manifest[manifest["split"] == "train"]
     assert (train.groupby("sequence")["fold"].nunique() == 1).all()
     assert sorted(set(train["fold"])) == list(range(10))
     before = manifest.copy()
-    assert set(synergy.assign_folds(manifest, 2)["fold"]) == {-1, 0, 1}
+    assert set(manifests.assign_folds(manifest, 2)["fold"]) == {-1, 0, 1}
     pd.testing.assert_frame_equal(manifest, before)
 
 
 def test_held_out_fold_has_frame_00_as_query_and_a_matchable_gallery(data):
-    manifest = synergy.load_manifest(data)
-    train, query, gallery = synergy.fold_split(manifest, 4)
+    manifest = manifests.load_manifest(data)
+    train, query, gallery = manifests.fold_split(manifest, 4)
     assert len(train) == 54 and len(query) == 2 and len(gallery) == 4
     assert not set(train["sequence"]) & set(query["sequence"])
     assert set(query["frame"]) == {0} and set(gallery["frame"]) == {1, 2}
@@ -227,25 +228,25 @@ def test_held_out_fold_has_frame_00_as_query_and_a_matchable_gallery(data):
     # Equal cameras would make every match junk.
     assert set(query["camera"]).isdisjoint(gallery["camera"])
     with pytest.raises(ValueError, match="no fold 10: the folds are 0 to 9"):
-        synergy.fold_split(manifest, 10)
+        manifests.fold_split(manifest, 10)
 
 
 def test_few_sequences_warn_and_one_fails_only_when_a_fold_is_asked_for(data):
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     few = manifest[~manifest["sequence"].isin(range(3, 10))]
     with pytest.warns(UserWarning, match="3 sequences, so 3 folds instead of 4"):
-        assert set(synergy.assign_folds(few, 4)["fold"]) == {-1, 0, 1, 2}
+        assert set(manifests.assign_folds(few, 4)["fold"]) == {-1, 0, 1, 2}
     for file in (data / "reid_training").iterdir():
         file.rename(file.with_name(file.name[:4] + "000" + file.name[7:]))
-    one = synergy.load_manifest(data)
+    one = manifests.load_manifest(data)
     with pytest.raises(ValueError, match="at least 2 sequences"):
-        synergy.fold_split(one, 0)
+        manifests.fold_split(one, 0)
 
 
 def test_a_player_on_both_sides_of_a_fold_is_reported(data):
     put(data, "reid_training/003_007_00.jpeg")
     with pytest.warns(UserWarning, match="player 3 falls into more than one fold"):
-        synergy.load_manifest(data)
+        manifests.load_manifest(data)
 
 
 def published_manifest(query=618, gallery=9505):
@@ -256,24 +257,24 @@ def published_manifest(query=618, gallery=9505):
 
 
 def test_counts_are_compared_with_both_published_years():
-    assert synergy.check_counts(published_manifest()).endswith("equal those of Synergy Re-ID with the 2023 challenge")
-    assert "2022" in synergy.check_counts(published_manifest(468, 8703))
-    line = synergy.check_counts(published_manifest().iloc[1:])
+    assert manifests.check_counts(published_manifest()).endswith("equal those of Synergy Re-ID with the 2023 challenge")
+    assert "2022" in manifests.check_counts(published_manifest(468, 8703))
+    line = manifests.check_counts(published_manifest().iloc[1:])
     assert "differ" in line and "training 8568 images of 436 players instead of 8569" in line and ";" not in line
-    table = synergy.counts(published_manifest())
+    table = manifests.counts(published_manifest())
     assert table["images"].tolist() == [8569, 50, 910, 618, 9505]
     assert table["identities"].tolist()[:3] == [436, 50, 50] and table["identities"][3:].isna().all()
 
 
 def test_a_set_is_the_published_one_by_its_counts_and_not_by_its_folders_name(data, tmp_path):
-    assert synergy.published_year(published_manifest()) == 2023
-    assert synergy.published_year(published_manifest(468, 8703)) == 2022
-    manifest = synergy.load_manifest(data)
-    assert synergy.published_year(manifest) is None and synergy.set_name(data, manifest) == "set"
+    assert manifests.published_year(published_manifest()) == 2023
+    assert manifests.published_year(published_manifest(468, 8703)) == 2022
+    manifest = manifests.load_manifest(data)
+    assert manifests.published_year(manifest) is None and manifests.set_name(data, manifest) == "set"
     for name in ("Synergy, challenge 2023", "rendered data"):
-        assert synergy.set_name(data.rename(tmp_path / name), manifest) == f"folder {name}"
+        assert manifests.set_name(data.rename(tmp_path / name), manifest) == f"folder {name}"
         (tmp_path / name).rename(data)
-    assert synergy.set_name(data, published_manifest()) == "Synergy, challenge 2023"
+    assert manifests.set_name(data, published_manifest()) == "Synergy, challenge 2023"
 
 
 def test_notebook_01_copes_with_the_smallest_set(tmp_path):
@@ -318,7 +319,7 @@ BAD_IMAGES = {
 def test_the_first_bad_image_is_named(data, message, workers):
     put(data, "reid_training/004_002_01.jpeg", "reid_test/query/101_050_00.jpeg", data=BAD_IMAGES[message])
     with pytest.raises(ValueError, match=rf"004_002_01\.jpeg.*{message}"):
-        integrity.validate_images(data, synergy.load_manifest(data), workers)
+        integrity.validate_images(data, manifests.load_manifest(data), workers)
 
 
 def test_an_enormous_image_is_refused_before_it_is_decoded(data):
@@ -327,7 +328,7 @@ def test_an_enormous_image_is_refused_before_it_is_decoded(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=r"000_000_00.*64 Mpixel"):
-            integrity.validate_images(data, synergy.load_manifest(data))
+            integrity.validate_images(data, manifests.load_manifest(data))
 
 
 def test_fingerprint_follows_content_names_and_cameras_alone(data, tmp_path):
@@ -366,13 +367,13 @@ TRUTHS = {
 @pytest.mark.parametrize("form", TRUTHS)
 @pytest.mark.parametrize("beside", [False, True])
 def test_challenge_truth_reads_both_forms_in_manifest_order(data, form, beside):
-    assert synergy.challenge_truth(data) is None
+    assert manifests.challenge_truth(data) is None
     (data.parent if beside else data).joinpath("challenge_truth.csv").write_text(TRUTHS[form])
-    truth = synergy.challenge_truth(data)
+    truth = manifests.challenge_truth(data)
     assert truth.to_dict("list") == {
         "image_id": ["00007", "00003", "00012"], "player": [5, 6, 5], "role": ["query", "gallery", "gallery"],
     }  # fmt: skip
-    manifest = synergy.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     assert truth["image_id"].tolist() == manifest.loc[manifest["split"] == "challenge", "image_id"].tolist()
 
 
@@ -389,12 +390,12 @@ def test_challenge_truth_reads_both_forms_in_manifest_order(data, form, beside):
 def test_wrong_challenge_truth_is_an_error(data, text, message):
     (data / "challenge_truth.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        synergy.challenge_truth(data)
+        manifests.challenge_truth(data)
 
 
 @pytest.mark.skipif(not PKU.is_dir(), reason="the real crops of ../shared are absent")
 def test_real_crops_load_whole(tmp_path):
-    manifest = synergy.load_manifest(PKU)
+    manifest = manifests.load_manifest(PKU)
     assert len(manifest) == 1184 and manifest.loc[manifest["split"] == "train", "player"].nunique() == 44
     integrity.validate_images(PKU, manifest, workers=2)
-    assert len(synergy.challenge_truth(PKU)) == 240
+    assert len(manifests.challenge_truth(PKU)) == 240
