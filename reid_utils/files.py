@@ -87,7 +87,7 @@ def load_arrays(path):
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is damaged or holds pickles ({error}); make it again, with numbers and text alone") from None
+        raise ValueError(f"{path} is damaged or holds pickles ({error}); make it again of numbers and text") from None
 
 
 def file_hash(path):

@@ -261,8 +261,8 @@ def test_table_of_rows(aps):
 
 def test_table_of_the_baseline_alone_and_of_hits():
     hits = np.array([[0, 1, 1, 1], [1, 1, 1, 0]])
-    table = compare_rows({"none": hits}, "none", metric="rank1")
-    assert table.rank1[0] == 0.75
+    table = compare_rows({"none": hits}, "none")
+    assert table.mAP[0] == 0.75
     assert 0 <= table.low[0] <= 0.75 <= table.high[0] <= 1
     assert np.isnan(table.p_holm[0])
 

@@ -6,7 +6,6 @@ query id, then its distances as `%10.5f`.
 
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -44,20 +43,20 @@ class Features:
     gallery_images: np.ndarray | None = None
     weights_sha256: str = ""
 
-    def subset(self, queries, gallery) -> "Features":
+    def subset(self, queries, gallery):
         """The same of some queries and gallery images; indices, masks or slices of each."""
         chosen = {"query": queries, "gallery": gallery}
         parts = {name: value[chosen[name.partition("_")[0]]] for name, value in self.arrays().items()}
         distances = None if self.distances is None else self.distances[queries][:, gallery]
         return replace(self, **parts, distances=distances)
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self):
         """{field: array} of what is known about the images, one entry each."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         return {name: value for name, value in known.items() if name.startswith(SIDES)}
 
 
-def features_of(manifest, features, weights_sha256="") -> Features:
+def features_of(manifest, features, weights_sha256=""):
     """`Features` of a split: its rows of the manifest (roles query and gallery) in the order of `features` (N, d).
 
     Players, cameras and, where a query is ranked within its group alone, groups int64; names of the images text.
@@ -75,12 +74,12 @@ def features_of(manifest, features, weights_sha256="") -> Features:
     return Features(**sides, weights_sha256=weights_sha256)
 
 
-def save(path, features: Features) -> None:
+def save(path, features):
     """Write a feature file, an npz without pickles with a key a field (none for what is not known), atomically."""
     save_arrays(path, **features.arrays(), weights_sha256=np.array(features.weights_sha256))
 
 
-def load_features(path) -> Features:
+def load_features(path):
     """Read one feature file (npz without pickles).
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
@@ -100,7 +99,7 @@ def load_features(path) -> Features:
     return Features(**{field.name: found[field.name] for field in fields(Features) if field.name in found})
 
 
-def _check_labels(path, kind: str, found: dict) -> None:
+def _check_labels(path, kind, found):
     """Check the labels of one kind and bring them into the form of `Features`, in place."""
     names = [f"{role}_{kind}" for role in SIDES if f"{role}_{kind}" in found]
     for name in names:
@@ -136,7 +135,7 @@ def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
             file.write(template % (query, *row))
 
 
-def _whole(ids, name: str) -> list[int]:
+def _whole(ids, name):
     ids = as_ids(ids, name)
     if ids.dtype.kind == "U":
         raise ValueError(f"{name} must be whole numbers for the challenge CSV, not text")
@@ -146,7 +145,7 @@ def _whole(ids, name: str) -> list[int]:
 _GROUPED = re.compile(r"[1-9]\d{0,2},\d{3}")  # 1,234 is a thousand and more, or a little more than one
 
 
-def _read_table(path: Path) -> np.ndarray:
+def _read_table(path):
     """The numbers of a CSV, cells quoted or not; where semicolons part the cells, a comma is the decimal sign."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     first = lines[0].strip('"') if lines else ""
@@ -180,15 +179,17 @@ def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return distances, as_ids(table[1:, 0], f"{path}: query ids"), as_ids(table[0, 1:], f"{path}: gallery ids")
 
 
-def _features_of_csv(path: Path) -> Features:
-    return Features(**dict(zip(("distances", "query_players", "gallery_players"), read_distance_csv(path), strict=True)))
+def _features_of_csv(path):
+    distances, query_ids, gallery_ids = read_distance_csv(path)
+    return Features(distances=distances, query_players=query_ids, gallery_players=gallery_ids)
 
 
 def load_folder(folder):
     """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one per model.
 
     Returns {name: Features}, feature files first, sorted by file name; the ids of a distance CSV are taken for player
-    ids. Files that systems leave behind (`._a.npz`) are passed over. Raises FileNotFoundError for an empty or missing folder.
+    ids. Files that systems leave behind (`._a.npz`) are passed over. Raises FileNotFoundError for an empty or missing
+    folder.
     """
     models, folder = {}, Path(folder)
     for suffix, read in ((".npz", load_features), (".csv", _features_of_csv)):
@@ -203,7 +204,7 @@ def load_folder(folder):
     return models
 
 
-def scorable(models: Mapping) -> dict:
+def scorable(models):
     """Those of `load_folder`'s models whose query players are known: a hidden challenge split has -1 throughout.
 
     Warns of those left out; raises ValueError where none remains.
@@ -217,7 +218,7 @@ def scorable(models: Mapping) -> dict:
     return {name: model for name, model in models.items() if name not in hidden}
 
 
-def load_models(folders: Mapping, seeds) -> dict[str, list[dict[str, Features]]]:
+def load_models(folders, seeds):
     """Feature files of several models and seeds.
 
     folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: Features} a seed]}, for the sets
@@ -240,7 +241,7 @@ def csv_ids(features, name):
         raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None
 
 
-def same_images(models: Mapping) -> dict[str, Features]:
+def same_images(models):
     """Models of the same queries and gallery, each with the cameras, groups and names that one of them knows.
 
     models: {name: Features}, players known. Raises ValueError naming the first difference in what several know.

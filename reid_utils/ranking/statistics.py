@@ -260,22 +260,22 @@ def holm(p_values):
     return corrected
 
 
-def _describe(name, aps, metric, confidence, groups):
+def _describe(name, aps, groups):
     """One row's own figures: mean score, interval, standard deviation of the seeds' means, counts."""
     scores = _scores(aps)
-    low, high = mean_interval(scores, confidence, groups)
+    low, high = mean_interval(scores, groups=groups)
     of_seeds = np.nanmean(scores, axis=1)
     seed_sd = float(of_seeds.std(ddof=1)) if len(scores) > 1 else float("nan")
-    figures = {"row": name, metric: float(of_seeds.mean()), "low": low, "high": high}
+    figures = {"row": name, "mAP": float(of_seeds.mean()), "low": low, "high": high}
     return figures | {"seed_sd": seed_sd, "seeds": len(scores), "queries": int(np.sum(~np.isnan(scores[0])))}
 
 
-def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.05, groups=None, metric="mAP"):
+def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
     """A table's rows with their intervals, and each one's difference to the baseline row.
 
     rows: dict of name → scores (seeds, queries) in [0, 1], all over the same queries; baseline: one of the names;
     shared_weights: whether a row ranks with the baseline's networks, one bool or {row: bool}; the rest as in
-    `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP (named `metric`), low, high (its own),
+    `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP, low, high (its own),
     difference, diff_low, diff_high (over queries and seeds), queries_low, queries_high (of the difference, over
     queries), rerun_low, rerun_high (of a rerun's difference), p, p_holm (over the table), smallest (at alpha over the
     number of comparisons), informative, seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match),
@@ -287,13 +287,13 @@ def compare_rows(rows, baseline, shared_weights=False, confidence=0.95, alpha=0.
     alpha = alpha / max(1, len(rows) - 1)
     lines = []
     for name, aps in rows.items():
-        line = _describe(name, aps, metric, confidence, groups)
+        line = _describe(name, aps, groups)
         if name != baseline:
             shared = shared_weights if isinstance(shared_weights, bool) else shared_weights.get(name, False)
-            against = paired_difference(aps, rows[baseline], shared, confidence, alpha, groups=groups)
+            against = paired_difference(aps, rows[baseline], shared, alpha=alpha, groups=groups)
             line |= {"diff_low": against.pop("low"), "diff_high": against.pop("high")} | against
         lines.append(line)
-    columns = ["row", metric, "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
+    columns = ["row", "mAP", "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
     columns += ["rerun_low", "rerun_high", "p", "p_holm", "smallest", "informative", "seeds_needed", "seed_sd", "seeds"]
     table = pd.DataFrame(lines).reindex(columns=[*columns, "queries", "p_floor", "over"])
     return table.assign(p_holm=holm(table["p"]))
