@@ -225,8 +225,8 @@ def load_models(folders, seeds):
     that every model and seed has.
     """
     read = [{model: load_folder(Path(folder) / f"seed{seed}") for model, folder in folders.items()} for seed in seeds]
-    shared = [name for name in next(iter(read[0].values())) if all(name in sets for of in read for sets in of.values())]
-    return {name: [{model: sets[name] for model, sets in of_seed.items()} for of_seed in read] for name in shared}
+    shared = set.intersection(*(set(sets) for of_seed in read for sets in of_seed.values()))
+    return {name: [{model: of_seed[model][name] for model in folders} for of_seed in read] for name in sorted(shared)}
 
 
 def csv_ids(features, name):

@@ -15,7 +15,7 @@ from reid_utils.ranking.fusion import PAPER_FUSIONS
 from reid_utils.ranking.methods import distances_of, fuse
 from reid_utils.ranking.metrics import average_precisions, labels_of
 
-CLAIMS = (  # each in the form "ours − theirs"
+_CLAIMS = (
     "hard − none",
     "gaussian − none",
     "kreciprocal − none",
@@ -27,6 +27,7 @@ CLAIMS = (  # each in the form "ours − theirs"
     "two-stage − similarity",
     "two-stage − dissimilarity",
 )
+CLAIMS = {claim: claim.split(" − ") for claim in _CLAIMS}  # name: (ours, theirs)
 PUBLISHED = (0.727, 0.961, 0.976, 0.984)  # toolkit baseline; single models and entries of 2022 and 2023
 LEAST = 0.95  # mAP of a single model from which on the paper's claims are meant
 _RE_RANKINGS = ("none", "gaussian", "hard", "kreciprocal")
@@ -50,18 +51,17 @@ def effects_at(models, post_processing="hard"):
     labels = labels_of(models[0])
     matrices = [{name: distances_of(model, name) for name in _RE_RANKINGS} for model in models]
     rows = [{name: average_precisions(matrix, *labels) for name, matrix in of_model.items()} for of_model in matrices]
-    singles = [row["none"] for row in rows]
+    compared = [(row["none"], row) for row in rows]
     if len(models) > 1:
         best = max(rows, key=lambda row: np.nanmean(row[post_processing]))
         processed = [of_model[post_processing] for of_model in matrices]
         fusions = PAPER_FUSIONS if len(models) > 2 else ["similarity"]  # of two models all three are the same
         fused = {name: average_precisions(fuse(processed, name), *labels) for name in fusions}
-        rows.append({"best single": best[post_processing], **fused})
-        singles.append(best["none"])
+        compared.append((best["none"], {"best single": best[post_processing], **fused}))
     return [
         (claim, single, row[ours] - row[theirs])
-        for single, row in zip(singles, rows, strict=True)
-        for claim, (ours, theirs) in ((claim, claim.split(" − ")) for claim in CLAIMS)
+        for single, row in compared
+        for claim, (ours, theirs) in CLAIMS.items()
         if ours in row and theirs in row
     ]
 
@@ -113,7 +113,7 @@ def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000):
     (K,) mAP to tell the effect at. Returns a DataFrame with mAP, effect, low, high and sets (how many lie within reach;
     below three the effect is NaN).
     """
-    sets, seeds = pd.factorize(np.asarray(sets), sort=True)[0], pd.factorize(np.asarray(seeds), sort=True)[0]
+    sets, seeds = (pd.factorize(labels, sort=True)[0] for labels in (sets, seeds))
     rng = np.random.default_rng(0)
     shape = n_resamples, sets.max() + 1
     of_queries = rng.exponential(size=(*shape, single.shape[1]))
@@ -147,13 +147,12 @@ def sign_changes(curve):
     """
     curve = curve[curve["effect"].notna()]
     at, effect = curve["mAP"].to_numpy(), curve["effect"].to_numpy()
-    clear = np.flatnonzero((curve["low"] > 0) | (curve["high"] < 0))
+    certain = at[(curve["low"] > 0) | (curve["high"] < 0)]
     found = {}
     for k in np.flatnonzero(effect[:-1] * effect[1:] < 0):
-        before, after = clear[clear <= k], clear[clear > k]
-        limits = float(at[before[-1]]) if len(before) else None, float(at[after[0]]) if len(after) else None
+        limits = max(certain[certain <= at[k]], default=None), min(certain[certain > at[k]], default=None)
         zero = at[k] + (at[k + 1] - at[k]) * effect[k] / (effect[k] - effect[k + 1])
-        found.setdefault(limits, []).append((float(zero), int(np.sign(effect[k + 1]))))
+        found.setdefault(limits, []).append((zero, np.sign(effect[k + 1])))
     return [
         {"at": zeros[-1][0], "low": low, "high": high, "told": _crossing(*zeros[-1], low, high)}
         for (low, high), zeros in found.items()
