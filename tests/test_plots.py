@@ -91,9 +91,9 @@ def draw_one_of_each(rng):
             ["InfoNCE", "1.31", "t-SNE axis 1", "colour and marker: player"],
         ),
         "weights": (
-            plots.fusion_weights({"two-stage": rng.dirichlet([1, 1], 9)}, ["ViT", "ResNet"], **note),
+            plots.fusion_weights(rng.dirichlet([1, 1], 9), ["ViT", "ResNet"], **note),
             1,
-            ["two-stage", "ViT", "ResNet", "weight of the model"],
+            ["ViT", "ResNet", "weight of the model"],
         ),
         "forest": (
             forest_plot(table(rng), ["T1", "T1", "T1"], **note),
@@ -360,7 +360,7 @@ def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
         plots.bar_with_intervals(frame, note=name),
         plots.error_overlap(np.eye(2), [name, "b"]),
         plots.cmc_curves({name: [0.5, 1]}),
-        plots.fusion_weights({name: rng.dirichlet([1, 1], 9)}, [name, "b"]),
+        plots.fusion_weights(rng.dirichlet([1, 1], 9), [name, "b"]),
         plots.distance_histograms({name: rng.uniform(size=9), "b": rng.uniform(size=9)}),
         plots.set_statistics(manifest, rng.integers(50, 99, (6, 2))),
         galleries.sequence_samples([(name, [crop()])], note=name),

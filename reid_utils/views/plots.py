@@ -187,18 +187,15 @@ def embedding_map(maps, dispersion, note=None):
 
 
 def fusion_weights(weights, models, note=None):
-    """Weights that the models get over the queries: a box per model, a panel per fusion; a line marks equal weights.
+    """Weights that the models get over the queries, a box per model; a line marks equal weights.
 
-    weights: dict of name → (queries, models), rows summing to 1; models: their names. Returns a Figure.
+    weights: (queries, models), rows summing to 1; models: their names. Returns a column-width Figure.
     """
-    width = min(COLUMN_WIDTH * len(weights), TEXT_WIDTH)
-    figure, axes = new_figure(width, 2.4, 1, len(weights), sharey=True, squeeze=False)
-    names, median = list(map(printable, models)), {"color": BLUE, "linewidth": 2}
-    for ax, (name, values) in zip(axes[0], weights.items(), strict=True):
-        ax.boxplot(np.asarray(values), tick_labels=names, widths=0.5, flierprops={"markersize": 2}, medianprops=median)
-        ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
-        ax.set(title=name, ylabel="weight of the model")
-        ax.label_outer()
+    figure, ax = new_figure(COLUMN_WIDTH, 2.4)
+    look = {"flierprops": {"markersize": 2}, "medianprops": {"color": BLUE, "linewidth": 2}}
+    ax.boxplot(np.asarray(weights), tick_labels=list(map(printable, models)), widths=0.5, **look)
+    ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
+    ax.set(ylabel="weight of the model")
     return finish(figure, note)
 
 
@@ -228,20 +225,16 @@ def robustness_curves(frame, note=None):
     frame: DataFrame with damage (its name and unit), level, label, mAP, low, high (fractions). Returns a text-width
     Figure with one axes per kind of damage.
     """
-    import seaborn as sns
-
     kinds = frame.damage.unique()
     columns = min(len(kinds), 4)
     rows = -(-len(kinds) // columns)
     figure, axes = new_figure(TEXT_WIDTH, 0.3 + 2.0 * rows, rows, columns, sharey=True, squeeze=False)
-    looks, percent = style.looks(frame.label), frame.assign(mAP=100 * frame.mAP)
+    looks = style.looks(frame.label)
     for ax, kind in zip(axes.flat, kinds, strict=False):
-        lines = percent[percent.damage == kind].sort_values("level")
-        sns.lineplot(lines, x="level", y="mAP", hue="label", style="label", ax=ax,
-                     legend=ax is axes[0, 0], dashes=False, **looks)  # fmt: skip
-        for label, line in lines.groupby("label", sort=False):
-            band = {"color": looks["palette"][label], "alpha": 0.15, "linewidth": 0}
-            ax.fill_between(line.level, 100 * line.low, 100 * line.high, **band)
+        for label, line in frame[frame.damage == kind].sort_values("level").groupby("label", sort=False):
+            look = {"color": looks["palette"][label], "linestyle": "-"}
+            ax.plot(line.level, 100 * line.mAP, marker=looks["markers"][label], label=label, **look)
+            ax.fill_between(line.level, 100 * line.low, 100 * line.high, alpha=0.15, linewidth=0, **look)
         ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
     for ax in axes.flat[len(kinds) :]:
         ax.axis("off")

@@ -112,8 +112,6 @@ def legend_above(figure, ax):
     columns = max(1, min(4, 135 // (9 + max(map(len, labels)))))  # 135 characters are a text width
     figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    if ax.get_legend():
-        ax.get_legend().remove()
 
 
 def too_heavy(path):
