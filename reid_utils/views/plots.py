@@ -34,8 +34,8 @@ def set_statistics(manifest, sizes, note=None):
     for ax, (column, title) in zip(axes.flat, {**titles, "width": "width (pixels)"}.items(), strict=True):
         counted, table = ("players", players) if column == "count" else ("images", images)
         for split, colour in colours.items():
-            values, look = table.loc[table.split == split, column], {"color": colour, "linestyle": "-", "label": split}
-            sns.ecdfplot(values, stat="percent", ax=ax, **look)
+            values = table.loc[table.split == split, column]
+            sns.ecdfplot(values, stat="percent", ax=ax, color=colour, linestyle="-", label=split)
         ax.set(xlabel=title, ylabel=f"{counted} ≤ x (%)")
         ax.set_xlim(0)
     if absent := [split for split in colours if split not in set(players.split)]:
@@ -75,9 +75,8 @@ def _heat_map(ax, percent, x_labels, y_labels, label, digits, extend="neither", 
 
     few = percent.shape[1] <= 8 and percent.shape[0] <= 10
     frame = pd.DataFrame(percent, list(map(printable, y_labels)), list(map(printable, x_labels)))
-    bar = {"label": label, "extend": extend}
     sns.heatmap(frame, annot=few, fmt=f".{digits}f", annot_kws={"size": "small"}, cmap="cividis", ax=ax,
-                cbar_kws=bar, **limits)  # fmt: skip
+                cbar_kws={"label": label, "extend": extend}, **limits)  # fmt: skip
     ax.tick_params(axis="y", rotation=0)
     ax.grid(False)
 
@@ -171,14 +170,14 @@ def embedding_map(maps, dispersion, note=None):
     of the query features, printed above the map. Returns a text-width Figure with one axes per map.
     """
     names, columns = np.unique(np.concatenate([players for _, players in maps.values()])), len(style.PALETTE)
+    looks = style.looks(names)
     height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.9 + 0.15 * -(-len(names) // columns)
     figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps), squeeze=False)
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
-        points, looks = np.asarray(points), style.looks(names)
         for name in names:
-            look = {"color": looks["palette"][name], "marker": looks["markers"][name], "alpha": 0.7, "s": 9}
-            of_player = points[np.asarray(players) == name].T
-            ax.scatter(*of_player, **look, linewidths=0, rasterized=len(points) > _MANY_POINTS, label=printable(name))
+            look = {"color": looks["palette"][name], "marker": looks["markers"][name], "label": printable(name)}
+            of_player = np.asarray(points)[np.asarray(players) == name].T
+            ax.scatter(*of_player, s=9, alpha=0.7, linewidths=0, rasterized=len(points) > _MANY_POINTS, **look)
         ax.set_title(f"{title}\nmean query distance {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", box_aspect=1)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -208,8 +207,10 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     figure, ax = new_figure(COLUMN_WIDTH, 0.6 + 0.25 * len(frame))
     percent = 100 * frame[value].to_numpy(float)
     margins = np.nan_to_num([percent - 100 * frame.low, 100 * frame.high - percent])
-    look = {"color": BLUE, "alpha": 0.8, "height": 0.65, "ecolor": BLACK, "capsize": 2}
-    bars = ax.barh(np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)), **look)
+    bars = ax.barh(
+        np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)),
+        color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2,
+    )  # fmt: skip
     ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
     ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
     ax.grid(axis="y", visible=False)
@@ -242,21 +243,21 @@ def robustness_curves(frame, note=None):
     return finish(figure, note)
 
 
-def repaired_queries(before, after, labels=("AP before fusion", "AP after fusion"), note=None):
+def repaired_queries(before, after, labels, note=None):
     """Each query's AP before and after a step, such as fusion: points above the diagonal are repaired.
 
     before, after: (queries,) fractions, NaN where a query has no match (left out); labels: names of the two axes.
     Returns a column-width Figure.
     """
-    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    before, after = np.asarray([before, after], dtype=float)
     figure, ax = new_figure(COLUMN_WIDTH, 3.3)
     change = np.sign(after - before)
     for name, sign, colour, marker in (
         ("better", 1, style.MATCH, "^"), ("worse", -1, style.MISMATCH, "v"), ("same", 0, GREY, "o")
     ):  # fmt: skip
         chosen = change == sign
-        look = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "label": f"{name} ({chosen.sum()})"}
-        ax.scatter(100 * before[chosen], 100 * after[chosen], **look)
+        points, label = (100 * before[chosen], 100 * after[chosen]), f"{name} ({chosen.sum()})"
+        ax.scatter(*points, s=14, color=colour, marker=marker, alpha=0.7, label=label)
     ax.axline((0, 0), slope=1, color=GREY, linestyle="-", linewidth=0.8, zorder=0)
     ax.set(xlabel=f"{labels[0]} (%)", ylabel=f"{labels[1]} (%)", aspect="equal")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)

@@ -114,11 +114,6 @@ def legend_above(figure, ax):
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
-def too_heavy(path):
-    """Whether a figure's file is above the 300 KB that may be published."""
-    return Path(path).stat().st_size > PNG_LIMIT
-
-
 def save_figure(figure, folder, stem):
     """Writes `<stem>.png` and, unless the figure is made of photographs, `<stem>.svg`; the same data, the same bytes.
 
@@ -131,9 +126,8 @@ def save_figure(figure, folder, stem):
     figure.set_layout_engine("none")  # laid out once: each further drawing would do it again
     with replacing(png) as temporary:
         temporary.write_bytes(_small_png(figure))
-    if too_heavy(png):
-        size = png.stat().st_size // 1000
-        print(f"{png.name} has {size} KB, too much to be published (300 KB): draw fewer images in one figure")
+    if (size := png.stat().st_size) > PNG_LIMIT:
+        print(f"{png.name} has {size // 1000} KB, too much to be published (300 KB): draw fewer images in one figure")
     if any(image.get_array().ndim == 3 for image in figure.findobj(AxesImage)):
         return [png]
     vector = io.StringIO()
