@@ -209,13 +209,14 @@ def scorable(models):
 
     Warns of those left out; raises ValueError where none remains.
     """
-    hidden = [name for name, model in models.items() if not known(model.query_players).any()]
-    message = f"all query players of {', '.join(hidden)} are unknown (-1), a hidden split: it is not scored"
-    if len(hidden) == len(models):
+    kept = {name: model for name, model in models.items() if known(model.query_players).any()}
+    hidden = ", ".join(name for name in models if name not in kept)
+    message = f"all query players of {hidden} are unknown (-1), a hidden split: it is not scored"
+    if not kept:
         raise ValueError(f"{message}; give a set with known players")
     if hidden:
         warnings.warn(message, stacklevel=2)
-    return {name: model for name, model in models.items() if name not in hidden}
+    return kept
 
 
 def load_models(folders, seeds):

@@ -249,11 +249,10 @@ def write_entry(folder, models, post_processing, fusion, top_k=15):
     """
     entries = {}
     for name, seeds in models.items():
-        ids = csv_ids(next(iter(seeds[0].values())), name)
+        of_models = [[seed[model] for seed in seeds] for model in seeds[0]]
         for stem, processing in ((name, post_processing), (f"{name}_plain", "none")):
-            averaged = [mean_distances([seed[model] for seed in seeds], processing) for model in seeds[0]]
-            entries[stem] = fuse(averaged, fusion, top_k)
-            write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *ids)
+            entries[stem] = fuse([mean_distances(of_model, processing) for of_model in of_models], fusion, top_k)
+            write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *csv_ids(of_models[0][0], name))
     return entries
 
 
