@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,10 +84,10 @@ def load_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is damaged or holds pickles ({error}); delete it and run again") from None
+        raise ValueError(f"{path} is damaged or holds pickles ({error}); make it again of numbers and text") from None
 
 
 def file_hash(path):

@@ -28,8 +28,8 @@ def test_both_sides_of_the_book_sum_to_what_is_lost_with_ties_and_junk_too():
     players, others = rng.integers(0, 8, 20), rng.integers(0, 8, 90)
     cameras = rng.integers(0, 2, 20), rng.integers(0, 2, 90)
     players[0] = 99  # has no match
+    lost = lost_precision(distances, players, others, *cameras)
     with pytest.warns(UserWarning, match="no match"):
-        lost = lost_precision(distances, players, others, *cameras)
         aps = average_precisions(distances, players, others, *cameras)
     own = players[:, None] == others[None, :]
     np.testing.assert_allclose((lost * own).sum(axis=1), np.nan_to_num(1 - aps), atol=1e-12)

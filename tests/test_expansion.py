@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reid_utils.ranking.methods import alpha_query_expansion, database_augmentation, post_process
+from reid_utils.ranking.feature_files import Features
+from reid_utils.ranking.methods import alpha_query_expansion, database_augmentation, distances_of
 
 RNG = np.random.default_rng(0)
 QUERY, GALLERY = (RNG.normal(size=(n, 6)).astype(np.float32) for n in (5, 30))
@@ -41,16 +42,19 @@ def test_blocks_make_no_difference(monkeypatch):
     np.testing.assert_allclose(database_augmentation(QUERY, GALLERY)[1], whole, atol=1e-6)
 
 
+def ranked(query, gallery, name, **settings):
+    ids = {"query_players": np.arange(len(query)), "gallery_players": np.arange(len(gallery))}
+    return distances_of(Features(query=query, gallery=gallery, **ids), name, **settings)
+
+
 @pytest.mark.parametrize("name", ["alpha-QE", "DBA"])
 def test_as_rows_of_the_table_they_bring_an_image_nearer_to_its_cluster(name):
     centres = np.repeat(np.eye(6, dtype=np.float32), 5, axis=0)
     gallery = centres + 0.4 * RNG.normal(size=centres.shape).astype(np.float32)
     genuine = np.eye(6, dtype=bool).repeat(5, axis=1)
-    plain, found = (
-        post_process(np.eye(6, dtype=np.float32), unit_rows(gallery), kind, k2=4) for kind in ("none", name)
-    )
+    plain, found = (ranked(np.eye(6, dtype=np.float32), unit_rows(gallery), kind, k2=4) for kind in ("none", name))
     assert found.shape == (6, 30) and found[genuine].mean() < plain[genuine].mean()
-    copies = post_process(QUERY[:1], np.repeat(QUERY[:1], 3, axis=0), name)
+    copies = ranked(QUERY[:1], np.repeat(QUERY[:1], 3, axis=0), name)
     np.testing.assert_allclose(copies, 0, atol=1e-6)
 
 

@@ -55,18 +55,18 @@ def test_reading_back(tmp_path):
         ("0,1,2\n5,0.1\n", r"d\.csv is not a distance CSV: .*columns changed"),
         ("0,1,2\n5,0.1,x\n", r"d\.csv is not a distance CSV: .*'x'"),
         ("0,1,2\n5,0.1,nan\n", r"d\.csv: distances row 0 holds NaN"),
-        ("3,1,2\n5,0.1,0.2\n", "the first cell is 3, not 0"),
-        ("0,1,2.5\n5,0.1,0.2\n", "gallery id at position 1 is 2.5, not a whole number"),
+        ("3,1,2\n5,0.1,0.2\n", r"d\.csv needs a first row of 0 and the gallery ids"),
+        ("0,1,2.5\n5,0.1,0.2\n", r"d\.csv: gallery ids must be whole numbers or text, not float64 with fractions"),
         ("0,1,2\n5,0.1,inf\n", r"d\.csv: distances row 0 holds NaN or infinity"),
         ("0,1,2\n5,,0.1\n", r"d\.csv is not a distance CSV"),
-        ("0,1,inf\n5,0.1,0.2\n", "gallery id at position 1 is inf, not a whole number"),
-        ("0,1,9007199254740993\n5,0.1,0.2\n", r"not a whole number below 2\^53"),
-        ("0,1,2\n1e300,0.1,0.2\n", r"query id at position 0 is 1e\+300, not a whole number below 2\^53"),
+        ("0,1,inf\n5,0.1,0.2\n", "gallery ids must be whole numbers"),
+        ("0,1,9007199254740993\n5,0.1,0.2\n", "gallery ids .* more digits than it holds"),
+        ("0,1,2\n1e300,0.1,0.2\n", "query ids .* more digits than it holds"),
         ("0;1;2\n5;0.1;x\n", r"d\.csv is not a distance CSV"),
         ("0;1\n1;1,234\n", r"is 1,234 a thousand or a fraction\? write a point"),
         ("0;1;2\n1;1.234;0,5\n", r"is 0,5 a thousand or a fraction\? write a point"),
         ('"0","1","2"\n"1","0,5"\n', r"d\.csv is not a distance CSV"),
-        ("0,1,2\n", "it needs a row of gallery ids and a row for each query"),
+        ("0,1,2\n", "and then a row for each query"),
     ],
 )
 def test_broken_files_are_refused(tmp_path, text, message):
@@ -89,8 +89,6 @@ def test_nothing_is_left_behind_by_a_refused_write(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             write_distance_csv(tmp_path / "d.csv", distances, queries, [1, 2, 3])
-    with pytest.raises(FileNotFoundError):
-        write_distance_csv(tmp_path / "absent" / "d.csv", good, [1, 2], [1, 2, 3])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from reid_utils.ranking.metrics import average_precisions, matches
+from reid_utils.ranking.distances import check_ranked
+from reid_utils.ranking.metrics import matches
 
 
 def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
@@ -14,16 +15,14 @@ def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_c
     match. That share, over the number of matches, is charged to the match; and once more, in equal parts, to those
     other players' images, the intruders. Distances (Q, G), labels as in `average_precisions` -> (Q, G) float64: a
     row's matches sum to 1 − AP, and so do its other images; junk, images of other groups (at +inf) and rows without a
-    match hold 0. Errors as in `average_precisions`.
+    match hold 0. Raises ValueError for NaN and for labels that do not fit.
     """
-    distances = np.asarray(distances)
-    aps = average_precisions(distances, query_ids, gallery_ids, query_cams, gallery_cams)
+    distances = check_ranked(distances, "distances")
     hits, junk = matches(query_ids, gallery_ids, query_cams, gallery_cams)
+    ranked = (distances < np.inf) & ~junk  # images of other groups are not
     lost = np.zeros(distances.shape)
-    for q in np.flatnonzero(~np.isnan(aps)):
-        ranked = distances[q] < np.inf  # images of other groups are not
-        own, others = np.flatnonzero(hits[q] & ranked), np.flatnonzero(~hits[q] & ~junk[q] & ranked)
-        lost[q, own], lost[q, others] = _charged(distances[q, own], distances[q, others])
+    for row, loss, own, others in zip(distances, lost, hits & ranked, ~hits & ranked, strict=True):
+        loss[own], loss[others] = _charged(row[own], row[others])
     return lost
 
 
@@ -37,7 +36,7 @@ def _charged(hits, others):
     return above * parts, from_here[np.searchsorted(hits[order], others, side="left")]
 
 
-def explained_shares(lost, causes, n_resamples=10000, seed=0):
+def explained_shares(lost, causes, n_resamples=10000):
     """What share of the lost AP each cause explains, with 95 % intervals over queries.
 
     lost: (Q, G) as from `lost_precision`; causes: {name: (pairs, affected)}, masks (Q, G): the pairs on which the loss
@@ -47,26 +46,26 @@ def explained_shares(lost, causes, n_resamples=10000, seed=0):
     Causes overlap, so the shares need not sum to 1. Returns a DataFrame: cause, pairs (p), lost (s), explained, low,
     high (percentile bootstrap over queries; NaN for a single one).
     """
-    found = [{"cause": name, **_explained(lost, *masks, n_resamples, seed)} for name, masks in causes.items()]
-    return pd.DataFrame(found, columns=["cause", "pairs", "lost", "explained", "low", "high"])
+    found = {cause: _explained(lost, *masks, n_resamples) for cause, masks in causes.items()}
+    table = pd.DataFrame.from_dict(found, orient="index", columns=["pairs", "lost", "explained", "low", "high"])
+    return table.rename_axis("cause").reset_index()
 
 
-def _explained(lost, pairs, affected, n_resamples, seed):
-    """One cause's figures: sums a query first, so that queries can be drawn."""
+def _explained(lost, pairs, affected, n_resamples):
+    """One cause's figures: sums a query first, so that queries can be drawn; none where no AP is lost."""
     kept = pairs.any(axis=1)
-    if not (lost[kept] * pairs[kept]).sum() > 0:
-        return dict.fromkeys(("pairs", "lost", "explained", "low", "high"), float("nan"))
     hit, pairs, lost = (pairs & affected)[kept], pairs[kept], lost[kept]
-    affected_share = hit.sum(axis=1) / pairs.sum(axis=1)
-    sums = affected_share, (lost * hit).sum(axis=1), (lost * pairs).sum(axis=1)
-    low = high = float("nan")
-    if kept.sum() > 1:
+    shares, sums = hit.sum(axis=1) / pairs.sum(axis=1), ((lost * hit).sum(axis=1), (lost * pairs).sum(axis=1))
+    if not sums[1].sum() > 0:
+        return [np.nan] * 5
+    low = high = np.nan
+    if len(shares) > 1:
+        rng = np.random.default_rng(0)
         drawn = stats.bootstrap(
-            sums, _share, paired=True, n_resamples=n_resamples, method="percentile", rng=np.random.default_rng(seed)
+            (shares, *sums), _share, paired=True, n_resamples=n_resamples, method="percentile", rng=rng
         )
-        low, high = map(float, drawn.confidence_interval)
-    p, s = float(affected_share.mean()), float(sums[1].sum() / sums[2].sum())
-    return {"pairs": p, "lost": s, "explained": float(_share(*sums)), "low": low, "high": high}
+        low, high = drawn.confidence_interval
+    return [shares.mean(), sums[0].sum() / sums[1].sum(), _share(shares, *sums), low, high]
 
 
 def _share(affected_share, lost_there, lost, axis=-1):

@@ -7,12 +7,12 @@ import numpy as np
 _LARGEST_NORM = 1e18  # of a squared norm: distances reach four times that, and the gaussian variant squares them
 
 
-def is_tensor(array) -> bool:
+def is_tensor(array):
     """Whether this is a torch tensor, without importing torch."""
     return type(array).__module__.partition(".")[0] == "torch"
 
 
-def as_array(values) -> np.ndarray:
+def as_array(values):
     """Arrays and tensors as a numpy array; bfloat16, which numpy does not know, becomes float32."""
     if is_tensor(values):
         values = values.detach().cpu()
@@ -24,16 +24,7 @@ def as_array(values) -> np.ndarray:
     return array
 
 
-def first_bad_row(matrix: np.ndarray) -> int | None:
-    """Index of the first row with a value that is not finite; None where all are finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(matrix.sum()):  # one fast pass; an overflow is only looked at more closely
-            return None
-    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    return int(bad[0]) if bad.size else None
-
-
-def check_matrix(matrix, name: str) -> np.ndarray:
+def check_matrix(matrix, name):
     """`matrix` as a contiguous 2-D numpy array of float32 or float64.
 
     Raises ValueError naming the matrix, and the first row that holds NaN or infinity.
@@ -45,20 +36,20 @@ def check_matrix(matrix, name: str) -> np.ndarray:
         raise ValueError(f"{name} must hold numbers, not {matrix.dtype}")
     if matrix.dtype not in (np.float32, np.float64):
         matrix = matrix.astype(np.float32 if matrix.dtype == np.float16 else np.float64)
-    row = first_bad_row(matrix)
-    if row is not None:
-        raise ValueError(f"{name} row {row} holds NaN or infinity; remove or recompute that image")
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if bad.size:
+        raise ValueError(f"{name} row {bad[0]} holds NaN or infinity; remove or recompute that image")
     return np.ascontiguousarray(matrix)
 
 
-def check_count(value, name: str) -> int:
+def check_count(value, name):
     """The value as Python's int (numpy's short ones overflow); ValueError unless it is whole, at least 1, not True."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
     return int(value)
 
 
-def check_number(value, name: str, most: float = np.inf) -> float:
+def check_number(value, name, most=np.inf):
     """The value as Python's float. Raises ValueError naming it unless it is a finite number from 0 to `most`."""
     if not isinstance(value, Real) or not 0 <= value <= most or value == np.inf:
         bounds = "be at least 0" if most == np.inf else f"lie in [0, {most:g}]"
@@ -66,7 +57,7 @@ def check_number(value, name: str, most: float = np.inf) -> float:
     return float(value)
 
 
-def check_features(query, gallery) -> tuple[np.ndarray, np.ndarray]:
+def check_features(query, gallery):
     """Query (Q, d) and gallery (G, d) features as contiguous float32 arrays of equal width.
 
     Raises ValueError for NaN or infinity (naming the row), for different widths, and for values whose distances would
@@ -79,7 +70,7 @@ def check_features(query, gallery) -> tuple[np.ndarray, np.ndarray]:
             "use features of one model"
         )
     for name, features in (("query", query), ("gallery", gallery)):
-        largest = max(float(features.max()), -float(features.min()))
+        largest = float(np.abs(features).max())
         if largest * largest * features.shape[1] > _LARGEST_NORM:
             raise ValueError(f"{name} features reach {largest:g}, too large for float32 distances; L2-normalise them")
     return query.astype(np.float32, copy=False), gallery.astype(np.float32, copy=False)
@@ -106,7 +97,7 @@ def squared_euclidean(query, gallery) -> np.ndarray:
     return np.maximum(distances, 0, out=distances)
 
 
-def check_ranked(distances, name: str) -> np.ndarray:
+def check_ranked(distances, name):
     """A matrix as `check_matrix` gives it, in which +inf keeps an image out of a query's gallery.
 
     Raises ValueError as there, and for infinity that is no such mark; see `shared_galleries`.
@@ -121,20 +112,17 @@ def check_ranked(distances, name: str) -> np.ndarray:
     return checked
 
 
-def shared_galleries(distances: np.ndarray, name: str = "distances") -> list[tuple[np.ndarray, np.ndarray]]:
+def shared_galleries(distances, name="distances"):
     """The galleries of a matrix (Q, G) whose +inf lies outside a row's gallery: (rows, columns) indices of each.
 
     Raises ValueError where galleries overlap, as those of groups never do: that infinity is a fault.
     """
     inside = distances < np.inf
-    first = np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
-    galleries, taken = [], np.zeros(distances.shape[1], bool)
-    for column in np.unique(first[first >= 0]):
-        rows = np.flatnonzero(first == column)
-        gallery = inside[rows[0]]
-        if (inside[rows] != gallery).any() or (gallery & taken).any():
-            row = np.flatnonzero(~inside.all(axis=1))[0]
-            raise ValueError(f"{name} row {row} holds infinity that marks no group; remove or recompute that image")
-        taken |= gallery
-        galleries.append((rows, np.flatnonzero(gallery)))
-    return galleries
+    queries: dict[bytes, list[int]] = {}
+    for row, gallery in enumerate(inside):
+        queries.setdefault(gallery.tobytes(), []).append(row)
+    galleries = [(np.array(rows), np.flatnonzero(inside[rows[0]])) for rows in queries.values()]
+    if sum(len(columns) for _, columns in galleries) > inside.any(axis=0).sum():
+        row = np.flatnonzero(~inside.all(axis=1))[0]
+        raise ValueError(f"{name} row {row} holds infinity that marks no group; remove or recompute that image")
+    return [gallery for gallery in galleries if gallery[1].size]

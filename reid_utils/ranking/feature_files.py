@@ -6,20 +6,18 @@ query id, then its distances as `%10.5f`.
 
 import re
 import warnings
-import zipfile
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from reid_utils.files import is_clutter, replacing, save_arrays
-from reid_utils.ranking.distances import as_array, check_matrix, check_ranked, first_bad_row
+from reid_utils.files import is_clutter, load_arrays, replacing, save_arrays
+from reid_utils.ranking.distances import check_matrix, check_ranked
 from reid_utils.ranking.fusion import check_same_ids
-from reid_utils.ranking.metrics import EXACT, as_ids, check_same_kind, known
+from reid_utils.ranking.metrics import as_ids, check_same_kind, known
 
 SIDES = ("query", "gallery")
+KINDS = ("players", "images", "cameras", "groups")
 REQUIRED = (*SIDES, "query_players", "gallery_players")
 
 
@@ -45,93 +43,76 @@ class Features:
     gallery_images: np.ndarray | None = None
     weights_sha256: str = ""
 
-    def subset(self, queries, gallery) -> "Features":
+    def subset(self, queries, gallery):
         """The same of some queries and gallery images; indices, masks or slices of each."""
         chosen = {"query": queries, "gallery": gallery}
         parts = {name: value[chosen[name.partition("_")[0]]] for name, value in self.arrays().items()}
         distances = None if self.distances is None else self.distances[queries][:, gallery]
         return replace(self, **parts, distances=distances)
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self):
         """{field: array} of what is known about the images, one entry each."""
-        names = (field.name for field in fields(self) if field.name.startswith(("query", "gallery")))
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in known.items() if name.startswith(SIDES)}
 
 
-def features_of(manifest, features, weights_sha256="") -> Features:
+def features_of(manifest, features, weights_sha256=""):
     """`Features` of a split: its rows of the manifest (roles query and gallery) in the order of `features` (N, d).
 
     Players, cameras and, where a query is ranked within its group alone, groups int64; names of the images text.
     """
+    columns = {"players": "player", "cameras": "camera", "images": "image_id"}
+    if "group" in manifest and manifest["group"].any():
+        columns["groups"] = "group"
     sides = {}
     for role in SIDES:
         rows = (manifest["role"] == role).to_numpy()
         sides[role] = features[rows].astype(np.float32)
-        sides[f"{role}_players"] = manifest.loc[rows, "player"].to_numpy(np.int64)
-        sides[f"{role}_cameras"] = manifest.loc[rows, "camera"].to_numpy(np.int64)
-        sides[f"{role}_images"] = manifest.loc[rows, "image_id"].to_numpy().astype(np.str_)
-        if "group" in manifest and manifest["group"].any():
-            sides[f"{role}_groups"] = manifest.loc[rows, "group"].to_numpy(np.int64)
+        for kind, column in columns.items():
+            dtype = np.str_ if kind == "images" else np.int64
+            sides[f"{role}_{kind}"] = manifest.loc[rows, column].to_numpy().astype(dtype)
     return Features(**sides, weights_sha256=weights_sha256)
 
 
-def save(path, features: Features) -> None:
+def save(path, features):
     """Write a feature file, an npz without pickles with a key a field (none for what is not known), atomically."""
     save_arrays(path, **features.arrays(), weights_sha256=np.array(features.weights_sha256))
 
 
-def _read_npz(path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-        return found | {role: as_array(found[role]).astype(np.float32) for role in SIDES if role in found}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no readable npz without pickles ({error}); save ids as int or astype(str)"
-        ) from error
-
-
-def load_features(path) -> Features:
+def load_features(path):
     """Read one feature file (npz without pickles).
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
     unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N), as MATLAB
     writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
     """
-    found = _read_npz(path)
-    missing = [name for name in REQUIRED if name not in found]
-    if missing:
+    found = load_arrays(path)
+    if missing := [name for name in REQUIRED if name not in found]:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
     for role in SIDES:
-        _check_side(path, role, found)
-    for kind in ("players", "cameras", "groups"):
-        names = [name for name in (f"query_{kind}", f"gallery_{kind}") if name in found]
-        if len(names) == 1:
-            raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
-        if names:
-            check_same_kind(*(found[name] for name in names), (f"{path}: {names[0]}", names[1]))
+        found[role] = check_matrix(found[role], f"{path}: {role}").astype(np.float32)
+    for kind in KINDS:
+        _check_labels(path, kind, found)
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
     found["weights_sha256"] = str(found.get("weights_sha256", ""))
     return Features(**{field.name: found[field.name] for field in fields(Features) if field.name in found})
 
 
-def _check_side(path, role: str, found: dict) -> None:
-    """Check one side's features and bring its labels into the form of `Features`, in place."""
-    features = found[role]
-    for kind in ("players", "cameras", "groups", "images"):
-        name = f"{role}_{kind}"
-        if name not in found:
-            continue
-        labels = found[name][0] if found[name].ndim == 2 and len(found[name]) == 1 else found[name]
-        found[name] = labels if kind == "images" else as_ids(labels, f"{path}: {name}")
-        if features.ndim != 2 or labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"{path}: {name} has shape {labels.shape}; it needs an entry a row of {role}, of shape {features.shape}"
-            )
-    row = first_bad_row(features)
-    if row is not None:
-        raise ValueError(f"{path}: {role} row {row} holds NaN or infinity; extract that image's features again")
+def _check_labels(path, kind, found):
+    """Check the labels of one kind and bring them into the form of `Features`, in place."""
+    names = [f"{role}_{kind}" for role in SIDES if f"{role}_{kind}" in found]
+    for name in names:
+        labels, features = found[name], found[name.removesuffix(f"_{kind}")]
+        labels = labels[0] if labels.ndim == 2 and len(labels) == 1 else labels
+        if labels.shape != features.shape[:1]:
+            needed = f"it needs an entry a row of features, of shape {features.shape}"
+            raise ValueError(f"{path}: {name} has shape {labels.shape}; {needed}")
+        found[name] = as_ids(labels, f"{path}: {name}")
+    if len(names) == 2:
+        check_same_kind(found[names[0]], found[names[1]], (f"{path}: {names[0]}", names[1]))
+    elif names and kind != "images":
+        raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
 
 
 def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
@@ -143,34 +124,28 @@ def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
     distances = check_ranked(distances, "distances")
     inside = distances < np.inf
     distances = np.where(inside, distances, distances.max(where=inside, initial=0) + 1)
-    query_ids, gallery_ids = as_ids(query_ids, "query_ids"), as_ids(gallery_ids, "gallery_ids")
-    for name, ids in (("query_ids", query_ids), ("gallery_ids", gallery_ids)):
-        if ids.dtype.kind == "U":
-            raise ValueError(f"{name} must be whole numbers for the challenge CSV, not text")
-    if distances.shape != (len(query_ids), len(gallery_ids)):
-        raise ValueError(
-            f"distances of shape {distances.shape} do not fit {len(query_ids)} query and {len(gallery_ids)} gallery ids"
-        )
-    template = ",%10.5f" * len(gallery_ids) + "\n"
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"{Path(path).parent} is no folder; make it first, or name another place for the CSV")
+    queries, gallery = (_whole(*given) for given in ((query_ids, "query_ids"), (gallery_ids, "gallery_ids")))
+    if distances.shape != (len(queries), len(gallery)):
+        counts = f"{len(queries)} query and {len(gallery)} gallery ids"
+        raise ValueError(f"distances of shape {distances.shape} do not fit {counts}")
+    template = "%d" + ",%10.5f" * len(gallery) + "\n"
     with replacing(path) as temporary, temporary.open("w", encoding="ascii", newline="") as file:
-        file.write("0" + "".join(f",{gallery_id}" for gallery_id in gallery_ids.tolist()) + "\n")
-        for query_id, row in zip(query_ids.tolist(), distances, strict=True):
-            file.write(str(query_id) + template % tuple(row.tolist()))
+        file.write(",".join(map(str, [0, *gallery])) + "\n")
+        for query, row in zip(queries, distances.tolist(), strict=True):
+            file.write(template % (query, *row))
 
 
-def _id_column(values: np.ndarray, path: Path, name: str) -> np.ndarray:
-    bad = np.flatnonzero((values != np.trunc(values)) | (np.abs(values) >= EXACT))
-    if bad.size:
-        raise ValueError(f"{path}: {name} id at position {bad[0]} is {values[bad[0]]}, not a whole number below 2^53")
-    return values.astype(np.int64)
+def _whole(ids, name):
+    ids = as_ids(ids, name)
+    if ids.dtype.kind == "U":
+        raise ValueError(f"{name} must be whole numbers for the challenge CSV, not text")
+    return ids.tolist()
 
 
 _GROUPED = re.compile(r"[1-9]\d{0,2},\d{3}")  # 1,234 is a thousand and more, or a little more than one
 
 
-def _read_table(path: Path) -> np.ndarray:
+def _read_table(path):
     """The numbers of a CSV, cells quoted or not; where semicolons part the cells, a comma is the decimal sign."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     first = lines[0].strip('"') if lines else ""
@@ -191,27 +166,20 @@ def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read a challenge CSV: (distances (Q, G) float64, query_ids (Q,) int64, gallery_ids (G,) int64).
 
     A byte order mark, semicolons, quoted cells, a `sep=` line and an empty corner are understood. Raises
-    FileNotFoundError, or ValueError naming the file and the row, for ragged rows, words, NaN, commas that may be
+    FileNotFoundError, or ValueError naming the file for ragged rows, words, NaN, commas that may be
     thousands or fractions, a first cell other than 0, ids that are not whole numbers, or no data.
     """
-    path = Path(path)
     try:
-        table = _read_table(path)
+        table = _read_table(Path(path))
     except ValueError as error:
         raise ValueError(f"{path} is not a distance CSV: {error}") from error
-    if min(table.shape) < 2:
-        raise ValueError(f"{path} holds {table.shape} values; it needs a row of gallery ids and a row for each query")
-    if table[0, 0] != 0:
-        raise ValueError(
-            f"{path}: the first cell is {table[0, 0]:g}, not 0; the first row must be 0 and the gallery ids"
-        )
+    if min(table.shape) < 2 or table[0, 0] != 0:
+        raise ValueError(f"{path} needs a first row of 0 and the gallery ids, and then a row for each query")
     distances = check_matrix(table[1:, 1:], f"{path}: distances")
-    return distances, _id_column(table[1:, 0], path, "query"), _id_column(table[0, 1:], path, "gallery")
+    return distances, as_ids(table[1:, 0], f"{path}: query ids"), as_ids(table[0, 1:], f"{path}: gallery ids")
 
 
-def _read_model(path: Path) -> Features:
-    if path.suffix.lower() == ".npz":
-        return load_features(path)
+def _features_of_csv(path):
     distances, query_ids, gallery_ids = read_distance_csv(path)
     return Features(distances=distances, query_players=query_ids, gallery_players=gallery_ids)
 
@@ -220,49 +188,46 @@ def load_folder(folder):
     """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one per model.
 
     Returns {name: Features}, feature files first, sorted by file name; the ids of a distance CSV are taken for player
-    ids. Files that systems leave behind (`._a.npz`)
-    are passed over. Raises FileNotFoundError for an empty or missing folder.
+    ids. Files that systems leave behind (`._a.npz`) are passed over. Raises FileNotFoundError for an empty or missing
+    folder.
     """
     models, folder = {}, Path(folder)
-    for suffix in (".npz", ".csv"):
-        for path in sorted(folder.iterdir() if folder.is_dir() else []):
+    for suffix, read in ((".npz", load_features), (".csv", _features_of_csv)):
+        for path in sorted(folder.glob("*")):
             if path.suffix.lower() != suffix or is_clutter(path.name):
                 continue
-            if not path.is_file():
-                raise ValueError(f"{path} is no regular file: remove or rename it")  # a pipe would be waited for
             if path.stem in models:
                 raise ValueError(f"{path} and another file there share the name {path.stem}; rename one of them")
-            models[path.stem] = _read_model(path)
+            models[path.stem] = read(path)
     if not models:
-        raise FileNotFoundError(
-            f"{folder} holds no *.npz feature files and no *.csv distance matrices; name another folder"
-        )
+        raise FileNotFoundError(f"{folder} holds no *.npz feature files and no *.csv distance matrices; name another")
     return models
 
 
-def scorable(models: Mapping) -> dict:
+def scorable(models):
     """Those of `load_folder`'s models whose query players are known: a hidden challenge split has -1 throughout.
 
     Warns of those left out; raises ValueError where none remains.
     """
-    hidden = [name for name, model in models.items() if not known(model.query_players).any()]
-    message = f"all query players of {', '.join(hidden)} are unknown (-1), a hidden split: it is not scored"
-    if len(hidden) == len(models):
+    kept = {name: model for name, model in models.items() if known(model.query_players).any()}
+    hidden = ", ".join(name for name in models if name not in kept)
+    message = f"all query players of {hidden} are unknown (-1), a hidden split: it is not scored"
+    if not kept:
         raise ValueError(f"{message}; give a set with known players")
     if hidden:
         warnings.warn(message, stacklevel=2)
-    return {name: model for name, model in models.items() if name not in hidden}
+    return kept
 
 
-def load_models(folders: Mapping, seeds) -> dict[str, list[dict[str, Features]]]:
+def load_models(folders, seeds):
     """Feature files of several models and seeds.
 
     folders: {model name: result folder with seed<s>/<set>.npz} -> {set: [{model name: Features} a seed]}, for the sets
     that every model and seed has.
     """
     read = [{model: load_folder(Path(folder) / f"seed{seed}") for model, folder in folders.items()} for seed in seeds]
-    shared = [name for name in next(iter(read[0].values())) if all(name in sets for of in read for sets in of.values())]
-    return {name: [{model: sets[name] for model, sets in of_seed.items()} for of_seed in read] for name in shared}
+    shared = set.intersection(*(set(sets) for of_seed in read for sets in of_seed.values()))
+    return {name: [{model: of_seed[model][name] for model in folders} for of_seed in read] for name in sorted(shared)}
 
 
 def csv_ids(features, name):
@@ -271,25 +236,26 @@ def csv_ids(features, name):
     With players in header and first column, notebooks 03 and 04 can score the file. Raises ValueError.
     """
     kind = "images" if name == "challenge" else "players"
-    ids = getattr(features, f"query_{kind}"), getattr(features, f"gallery_{kind}")
     try:
-        return [np.asarray(side).astype(np.int64) for side in ids]
+        return [np.asarray(getattr(features, f"{role}_{kind}")).astype(np.int64) for role in SIDES]
     except (ValueError, OverflowError, TypeError) as error:
         raise ValueError(f"{kind} of the {name} set must be whole numbers for the distance CSV ({error})") from None
 
 
-def same_images(models: Mapping) -> dict[str, Features]:
+def same_images(models):
     """Models of the same queries and gallery, each with the cameras, groups and names that one of them knows.
 
     models: {name: Features}, players known. Raises ValueError naming the first difference in what several know.
     """
-    known: dict = {}
-    kinds = "players", "images", "cameras", "groups"
-    for kind in kinds:
-        names = f"query_{kind}", f"gallery_{kind}"
-        ids = {model: [getattr(features, name) for name in names] for model, features in models.items()}
-        ids = {model: both for model, both in ids.items() if all(side is not None for side in both)}
+    shared: dict = {}
+    for kind in KINDS:
+        names = [f"{role}_{kind}" for role in SIDES]
+        ids = {
+            f"{kind} of {model}": [getattr(features, name) for name in names]
+            for model, features in models.items()
+            if all(name in features.arrays() for name in names)
+        }
         if ids:
-            check_same_ids(list(ids.values()), list(ids) if kind in kinds[:2] else [f"{kind}: {name}" for name in ids])
-            known |= zip(names, next(iter(ids.values())), strict=True)
-    return {model: replace(features, **known) for model, features in models.items()}
+            check_same_ids(list(ids.values()), list(ids))
+            shared |= zip(names, next(iter(ids.values())), strict=True)
+    return {model: replace(features, **shared) for model, features in models.items()}

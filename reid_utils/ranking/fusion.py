@@ -14,7 +14,7 @@ from reid_utils.ranking.neighbours import each_block, nearest_columns
 _NO_OVERLAP_SHARE = 0.1  # the published scripts' stand-in for a model that shares no agreed item
 
 
-def _checked(matrices: Sequence) -> list[np.ndarray]:
+def _checked(matrices):
     if len(matrices) < 2:
         raise ValueError(f"fusion needs at least two distance matrices, not {len(matrices)}")
     matrices = [check_matrix(matrix, f"distance matrix {number}") for number, matrix in enumerate(matrices)]
@@ -48,11 +48,11 @@ def check_same_ids(ids: Sequence[tuple], names: Sequence[str] | None = None) -> 
                 )
 
 
-def _weighted_mean(matrices: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+def _weighted_mean(matrices, weights):
     """Σ weights[q, m] · matrices[m][q], block by block so that temporaries stay small."""
     out = np.empty(matrices[0].shape, np.result_type(*matrices))
 
-    def fuse(start: int, stop: int) -> None:
+    def fuse(start, stop):
         total = out[start:stop]
         np.multiply(matrices[0][start:stop], weights[start:stop, :1], out=total, casting="same_kind")
         for number, matrix in enumerate(matrices[1:], 1):
@@ -102,14 +102,14 @@ def two_stage_fusion(matrices: Sequence, top_k: int = 15) -> np.ndarray:
     return _weighted_mean(matrices, (dissimilarity_weights(matrices, top_k) + 1 / len(matrices)) / 2)
 
 
-def _ranks(matrix: np.ndarray) -> np.ndarray:
+def _ranks(matrix):
     """Ranks from 1 along each row, ties sharing their mean rank, float64."""
     from scipy.stats import rankdata
 
     return np.concatenate(each_block(lambda start, stop: rankdata(matrix[start:stop], axis=1), len(matrix), block=16))
 
 
-def _mean(matrices: list[np.ndarray], transform) -> np.ndarray:
+def _mean(matrices, transform):
     return sum(transform(matrix) for matrix in matrices) / len(matrices)
 
 
@@ -127,7 +127,7 @@ def reciprocal_rank_fusion(matrices: Sequence, smoothing: float = 60.0) -> np.nd
 def min_max_fusion(matrices: Sequence) -> np.ndarray:
     """Control: mean of the matrices, each row brought to [0, 1] first (a constant row to 0), (Q, G) float64."""
 
-    def normalised(matrix: np.ndarray) -> np.ndarray:
+    def normalised(matrix):
         low, high = (np.asarray(f(matrix, axis=1, keepdims=True), np.float64) for f in (np.min, np.max))
         return (matrix - low) / np.where(high > low, high - low, 1)
 
@@ -137,7 +137,7 @@ def min_max_fusion(matrices: Sequence) -> np.ndarray:
 def z_score_fusion(matrices: Sequence) -> np.ndarray:
     """Control: mean of the matrices, each row of mean 0 and deviation 1 first (a constant row 0), (Q, G) float64."""
 
-    def normalised(matrix: np.ndarray) -> np.ndarray:
+    def normalised(matrix):
         deviation = matrix.std(axis=1, keepdims=True, dtype=np.float64)
         centred = matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64)
         return centred / np.where(deviation > 0, deviation, 1)

@@ -32,6 +32,8 @@ def _unit(features):
 
 def _neighbour_means(features, gallery, k, alpha, first):
     """Each image's mean with its nearest `first` to `first` + k of the gallery; all of unit length."""
+    check_count(k, "k")
+    check_number(alpha, "alpha")
     blocks = []
     for start in range(0, len(features), _BLOCK):
         images = features[start : start + _BLOCK]
@@ -44,29 +46,26 @@ def _neighbour_means(features, gallery, k, alpha, first):
     return _unit(np.concatenate(blocks))
 
 
-def _checked(query, gallery, k, alpha):
-    query, gallery = (_unit(side) for side in check_features(query, gallery))
-    return query, gallery, check_count(k, "k"), check_number(alpha, "alpha")
-
-
-def alpha_query_expansion(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+def alpha_query_expansion(query, gallery, k=6, alpha=3.0):
     """Expand the queries (αQE, Radenović et al. 2018): query (Q, d), gallery (G, d) -> both, float32 of unit length.
 
     An image becomes the mean of itself and its k nearest gallery images, weighted by their cosine similarity to the
     power of alpha (itself: 1; negative similarities: 0). alpha 0 is average query expansion. Raises ValueError for NaN,
     unequal widths, and k or alpha out of range.
     """
-    query, gallery, k, alpha = _checked(query, gallery, k, alpha)
+    query, gallery = map(_unit, check_features(query, gallery))
     return _neighbour_means(query, gallery, k, alpha, first=0), gallery
 
 
-def database_augmentation(query, gallery, k: int = 6, alpha: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+def database_augmentation(query, gallery, k=6, alpha=3.0):
     """Augment the gallery (DBA, Turcot and Lowe 2009), weighted as in αQE; shapes and errors as there."""
-    query, gallery, k, alpha = _checked(query, gallery, k, alpha)
+    query, gallery = map(_unit, check_features(query, gallery))
     return query, _neighbour_means(gallery, gallery, k, alpha, first=1)
 
 
-POST_PROCESSINGS = {  # each a function of (query, gallery) and, by name, k1, k2 and jaccard_weight -> distances
+# Each a function of (query, gallery) and, by name, k1, k2 and jaccard_weight -> distances (Q, G) float32. "hard in
+# place" is the 2023 code as published, "hard" its order-free form; the last two average features with k2 neighbours.
+POST_PROCESSINGS = {
     "none": lambda query, gallery, **_: squared_euclidean(query, gallery),
     "gaussian": partial(rerank, variant="gaussian"),
     "hard in place": partial(rerank, variant="hard", in_place=True),
@@ -75,18 +74,6 @@ POST_PROCESSINGS = {  # each a function of (query, gallery) and, by name, k1, k2
     "alpha-QE": lambda query, gallery, k2, **_: squared_euclidean(*alpha_query_expansion(query, gallery, k2)),
     "DBA": lambda query, gallery, k2, **_: squared_euclidean(*database_augmentation(query, gallery, k2)),
 }
-
-
-def post_process(query, gallery, name, k1=20, k2=6, jaccard_weight=0.7):
-    """Distances after a post-processing of `POST_PROCESSINGS`; of features with groups `distances_of` makes them.
-
-    query (Q, d), gallery (G, d) float32 -> (Q, G) float32. "none" is the squared Euclidean distance; "hard in place" is
-    the 2023 code as published, "hard" its order-free form; "alpha-QE" and "DBA" are squared Euclidean distances of
-    features averaged with their k2 nearest gallery images. Raises ValueError for an unknown name.
-    """
-    if name not in POST_PROCESSINGS:
-        raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
-    return POST_PROCESSINGS[name](query, gallery, k1=k1, k2=k2, jaccard_weight=jaccard_weight)
 
 
 def post_processings_of(features):
@@ -99,12 +86,12 @@ def groups_of(features):
 
     Raises ValueError where no group has both.
     """
-    if features.query_groups is None:
+    sides = features.query_groups, features.gallery_groups
+    if sides[0] is None:
         return [(slice(None), slice(None))]
-    groups = np.intersect1d(features.query_groups, features.gallery_groups)
+    groups = np.intersect1d(*sides)
     if not len(groups):
         raise ValueError("no group has both queries and gallery images; check query_groups and gallery_groups")
-    sides = features.query_groups, features.gallery_groups
     return [tuple(np.flatnonzero(side == group) for side in sides) for group in groups]
 
 
@@ -141,11 +128,14 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     """Distances (Q, G) of `Features`: those given, else the features' after the post-processing `name`.
 
     With groups each is re-ranked on its own, since a query is ranked within its group; the rest is at +inf. Raises
-    ValueError as `post_process` does.
+    ValueError for a name that is not in `POST_PROCESSINGS`.
     """
+    if name not in POST_PROCESSINGS:
+        raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
     features = Features(**features) if isinstance(features, dict) else features
     if features.query is not None:
-        return within_groups(features, partial(post_process, name=name, k1=k1, k2=k2, jaccard_weight=jaccard_weight))
+        settings = {"k1": k1, "k2": k2, "jaccard_weight": jaccard_weight}
+        return within_groups(features, partial(POST_PROCESSINGS[name], **settings))
     if features.query_groups is None:
         return features.distances
     return np.where(features.query_groups[:, None] == features.gallery_groups, features.distances, np.inf)
@@ -156,8 +146,7 @@ def pairs_of(features):
 
     Junk and images of other groups are neither.
     """
-    labels = labels_of(features)
-    genuine, junk = matches(*labels)
+    genuine, junk = matches(*labels_of(features))
     ranked = ~junk
     if features.query_groups is not None:
         ranked &= features.query_groups[:, None] == features.gallery_groups
@@ -172,41 +161,34 @@ def fuse(matrices, name, top_k=15):
     """
     if name not in FUSIONS:
         raise ValueError(f"fusion {name!r} is unknown; known: {', '.join(FUSIONS)}")
-    weighted = "top_k" in signature(FUSIONS[name]).parameters
-    function = partial(FUSIONS[name], top_k=top_k) if weighted else FUSIONS[name]
-    if not _grouped(matrices):
-        return function(matrices)
-    fused = np.full(matrices[0].shape, np.inf)
-    for places, parts in _of_galleries(matrices):
-        fused[places] = function(parts)
+    settings = {"top_k": top_k} if "top_k" in signature(FUSIONS[name]).parameters else {}
+    fused = np.full(np.shape(matrices[0]), np.inf)
+    for _, place, parts in _galleries(matrices):
+        fused[place] = FUSIONS[name](parts, **settings)
     return fused
 
 
 def weights_of(matrices, top_k=15):
     """`dissimilarity_weights` (Q, M) of the matrices that `fuse` takes; equal ones for a query without a gallery."""
-    if not _grouped(matrices):
-        return dissimilarity_weights(matrices, top_k)
     weights = np.full((len(matrices[0]), len(matrices)), 1 / len(matrices))
-    for (queries, _), parts in _of_galleries(matrices):
-        weights[queries[:, 0]] = dissimilarity_weights(parts, top_k)
+    for queries, _, parts in _galleries(matrices):
+        weights[queries] = dissimilarity_weights(parts, top_k)
     return weights
 
 
-def _grouped(matrices):
-    """Whether images of other groups are at +inf. Raises ValueError where they differ between the matrices."""
+def _galleries(matrices):
+    """The queries and the place of each gallery in the matrices, and what they hold there; see `shared_galleries`.
+
+    Raises ValueError where the matrices differ in what is at +inf.
+    """
     outside = [np.isposinf(matrix) for matrix in matrices]
     if not any(mask.any() for mask in outside):
-        return False
+        return [(..., ..., matrices)]
     for number, mask in enumerate(outside):
         if not np.array_equal(mask, outside[0]):
             raise ValueError(f"distance matrix {number} ranks other images than matrix 0; give all the same groups")
-    return True
-
-
-def _of_galleries(matrices):
-    """The places of each gallery in the matrices and what they hold there; see `shared_galleries`."""
-    places = [np.ix_(*gallery) for gallery in shared_galleries(matrices[0], "distance matrix 0")]
-    return [(place, [matrix[place] for matrix in matrices]) for place in places]
+    galleries = [(rows, np.ix_(rows, columns)) for rows, columns in shared_galleries(matrices[0], "distance matrix 0")]
+    return [(rows, place, [matrix[place] for matrix in matrices]) for rows, place in galleries]
 
 
 def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
@@ -216,20 +198,20 @@ def score(distances, query_players, gallery_players, query_cameras=None, gallery
     "mAP", "rank1", "rank5", "mINP", fractions of 1.
     """
     found = rank_matches(distances, query_players, gallery_players, query_cameras, gallery_cameras)
-    firsts = found.firsts
-    ranks = firsts[~np.isnan(firsts)]
+    ranks = found.firsts[~np.isnan(found.firsts)]
     return {
         "aps": found.precisions,
-        "firsts": firsts,
+        "firsts": found.firsts,
         "mAP": float(np.nanmean(found.precisions)),
-        **{f"rank{k}": float((ranks <= k).mean()) for k in (1, 5)},
+        "rank1": float((ranks <= 1).mean()),
+        "rank5": float((ranks <= 5).mean()),
         "mINP": found.penalty,
     }
 
 
-def score_features(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
-    """Scores, as `score` gives them, of `Features` after a post-processing."""
-    return score(distances_of(features, name, k1, k2, jaccard_weight), *labels_of(features))
+def score_features(features, name="none"):
+    """Scores, as `score` gives them, of `Features` after a post-processing with the paper's settings."""
+    return score(distances_of(features, name), *labels_of(features))
 
 
 def stack_scores(scores):
@@ -267,11 +249,10 @@ def write_entry(folder, models, post_processing, fusion, top_k=15):
     """
     entries = {}
     for name, seeds in models.items():
-        ids = csv_ids(next(iter(seeds[0].values())), name)
+        of_models = [[seed[model] for seed in seeds] for model in seeds[0]]
         for stem, processing in ((name, post_processing), (f"{name}_plain", "none")):
-            averaged = [mean_distances([seed[model] for seed in seeds], processing) for model in seeds[0]]
-            entries[stem] = fuse(averaged, fusion, top_k)
-            write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *ids)
+            entries[stem] = fuse([mean_distances(of_model, processing) for of_model in of_models], fusion, top_k)
+            write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *csv_ids(of_models[0][0], name))
     return entries
 
 

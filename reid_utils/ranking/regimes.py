@@ -15,20 +15,22 @@ from reid_utils.ranking.fusion import PAPER_FUSIONS
 from reid_utils.ranking.methods import distances_of, fuse
 from reid_utils.ranking.metrics import average_precisions, labels_of
 
-CLAIMS = {  # name: (ours, theirs)
-    "hard − none": ("hard", "none"),
-    "gaussian − none": ("gaussian", "none"),
-    "kreciprocal − none": ("kreciprocal", "none"),
-    "hard − gaussian": ("hard", "gaussian"),
-    "similarity − best single": ("similarity", "best single"),
-    "dissimilarity − best single": ("dissimilarity", "best single"),
-    "two-stage − best single": ("two-stage", "best single"),
-    "dissimilarity − similarity": ("dissimilarity", "similarity"),
-    "two-stage − similarity": ("two-stage", "similarity"),
-    "two-stage − dissimilarity": ("two-stage", "dissimilarity"),
-}
+_CLAIMS = (
+    "hard − none",
+    "gaussian − none",
+    "kreciprocal − none",
+    "hard − gaussian",
+    "similarity − best single",
+    "dissimilarity − best single",
+    "two-stage − best single",
+    "dissimilarity − similarity",
+    "two-stage − similarity",
+    "two-stage − dissimilarity",
+)
+CLAIMS = {claim: claim.split(" − ") for claim in _CLAIMS}  # name: (ours, theirs)
 PUBLISHED = (0.727, 0.961, 0.976, 0.984)  # toolkit baseline; single models and entries of 2022 and 2023
 LEAST = 0.95  # mAP of a single model from which on the paper's claims are meant
+_RE_RANKINGS = ("none", "gaussian", "hard", "kreciprocal")
 _WORDS = {1: "helps", -1: "harms", 0: "cannot be told"}  # by the sign of an effect
 _WIDTH = 0.35  # of the smoothing, in logits: 93.3 to 96.3 mAP about 95, 61.5 to 76.9 about 70
 _FEWEST_SETS = 3  # within the smoothing's reach; with fewer the curve would be a matter of one set's teams and scenes
@@ -47,18 +49,18 @@ def effects_at(models, post_processing="hard"):
     model, the fusions (of `post_processing` distances) once, with the best model of them as the single one.
     """
     labels = labels_of(models[0])
-    names = ("none", "gaussian", "hard", "kreciprocal")
-    matrices = [{name: distances_of(model, name) for name in names} for model in models]
+    matrices = [{name: distances_of(model, name) for name in _RE_RANKINGS} for model in models]
     rows = [{name: average_precisions(matrix, *labels) for name, matrix in of_model.items()} for of_model in matrices]
+    compared = [(row["none"], row) for row in rows]
     if len(models) > 1:
         best = max(rows, key=lambda row: np.nanmean(row[post_processing]))
         processed = [of_model[post_processing] for of_model in matrices]
         fusions = PAPER_FUSIONS if len(models) > 2 else ["similarity"]  # of two models all three are the same
         fused = {name: average_precisions(fuse(processed, name), *labels) for name in fusions}
-        rows.append({"best single": best[post_processing], "plain single": best["none"], **fused})
+        compared.append((best["none"], {"best single": best[post_processing], **fused}))
     return [
-        (claim, row.get("plain single", row.get("none")), row[ours] - row[theirs])
-        for row in rows
+        (claim, single, row[ours] - row[theirs])
+        for single, row in compared
         for claim, (ours, theirs) in CLAIMS.items()
         if ours in row and theirs in row
     ]
@@ -74,23 +76,22 @@ def points_in_set(features, test, gallery_images, few_players=(), post_processin
     """
     rank = test.groupby(["role", "player"])["frame"].rank(method="first")[test["role"] == "gallery"].to_numpy()
     models = [features_of(test, of_model) for of_model in features]
-    queries, gallery = models[0].query_players, models[0].gallery_players
-    players = np.union1d(queries, gallery)
-    galleries = [(images, len(players)) for images in gallery_images] + [
-        (gallery_images[0], few) for few in few_players
-    ]
+    sides = models[0].query_players, models[0].gallery_players
+    players = np.union1d(*sides)
+    galleries = [(images, len(players)) for images in gallery_images]
+    galleries += [(gallery_images[0], few) for few in few_players]
     points = []
     for images, most in galleries:
-        asked = np.isin(queries, players[:most])
-        kept = np.isin(gallery, players[:most]) & (rank <= images)
-        for claim, *scores in effects_at([model.subset(asked, kept) for model in models], post_processing):
-            padded = np.full((2, len(queries)), np.nan)
-            padded[:, asked] = scores
-            points.append({"claim": claim, "images": images, "single": padded[0], "effect": padded[1]})
+        asked, held = (np.isin(side, players[:most]) for side in sides)
+        chosen = [model.subset(asked, held & (rank <= images)) for model in models]
+        for claim, *scores in effects_at(chosen, post_processing):
+            single, effect = np.full((2, len(asked)), np.nan)
+            single[asked], effect[asked] = scores
+            points.append({"claim": claim, "images": images, "single": single, "effect": effect})
     return points
 
 
-def curves_of(points, grid, n_resamples=1000):
+def curves_of(points, grid):
     """The curve of each claim and number of gallery images per player.
 
     points: dicts as `points_in_set` gives them, with set and seed besides. Returns a DataFrame: claim, images and the
@@ -99,12 +100,12 @@ def curves_of(points, grid, n_resamples=1000):
     curves = []
     for (claim, images), group in pd.DataFrame(points).groupby(["claim", "images"], sort=False):
         scores = np.stack(group["single"]), np.stack(group["effect"])
-        curve = effect_curve(*scores, group["set"], group["seed"], grid, n_resamples)
-        curves.append(curve.assign(claim=claim, images=images))
-    return pd.concat(curves, ignore_index=True)[["claim", "images", "mAP", "effect", "low", "high", "sets"]]
+        curve = effect_curve(*scores, group["set"], group["seed"], grid)
+        curves.append(pd.DataFrame({"claim": claim, "images": images, **curve}))
+    return pd.concat(curves, ignore_index=True)
 
 
-def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000, seed=0):
+def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000):
     """A claim's effect against the single model's mAP, with 95 % intervals.
 
     single, effect: (P, Q) a point and query, fractions, NaN where a query is not in the point; the columns of points of
@@ -112,17 +113,16 @@ def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000, seed=0):
     (K,) mAP to tell the effect at. Returns a DataFrame with mAP, effect, low, high and sets (how many lie within reach;
     below three the effect is NaN).
     """
-    single, effect = (np.atleast_2d(np.asarray(values, np.float64)) for values in (single, effect))
-    sets, seeds = (np.unique(labels, return_inverse=True)[1] for labels in (sets, seeds))
-    rng = np.random.default_rng(seed)
+    sets, seeds = (pd.factorize(labels, sort=True)[0] for labels in (sets, seeds))
+    rng = np.random.default_rng(0)
     shape = n_resamples, sets.max() + 1
     of_queries = rng.exponential(size=(*shape, single.shape[1]))
     weight = rng.exponential(size=shape)[:, sets] * rng.exponential(size=(n_resamples, seeds.max() + 1))[:, seeds]
     means = [_means(values, of_queries, sets) for values in (single, effect)]
-    seen = np.nanmean(single, axis=1), np.nanmean(effect, axis=1)
-    reach = np.abs(_logit(seen[0])[:, None] - _logit(np.asarray(grid))) <= 2 * _WIDTH
+    seen = [np.nanmean(values, axis=1) for values in (single, effect)]
+    reach = np.abs(_logit(seen[0])[:, None] - _logit(grid)) <= 2 * _WIDTH
     counts = [len(np.unique(sets[near])) for near in reach.T]
-    center = _smooth(*(values[None] for values in seen), np.ones((1, len(sets))), grid)[0]
+    center = _smooth(seen[0][None], seen[1][None], np.ones((1, len(sets))), grid)[0]
     low, high = np.percentile(_smooth(*means, weight, grid), (2.5, 97.5), axis=0)
     curve = pd.DataFrame({"mAP": grid, "effect": center, "low": low, "high": high, "sets": counts})
     curve.loc[curve["sets"] < _FEWEST_SETS, ["effect", "low", "high"]] = np.nan
@@ -147,13 +147,12 @@ def sign_changes(curve):
     """
     curve = curve[curve["effect"].notna()]
     at, effect = curve["mAP"].to_numpy(), curve["effect"].to_numpy()
-    clear = np.flatnonzero((curve["low"] > 0) | (curve["high"] < 0))
+    certain = at[(curve["low"] > 0) | (curve["high"] < 0)]
     found = {}
     for k in np.flatnonzero(effect[:-1] * effect[1:] < 0):
-        before, after = clear[clear <= k], clear[clear > k]
-        limits = float(at[before[-1]]) if len(before) else None, float(at[after[0]]) if len(after) else None
+        limits = max(certain[certain <= at[k]], default=None), min(certain[certain > at[k]], default=None)
         zero = at[k] + (at[k + 1] - at[k]) * effect[k] / (effect[k] - effect[k + 1])
-        found.setdefault(limits, []).append((float(zero), int(np.sign(effect[k + 1]))))
+        found.setdefault(limits, []).append((zero, np.sign(effect[k + 1])))
     return [
         {"at": zeros[-1][0], "low": low, "high": high, "told": _crossing(*zeros[-1], low, high)}
         for (low, high), zeros in found.items()
@@ -187,7 +186,7 @@ def _means(values, weights, sets):
 def _smooth(single, effect, weight, grid):
     """Local linear fit of effects (B, P) over the logit of mAP (B, P), points weighed by (B, P) -> (B, K)."""
     fitted = np.empty((len(single), len(grid)))
-    for column, at in enumerate(_logit(np.asarray(grid, np.float64))):
+    for column, at in enumerate(_logit(grid)):
         away = _logit(single) - at
         near = weight * np.exp(-0.5 * (away / _WIDTH) ** 2)
         total, first, second = near.sum(1), (near * away).sum(1), (near * away**2).sum(1)

@@ -53,11 +53,12 @@ def thumbnail(image):
     return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 
-def _card(picture, colour, heading, text):
+def _card(image, colour, heading, text):
     """One framed crop with its caption, as HTML."""
     return (
         '<figure style="margin:0;width:76px;text-align:center;font:12px sans-serif">'
-        f'<img src="{picture}" alt="{heading}" style="box-sizing:border-box;width:100%;border:3px solid {colour}">'
+        f'<img src="{thumbnail(image)}" alt="{heading}" '
+        f'style="box-sizing:border-box;width:100%;border:3px solid {colour}">'
         f'<figcaption><b style="color:{colour};background:white">{heading}</b><br>{text}</figcaption></figure>'
     )
 
@@ -91,14 +92,14 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
 
     def view(settings, q):
         features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
-        ranking, image = ranked_query(before, after, features, q), image_names(features, "query")[q]
-        cards = [_card(thumbnail(read_image("query", image)), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
-        for row in ranking[:top].itertuples():
+        names, image = image_names(features, "gallery"), image_names(features, "query")[q]
+        ranking = list(ranked_query(before, after, features, q).itertuples())
+        cards = [_card(read_image("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
+        for row in ranking[:top]:
             sign, colour = MARKS[row.is_match]
-            crop = read_image("gallery", image_names(features, "gallery")[row.image])
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
-            cards.append(_card(thumbnail(crop), colour, f"{sign} rank {row.rank}", text))
-        ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking[ranking.is_match].itertuples()]
+            cards.append(_card(read_image("gallery", names[row.image]), colour, f"{sign} rank {row.rank}", text))
+        ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking if row.is_match]
         title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
         return (
             f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
@@ -107,8 +108,6 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
         )
 
     start = (next(iter(runs)), post_processing, k1, k2, jaccard_weight)
-    if np.isnan(rank(*start)[1]).all():
-        raise ValueError("no query has a match; check that query and gallery share players")
     if not (is_live() if live is None else live):
         return HTML(view(start, worst_first(rank(*start)[1])[0]))
     return _with_controls(runs, start, rank, view)
@@ -126,32 +125,32 @@ def _with_controls(runs, start, rank, view):
     wide = {"layout": {"width": "auto"}, "style": {"description_width": "initial"}}
     whole = {"min": 1, "max": 100, "continuous_update": False}
     query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
-    controls = {
-        "run": widgets.Dropdown(options=list(runs), value=start[0], description="run", **wide),
-        "processing": widgets.Dropdown(
-            options=list(POST_PROCESSINGS), value=start[1], description="post-processing", **wide
-        ),
-        "k1": widgets.IntSlider(start[2], description="k1", **whole),
-        "k2": widgets.IntSlider(start[3], description="k2", **whole),
-        "weight": widgets.FloatSlider(start[4], min=0, max=1, step=0.05, description="weight", continuous_update=False),
-    }
+    run, processing = (
+        widgets.Dropdown(description=name, options=list(options), value=value, **wide)
+        for name, options, value in (("run", runs, start[0]), ("post-processing", POST_PROCESSINGS, start[1]))
+    )
+    sliders = [
+        widgets.IntSlider(start[2], description="k1", **whole),
+        widgets.IntSlider(start[3], description="k2", **whole),
+        widgets.FloatSlider(start[4], min=0, max=1, step=0.05, description="weight", continuous_update=False),
+    ]
+    controls = {control.description: control for control in (run, processing, *sliders)}
 
     def show(_=None):
         shown.value = view(tuple(control.value for control in controls.values()), query.value)
 
     def renew(**settings):
         aps, former = rank(*settings.values())[1], query.value
-        players, order = runs[settings["run"]].query_players, worst_first(aps)
+        players, order = runs[run.value].query_players, worst_first(aps)
         query.unobserve(show, "value")  # new options pick the first one: not a choice of the user's
         query.options = [(f"AP {aps[q]:.2f} · player {players[q]}", q) for q in order]
         query.value = former if former in order else order[0]
         query.observe(show, "value")
-        for name in ("k1", "k2", "weight"):
-            controls[name].disabled = settings["processing"] == "none"
+        for slider in sliders:
+            slider.disabled = processing.value == "none"
         show()
 
     query.observe(show, "value")
     faults = widgets.interactive_output(renew, controls)  # what a wrong setting raises is read below the view
-    run, processing, *sliders = controls.values()
     rows = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in ([query, run, processing], sliders)]
     return widgets.VBox([*rows, shown, faults])

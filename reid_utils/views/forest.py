@@ -15,15 +15,7 @@ _SIGNS = {
     "differs (corrected p < 0.05)": {"marker": "o", "color": BLUE},
     "no significant difference": {"marker": "o", "color": BLUE, "markerfacecolor": "white"},
 }
-_OF_CSV = {
-    "mAP low": "low",
-    "mAP high": "high",
-    "diff low": "diff_low",
-    "diff high": "diff_high",
-    "queries low": "queries_low",
-    "queries high": "queries_high",
-    "p (Holm)": "p_holm",
-}
+_PER_CENT = ["mAP", "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
 
 
 def forest_plot(frame, groups=None, note=None):
@@ -45,9 +37,10 @@ def forest_plot(frame, groups=None, note=None):
         TEXT_WIDTH, 1.0 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1)
     )
     _draw_rows(scores, changes, positions, frame)
-    beside = {"transform": scores.get_yaxis_transform(), "ha": "right", "va": "center", "weight": "bold"}
+    beside = scores.get_yaxis_transform()
     for number, heading in enumerate(names):
-        scores.text(0, positions[codes == number][0] - 1, f"{heading}  ", **beside)
+        place = 0, positions[codes == number][0] - 1
+        scores.text(*place, f"{heading}  ", transform=beside, ha="right", va="center", weight="bold")
     scores.set(yticks=positions, yticklabels=list(map(printable, frame.row)), xlabel="mAP (%)", ylim=(last + 0.7, -0.7))
     changes.set(xlabel="difference from the baseline (mAP points)")
     changes.text(1.02, 1, "corrected p", transform=changes.transAxes, ha="left", va="bottom", fontsize="small")
@@ -62,11 +55,10 @@ def forest_plot(frame, groups=None, note=None):
 def _in_per_cent(frame):
     """A comparison, or a table's csv, in one form: scores in per cent, p as a number and whether it is a floor."""
     if "p (Holm)" in frame:
-        frame = frame.rename(columns=_OF_CSV)
-        p = frame.p_holm.astype(str)
+        frame = frame.rename(columns=lambda name: name.removeprefix("mAP ").replace(" ", "_"))
+        p = frame["p_(Holm)"].astype(str)
         return frame.assign(p_holm=pd.to_numeric(p.str.removeprefix("< ")), at_floor=p.str.startswith("<"))
-    scores = frame.filter(items=["mAP", "difference", *_OF_CSV.values()]).drop(columns="p_holm")
-    return frame.assign(at_floor=frame.p <= frame.p_floor, **100 * scores)
+    return frame.assign(at_floor=frame.p <= frame.p_floor, **100 * frame.filter(items=_PER_CENT))
 
 
 def _draw_rows(scores, changes, heights, frame):

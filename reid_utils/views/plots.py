@@ -34,8 +34,8 @@ def set_statistics(manifest, sizes, note=None):
     for ax, (column, title) in zip(axes.flat, {**titles, "width": "width (pixels)"}.items(), strict=True):
         counted, table = ("players", players) if column == "count" else ("images", images)
         for split, colour in colours.items():
-            values, look = table.loc[table.split == split, column], {"color": colour, "linestyle": "-", "label": split}
-            sns.ecdfplot(values, stat="percent", ax=ax, **look)
+            values = table.loc[table.split == split, column]
+            sns.ecdfplot(values, stat="percent", ax=ax, color=colour, linestyle="-", label=split)
         ax.set(xlabel=title, ylabel=f"{counted} ≤ x (%)")
         ax.set_xlim(0)
     if absent := [split for split in colours if split not in set(players.split)]:
@@ -75,9 +75,8 @@ def _heat_map(ax, percent, x_labels, y_labels, label, digits, extend="neither", 
 
     few = percent.shape[1] <= 8 and percent.shape[0] <= 10
     frame = pd.DataFrame(percent, list(map(printable, y_labels)), list(map(printable, x_labels)))
-    bar = {"label": label, "extend": extend}
     sns.heatmap(frame, annot=few, fmt=f".{digits}f", annot_kws={"size": "small"}, cmap="cividis", ax=ax,
-                cbar_kws=bar, **limits)  # fmt: skip
+                cbar_kws={"label": label, "extend": extend}, **limits)  # fmt: skip
     ax.tick_params(axis="y", rotation=0)
     ax.grid(False)
 
@@ -171,14 +170,14 @@ def embedding_map(maps, dispersion, note=None):
     of the query features, printed above the map. Returns a text-width Figure with one axes per map.
     """
     names, columns = np.unique(np.concatenate([players for _, players in maps.values()])), len(style.PALETTE)
+    looks = style.looks(names)
     height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.9 + 0.15 * -(-len(names) // columns)
     figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps), squeeze=False)
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
-        points, looks = np.asarray(points), style.looks(names)
         for name in names:
-            look = {"color": looks["palette"][name], "marker": looks["markers"][name], "alpha": 0.7, "s": 9}
-            of_player = points[np.asarray(players) == name].T
-            ax.scatter(*of_player, **look, linewidths=0, rasterized=len(points) > _MANY_POINTS, label=printable(name))
+            look = {"color": looks["palette"][name], "marker": looks["markers"][name], "label": printable(name)}
+            of_player = np.asarray(points)[np.asarray(players) == name].T
+            ax.scatter(*of_player, s=9, alpha=0.7, linewidths=0, rasterized=len(points) > _MANY_POINTS, **look)
         ax.set_title(f"{title}\nmean query distance {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", box_aspect=1)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -187,18 +186,15 @@ def embedding_map(maps, dispersion, note=None):
 
 
 def fusion_weights(weights, models, note=None):
-    """Weights that the models get over the queries: a box per model, a panel per fusion; a line marks equal weights.
+    """Weights that the models get over the queries, a box per model; a line marks equal weights.
 
-    weights: dict of name → (queries, models), rows summing to 1; models: their names. Returns a Figure.
+    weights: (queries, models), rows summing to 1; models: their names. Returns a column-width Figure.
     """
-    width = min(COLUMN_WIDTH * len(weights), TEXT_WIDTH)
-    figure, axes = new_figure(width, 2.4, 1, len(weights), sharey=True, squeeze=False)
-    names, median = list(map(printable, models)), {"color": BLUE, "linewidth": 2}
-    for ax, (name, values) in zip(axes[0], weights.items(), strict=True):
-        ax.boxplot(np.asarray(values), tick_labels=names, widths=0.5, flierprops={"markersize": 2}, medianprops=median)
-        ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
-        ax.set(title=name, ylabel="weight of the model")
-        ax.label_outer()
+    figure, ax = new_figure(COLUMN_WIDTH, 2.4)
+    look = {"flierprops": {"markersize": 2}, "medianprops": {"color": BLUE, "linewidth": 2}}
+    ax.boxplot(np.asarray(weights), tick_labels=list(map(printable, models)), widths=0.5, **look)
+    ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
+    ax.set(ylabel="weight of the model")
     return finish(figure, note)
 
 
@@ -211,8 +207,10 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     figure, ax = new_figure(COLUMN_WIDTH, 0.6 + 0.25 * len(frame))
     percent = 100 * frame[value].to_numpy(float)
     margins = np.nan_to_num([percent - 100 * frame.low, 100 * frame.high - percent])
-    look = {"color": BLUE, "alpha": 0.8, "height": 0.65, "ecolor": BLACK, "capsize": 2}
-    bars = ax.barh(np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)), **look)
+    bars = ax.barh(
+        np.arange(len(frame)), percent, xerr=margins, tick_label=list(map(printable, frame.row)),
+        color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2,
+    )  # fmt: skip
     ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
     ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
     ax.grid(axis="y", visible=False)
@@ -228,20 +226,16 @@ def robustness_curves(frame, note=None):
     frame: DataFrame with damage (its name and unit), level, label, mAP, low, high (fractions). Returns a text-width
     Figure with one axes per kind of damage.
     """
-    import seaborn as sns
-
     kinds = frame.damage.unique()
     columns = min(len(kinds), 4)
     rows = -(-len(kinds) // columns)
     figure, axes = new_figure(TEXT_WIDTH, 0.3 + 2.0 * rows, rows, columns, sharey=True, squeeze=False)
-    looks, percent = style.looks(frame.label), frame.assign(mAP=100 * frame.mAP)
+    looks = style.looks(frame.label)
     for ax, kind in zip(axes.flat, kinds, strict=False):
-        lines = percent[percent.damage == kind].sort_values("level")
-        sns.lineplot(lines, x="level", y="mAP", hue="label", style="label", ax=ax,
-                     legend=ax is axes[0, 0], dashes=False, **looks)  # fmt: skip
-        for label, line in lines.groupby("label", sort=False):
-            band = {"color": looks["palette"][label], "alpha": 0.15, "linewidth": 0}
-            ax.fill_between(line.level, 100 * line.low, 100 * line.high, **band)
+        for label, line in frame[frame.damage == kind].sort_values("level").groupby("label", sort=False):
+            look = {"color": looks["palette"][label], "linestyle": "-"}
+            ax.plot(line.level, 100 * line.mAP, marker=looks["markers"][label], label=label, **look)
+            ax.fill_between(line.level, 100 * line.low, 100 * line.high, alpha=0.15, linewidth=0, **look)
         ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
     for ax in axes.flat[len(kinds) :]:
         ax.axis("off")
@@ -249,21 +243,21 @@ def robustness_curves(frame, note=None):
     return finish(figure, note)
 
 
-def repaired_queries(before, after, labels=("AP before fusion", "AP after fusion"), note=None):
+def repaired_queries(before, after, labels, note=None):
     """Each query's AP before and after a step, such as fusion: points above the diagonal are repaired.
 
     before, after: (queries,) fractions, NaN where a query has no match (left out); labels: names of the two axes.
     Returns a column-width Figure.
     """
-    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    before, after = np.asarray([before, after], dtype=float)
     figure, ax = new_figure(COLUMN_WIDTH, 3.3)
     change = np.sign(after - before)
     for name, sign, colour, marker in (
         ("better", 1, style.MATCH, "^"), ("worse", -1, style.MISMATCH, "v"), ("same", 0, GREY, "o")
     ):  # fmt: skip
         chosen = change == sign
-        look = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "label": f"{name} ({chosen.sum()})"}
-        ax.scatter(100 * before[chosen], 100 * after[chosen], **look)
+        points, label = (100 * before[chosen], 100 * after[chosen]), f"{name} ({chosen.sum()})"
+        ax.scatter(*points, s=14, color=colour, marker=marker, alpha=0.7, label=label)
     ax.axline((0, 0), slope=1, color=GREY, linestyle="-", linewidth=0.8, zorder=0)
     ax.set(xlabel=f"{labels[0]} (%)", ylabel=f"{labels[1]} (%)", aspect="equal")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)

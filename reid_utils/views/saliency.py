@@ -95,8 +95,8 @@ def saliency_pairs(pairs, note=None):
     *parts, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
     for part, pair in zip(parts, pairs, strict=True):
         _draw_pair(part, *pair)
-    scale = {"orientation": "horizontal", "ticks": (0, 1), "label": "share of the map's maximum"}
-    bottom.colorbar(ScalarMappable(cmap=_MAP), cax=bottom.subplots(), **scale)
+    bar = bottom.colorbar(ScalarMappable(cmap=_MAP), cax=bottom.subplots(), orientation="horizontal", ticks=(0, 1))
+    bar.set_label("share of the map's maximum")
     return finish(figure, note)
 
 

@@ -112,13 +112,6 @@ def legend_above(figure, ax):
     columns = max(1, min(4, 135 // (9 + max(map(len, labels)))))  # 135 characters are a text width
     figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    if ax.get_legend():
-        ax.get_legend().remove()
-
-
-def too_heavy(path):
-    """Whether a figure's file is above the 300 KB that may be published."""
-    return Path(path).stat().st_size > PNG_LIMIT
 
 
 def save_figure(figure, folder, stem):
@@ -133,9 +126,8 @@ def save_figure(figure, folder, stem):
     figure.set_layout_engine("none")  # laid out once: each further drawing would do it again
     with replacing(png) as temporary:
         temporary.write_bytes(_small_png(figure))
-    if too_heavy(png):
-        size = png.stat().st_size // 1000
-        print(f"{png.name} has {size} KB, too much to be published (300 KB): draw fewer images in one figure")
+    if (size := png.stat().st_size) > PNG_LIMIT:
+        print(f"{png.name} has {size // 1000} KB, too much to be published (300 KB): draw fewer images in one figure")
     if any(image.get_array().ndim == 3 for image in figure.findobj(AxesImage)):
         return [png]
     vector = io.StringIO()
