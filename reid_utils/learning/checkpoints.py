@@ -1,17 +1,12 @@
 """Checkpoints: what a killed training needs to go on to the same bits; the one before the newest is kept."""
 
-import pickle
 import zipfile
-import zlib
 
 import torch
 
 from reid_utils.files import replacing
 from reid_utils.learning.models import PLAIN
 from reid_utils.learning.processes import from_all, process_count, process_index
-
-# What reading a checkpoint with spoilt bytes raises.
-_DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 def save_checkpoint(folder, described, parts, state):
@@ -89,7 +84,7 @@ def _read(path):
         # Mapped: processes of one machine share the memory of a file that may hold many gigabytes.
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _DAMAGED as error:
+    except Exception as error:  # any kind may come of spoilt bytes; it is printed
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(f"{path} is damaged ({reason}); trying the one before it")
         return None

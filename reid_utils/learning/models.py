@@ -96,12 +96,12 @@ def read_state(path):
     It may lie under "state_dict" or "model". Nothing is unpickled but tensors and numbers; raises ValueError where a
     file holds anything else, and says how to convert it.
     """
-    if Path(path).suffix == ".safetensors":
-        return load_file(path)
     try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError):
         raise ValueError(
             f"{path} is damaged or holds Python objects; write it again where it was made, with "
             'torch.save(model.state_dict(), "weights.pth")'
@@ -121,20 +121,14 @@ def starting_encoder(settings, seed, start=None):
     """The encoder that a training starts from, torch's generator seeded first.
 
     `settings`: keyword arguments of `build_encoder`; `start`: a weights file of this backbone, taken in place of
-    pretrained weights, or None. Raises ValueError where it is of another backbone.
+    pretrained weights, or None. Raises ValueError where it is damaged or of another backbone.
     """
     torch.manual_seed(seed)
     if start is None:
         return build_encoder(**settings)
-    try:
-        if any(name.startswith("trunk.") for name in read_state(start)):  # as `save_weights` wrote it
-            return load_weights(start, build_encoder(**{**settings, "pretrained": False}))
-        return build_encoder(**{**settings, "pretrained": True, "weights_file": start})
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"start_weights: {start} does not fit {settings['backbone']} ({_reason(error.__cause__ or error)}); "
-            "give weights of this very backbone, as .safetensors or as torch.save writes a state_dict"
-        ) from error
+    if any(name.startswith("trunk.") for name in read_state(start)):  # as `save_weights` wrote it
+        return load_weights(start, build_encoder(**{**settings, "pretrained": False}))
+    return build_encoder(**{**settings, "pretrained": True, "weights_file": start})
 
 
 def _reason(error):
@@ -263,7 +257,7 @@ def load_weights(path, encoder):
         encoder.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be loaded into this encoder ({_reason(error)}); delete it and run again"
+            f"{path} does not fit the encoder ({_reason(error)}); give weights of this very backbone, or train again"
         ) from error
     return encoder
 

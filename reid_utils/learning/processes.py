@@ -32,7 +32,7 @@ def process_index():
 
 
 def _shared():
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.is_initialized()
 
 
 def default_device():
@@ -106,9 +106,8 @@ def on_main(function):
 def from_all(value):
     """What each process gives here, in their order, for all of them: a list."""
     found = [value] * process_count()
-    if process_count() == 1:
-        return found
-    torch.distributed.all_gather_object(found, value)
+    if len(found) > 1:
+        torch.distributed.all_gather_object(found, value)
     return found
 
 
@@ -126,7 +125,10 @@ def set_backends(cudnn_benchmark=False, deterministic=False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     without_tf32()
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, cudnn_benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = (
+        deterministic,
+        cudnn_benchmark and not deterministic,
+    )
 
 
 def peak_gib():
