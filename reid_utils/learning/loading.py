@@ -71,8 +71,8 @@ def batches_of_steps(batches, first_epoch, first_step, recipe, device):
     """Yield the batches of each step to the run's end: a list of `accumulation` (images, players).
 
     `batches`: RunBatches. They lie ready on the device until the next step's are asked for, which take their memory.
-    An epoch's last step may have fewer. The same worker processes serve all epochs. Raises RuntimeError where they
-    prepare nothing for a minute.
+    An epoch's last step may have fewer. The same worker processes serve all epochs. Raises RuntimeError where one
+    dies or they prepare nothing for a minute.
     """
     count, several = len(batches.of_epoch(first_epoch)), recipe.accumulation
     starts = [(epoch, b) for epoch in range(first_epoch, recipe.epochs + 1) for b in range(0, count, several)]
@@ -87,7 +87,7 @@ def batches_of_steps(batches, first_epoch, first_step, recipe, device):
         generator=torch.Generator(),
     )
     ready, memory = batches.of_epoch(first_epoch).ready, [None] * several
-    for items in _named_failures(iter(loader), recipe.workers):
+    for items in loader:
         taken = []
         for item, kept in zip(items, memory, strict=False):
             tensors = [torch.from_numpy(array) for array in item]
@@ -95,17 +95,3 @@ def batches_of_steps(batches, first_epoch, first_step, recipe, device):
             taken.append(ready(tensors, device, kept))
         memory[: len(taken)] = [images for images, _ in taken]
         yield taken
-
-
-def _named_failures(items, workers):
-    """Yield items; a worker process that died or does not answer becomes a RuntimeError that names the setting."""
-    try:
-        yield from items
-    except RuntimeError as error:
-        if not workers or "DataLoader" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(
-            f"workers is {workers}, and one died or prepared no batch ({reason}); set workers to 0, or give the "
-            "machine more memory"
-        ) from error

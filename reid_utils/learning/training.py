@@ -115,9 +115,8 @@ def best_learning_rate(results):
     if not results:
         raise ValueError("learning_rate is 0, the best of tuning runs: name those runs as inputs, or give a rate")
     settings = [{**result["settings"], "learning_rate": 0} for result in results]
-    other = next((key for key in settings[0] for own in settings if own.get(key) != settings[0][key]), None)
-    if other:
-        raise ValueError(f"the tuning runs differ in {other}; name runs that differ in their learning rate alone")
+    if any(own != settings[0] for own in settings):
+        raise ValueError("the tuning runs differ in more than their learning rate; name runs that differ in it alone")
     best = min(
         results, key=lambda result: (-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"])
     )
@@ -247,24 +246,19 @@ def resume(encoder, folder, described, parts, validate, scored_by):
 def score_again(history, encoder, folder, validate):
     """A history whose scores other code made, scored anew; `encoder` is the start, and holds other weights afterwards.
 
-    An epoch is scored where its weights lie in the folder: the start, the best, the last and those that were kept.
-    Where none of their scores has changed, neither have the others; else the others lose their scores.
+    An epoch is scored where its weights lie in the folder: the start, the best, the last and those that were kept. The
+    others lose their scores.
     """
     names = {len(history) - 1: "weights", best_epoch(history)["epoch"]: "best"}
-    anew = {}
+    anew = []
     for epoch, row in enumerate(history):
         files = [folder / f"{name}.safetensors" for name in (f"epoch{epoch}", names.get(epoch))]
         file = next((file for file in files if file.exists()), None)
+        found = {name: row[name] for name in ("epoch", "loss", "learning_rate")}
         if "mAP" in row and (epoch == 0 or file):
-            anew[epoch] = row | validate(load_weights(file, encoder) if epoch else encoder)
-    if all(np.array_equal(_numbers(history[epoch]), _numbers(row), equal_nan=True) for epoch, row in anew.items()):
-        return history
-    without = [{name: row[name] for name in ("epoch", "loss", "learning_rate")} for row in history]
-    return [anew.get(epoch, row) for epoch, row in enumerate(without)]
-
-
-def _numbers(row):
-    return np.hstack([*row.values()])
+            found |= validate(load_weights(file, encoder) if epoch else encoder)
+        anew.append(found)
+    return anew
 
 
 def best_epoch(history):
@@ -276,7 +270,7 @@ def _progress(recipe, row, pace, left):
     """What an epoch's row of the history says, with the seconds of a step and those `left`, as a line."""
     mean_ap = f"  mAP {row['mAP']:.3f}" if "mAP" in row else ""
     epoch = f"seed {recipe.seed}  epoch {row['epoch']}/{recipe.epochs}  loss {row['loss']:.3f}{mean_ap}"
-    return f"{epoch}  {1000 * pace:.0f} ms a step  {left / 60:.1f} minutes to go  peak memory {peak_gib():.1f} GiB"
+    return f"{epoch}  {1000 * pace:.0f} ms a step  {left / 60:.1f} minutes to go  {peak_gib():.1f} GiB on a GPU"
 
 
 def train(encoder, images, labels, recipe, folder, validate, report=print, described=None, scored_by=""):
@@ -325,13 +319,14 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
                     saved = now
         pace = (time.monotonic() - begun) / (steps - first)
         row = {"epoch": epoch, "loss": float(np.mean(state["losses"])), "learning_rate": rate}
+        history = [*state["history"], row]
         if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
             row |= validate(encoder)
-            if row["mAP"] > max((past["mAP"] for past in state["history"][1:] if "mAP" in past), default=-1.0):
+            if best_epoch(history) is row:
                 keep("best", epoch)
         if recipe.keep_epochs:
             keep(f"epoch{epoch}", epoch)
-        state = {**state, "epoch": epoch + 1, "step": 0, "losses": [], "history": [*state["history"], row]}
+        state = {**state, "epoch": epoch + 1, "step": 0, "losses": [], "history": history}
         save_checkpoint(folder, described, parts, state)
         on_main(report)(_progress(recipe, row, pace, (time.monotonic() - begun) * (recipe.epochs - epoch)))
     keep("weights", recipe.epochs)
