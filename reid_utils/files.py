@@ -84,9 +84,7 @@ def load_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or holds pickles ({error}); make it again of numbers and text") from None
 
 

@@ -107,7 +107,7 @@ def test_the_best_rate_wins_and_of_equals_the_smaller():
 
 
 def test_tuning_runs_of_two_kinds_and_none_at_all_are_refused():
-    with pytest.raises(ValueError, match="differ in loss"):
+    with pytest.raises(ValueError, match="differ in more than their learning rate"):
         best_learning_rate([_tuned(1e-4, 0.2), _tuned(1e-3, 0.2, "infonce")])
     with pytest.raises(ValueError, match=r"learning_rate is 0, .* name those runs as inputs"):
         best_learning_rate([])

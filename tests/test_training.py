@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import multiprocessing
@@ -112,10 +111,17 @@ def train_seed(sets, recipe, folder, start="", encoder_settings=ENCODER):
     """Seed 0 of a run in `folder`, trained and scored by the cells of notebook 02 -> (history, scores)."""
     cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
     names = {"experiment": seeds, "devices": processes, "processes": 1, "seeds": [0], "start": start, "pd": pd}
-    names |= {"training": training, "models": models, "features": features, "methods": methods}
+    names |= {
+        "training": training,
+        "loading": loading,
+        "shapes": encoder(),
+        "models": models,
+        "features": features,
+        "methods": methods,
+    }
     names |= {"feature_files": feature_files, "encoder_settings": encoder_settings, "sets": sets, "crops": sets.images}
     names |= {"labels": sets.training[1], "recipe": recipe, "precision": "auto", "run": SimpleNamespace(folder=folder)}
-    for mark in ("def train_seed", "training.check_share"):
+    for mark in ("def train_seed", "loading.epoch_batches(*sets.training, shapes, recipe, 1"):
         (cell,) = (cell for cell in cells if cell.startswith(mark))
         exec(cell, names)
     return names["history"], names["scores"][0]
@@ -227,13 +233,8 @@ def _flip_a_bit(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def _foreign(_):
-    torch.save({"state_dict": {}}, buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[:1000], _flip_a_bit, lambda content: b"", lambda content: b"nonsense", _foreign]
+    "damage", [lambda content: content[:1000], _flip_a_bit, lambda content: b"", lambda content: b"nonsense"]
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(eight_players, tmp_path, capsys, monkeypatch, damage):
     images = eight_players[1][:48]
@@ -323,15 +324,12 @@ def test_an_edit_of_the_metric_moves_every_score_together_and_trains_nothing(
     recipe = replace(TINY, epochs=3, keep_epochs=keep_epochs)
     history, scores = train_seed(sets, recipe, folder)
     weights = _bytes(folder / "seed0")
-    _edit(package / "ranking" / "metrics.py", "import numpy as np", "import numpy as np\n\nEDITED = True")
-    same, _ = train_seed(sets, recipe, folder)
-    assert [row["mAP"] for row in same] == [row["mAP"] for row in history], "no score has changed, so all are kept"
 
     def halved(*given):
         found = score(*given)
         return found | {"mAP": found["mAP"] / 2, "aps": found["aps"] / 2}
 
-    _edit(package / "ranking" / "metrics.py", "EDITED = True", "EDITED = False")
+    _edit(package / "ranking" / "metrics.py", "import numpy as np", "import numpy as np\n\nEDITED = True")
     monkeypatch.setattr(methods, "score", halved)
     capsys.readouterr()
     anew, now = train_seed(sets, recipe, folder)
@@ -468,15 +466,16 @@ def test_start_weights_that_are_missing_or_of_another_backbone_are_named(tmp_pat
     save_file(dict(list(bare.items())[:9]), tmp_path / "part.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
     for path, reason in (
-        (weights, "Missing key|cannot be loaded"),
-        (tmp_path / "larger.pth", "stages.9"),
-        (tmp_path / "whole.pth", "holds Python objects; write it again where it was made, with torch.save"),
-        (tmp_path / "part.safetensors", "Missing key"),
-        (tmp_path / "cut.safetensors", ""),
+        (weights, "does not fit the encoder .*Missing key"),
+        (tmp_path / "larger.pth", "does not fit the backbone .*stages.9"),
+        (
+            tmp_path / "whole.pth",
+            "is damaged or holds Python objects; write it again where it was made, with torch.save",
+        ),
+        (tmp_path / "part.safetensors", "does not fit the backbone .*Missing key"),
+        (tmp_path / "cut.safetensors", "is damaged"),
     ):
-        with pytest.raises(
-            ValueError, match=rf"{path.name} does not fit test_byobnet \(.*{reason}.*as \.safetensors or"
-        ):
+        with pytest.raises(ValueError, match=rf"{path.name} {reason}"):
             models.starting_encoder(ENCODER, 0, start_weights_file(str(path), 0))
 
 
@@ -501,13 +500,12 @@ def test_other_schedules_at_half_way(schedule, middle):
         ({"schedule": "step"}, "known: polynomial, cosine"),
         ({"loss": "arcface"}, "known: infonce, id"),
         ({"augmentation": "blur"}, "known: none, flip"),
-        ({"accumulation": 0}, "accumulation is 0; give at least 1"),
+        ({"accumulation": 0}, "accumulation is 0; give a whole number of at least 1"),
         ({"clip_norm": float("nan")}, "clip_norm is nan"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan; give at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; give a number of at least 0"),
         ({"epochs": True}, "epochs is True; give a whole number"),
         ({"batch_pairs": 2.5}, "batch_pairs is 2.5; give a whole number"),
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; give a number"),
-        ({"deterministic": True, "cudnn_benchmark": True}, "deterministic and cudnn_benchmark exclude each other"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(settings, told):
@@ -678,8 +676,8 @@ def test_compiled_and_deterministic_are_what_torch_is_told(eight_players, tmp_pa
 
 def test_a_seed_given_twice_or_none_is_refused():
     assert check_seeds([3, 0]) == [3, 0]
-    for given, told in (([0, 0], "names 0 twice"), ([], "seeds is empty"), ([-1], "holds -1"), ([True], "holds True")):
-        with pytest.raises(ValueError, match=told):
+    for given in ([0, 0], [], [-1], [True]):
+        with pytest.raises(ValueError, match=r"seeds is \[.*\]; give whole numbers from 0 on, each once"):
             check_seeds(given)
 
 
@@ -729,7 +727,7 @@ def test_batches_pass_between_processes_where_shared_memory_is_small():
     assert done.stdout == "4\n", done.stderr
 
 
-def test_a_worker_process_that_dies_or_hangs_is_an_error_that_names_the_setting(eight_players, monkeypatch):
+def test_a_worker_process_that_dies_or_hangs_is_an_error(eight_players, monkeypatch):
     images, recipe = eight_players[1][:48], replace(TINY, workers=1)
 
     class Dying(RunBatches):
@@ -742,17 +740,19 @@ def test_a_worker_process_that_dies_or_hangs_is_an_error_that_names_the_setting(
 
     monkeypatch.setattr(loading, "LONGEST_WAIT", 1)
     for kind, told in ((Dying, "exited unexpectedly"), (Hanging, "timed out after 1 seconds")):
-        with pytest.raises(RuntimeError, match=rf"workers is 1, and .*{told}.*set workers to 0"):
+        with pytest.raises(RuntimeError, match=told):
             next(
                 batches_of_steps(kind(images, labels_of(images), encoder(), recipe), 1, 0, recipe, torch.device("cpu"))
             )
 
 
-def test_steps_and_memory_are_told_after_ten_steps(eight_players, tmp_path):
+def test_each_epoch_tells_its_loss_steps_memory_and_what_is_left(eight_players, tmp_path):
     images, told = eight_players[1][:48], []
     train(encoder(), images, labels_of(images), TINY, tmp_path, constant, report=told.append)
-    pattern = r"seed 0  \d+ ms a step, \d+\.\d minutes of steps to go, peak memory \d+\.\d GiB"
-    assert sum(re.fullmatch(pattern, line) is not None for line in told) == 1
+    pattern = (
+        r"seed 0  epoch \d/2  loss \d.\d{3}  mAP 0.500  \d+ ms a step  \d+\.\d minutes to go  \d+\.\d GiB on a GPU"
+    )
+    assert len(told) == 2 and all(re.fullmatch(pattern, line) for line in told)
 
 
 def test_best_weights_are_those_of_the_best_epoch(eight_players, tmp_path):

@@ -1,18 +1,12 @@
 """Checkpoints: what a killed training needs to go on to the same bits; the one before the newest is kept."""
 
-import pickle
 import zipfile
-import zlib
 
-import numpy as np
 import torch
 
 from reid_utils.files import replacing
+from reid_utils.learning.models import PLAIN
 from reid_utils.learning.processes import from_all, process_count, process_index
-
-# What reading a checkpoint with spoilt bytes raises.
-_DAMAGED = (RuntimeError, ValueError, EOFError, OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
-_KEYS = {"described", "generators", "state"}
 
 
 def save_checkpoint(folder, described, parts, state):
@@ -78,7 +72,6 @@ def _generators():
 
 
 def _write(path, described, state, generators=(), content=None):
-    state = _convert(state, np.ndarray, torch.from_numpy)
     torch.save({**(content or {}), "described": described, "generators": list(generators), "state": state}, path)
 
 
@@ -89,18 +82,9 @@ def _read(path):
             if file.testzip():  # torch.load looks at no checksums, and a spoilt bit would change the weights
                 raise zipfile.BadZipFile(f"the checksum of {file.testzip()} is wrong")
         # Mapped: processes of one machine share the memory of a file that may hold many gigabytes.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        reason = "" if content.keys() >= _KEYS else "it is no checkpoint of a training"
-    except _DAMAGED as error:
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # any kind may come of spoilt bytes; it is printed
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if reason:
         print(f"{path} is damaged ({reason}); trying the one before it")
         return None
-    return {**content, "state": _convert(content["state"], torch.Tensor, torch.Tensor.numpy)}
-
-
-def _convert(state, kind, convert):
-    """The state with what is of a kind (array or tensor) in the rows of its history converted."""
-    rows = state["history"]
-    rows = [{key: convert(value) if isinstance(value, kind) else value for key, value in row.items()} for row in rows]
-    return {**state, "history": rows}

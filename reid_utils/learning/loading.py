@@ -56,59 +56,42 @@ class RunBatches:
         return tuple(tensor.numpy() for tensor in self.of_epoch(epoch)[b])
 
     def __getstate__(self):
-        state, images = {**self.__dict__, "current": None}, self.images
-        if isinstance(getattr(images, "base", None), mmap.mmap) and images.filename:
-            state["images"] = {"filename": images.filename, "dtype": images.dtype, "mode": "r"}
-            state["images"] |= {"offset": images.offset, "shape": images.shape}
+        state = {**self.__dict__, "current": None}
+        if isinstance(getattr(self.images, "base", None), mmap.mmap):  # not a slice of the cache
+            state["images"] = self.images.filename
         return state
 
     def __setstate__(self, state):
         self.__dict__ |= state
-        if isinstance(self.images, dict):
-            self.images = np.memmap(**self.images)
+        if not isinstance(self.images, np.ndarray):
+            self.images = np.load(self.images, mmap_mode="r")
 
 
 def batches_of_steps(batches, first_epoch, first_step, recipe, device):
     """Yield the batches of each step to the run's end: a list of `accumulation` (images, players).
 
     `batches`: RunBatches. They lie ready on the device until the next step's are asked for, which take their memory.
-    An epoch's last step may have fewer. The same worker processes serve all epochs. Raises RuntimeError where they
-    prepare nothing for a minute.
+    An epoch's last step may have fewer. The same worker processes serve all epochs. Raises RuntimeError where one
+    dies or they prepare nothing for a minute.
     """
     count, several = len(batches.of_epoch(first_epoch)), recipe.accumulation
-    places = [(epoch, b) for epoch in range(first_epoch, recipe.epochs + 1) for b in range(count)]
+    starts = [(epoch, b) for epoch in range(first_epoch, recipe.epochs + 1) for b in range(0, count, several)]
+    steps = [[(epoch, b) for b in range(start, min(start + several, count))] for epoch, start in starts[first_step:]]
     # A generator of its own: the loader's draw must not move the one that dropout uses.
     loader = torch.utils.data.DataLoader(
         batches,
-        sampler=places[first_step * several :],
-        batch_size=None,
-        collate_fn=tuple,  # which an item is: nothing is to be done
+        batch_sampler=steps,
+        collate_fn=list,  # which a step is: nothing is to be done
         num_workers=recipe.workers,
         timeout=LONGEST_WAIT if recipe.workers else 0,
         generator=torch.Generator(),
     )
-    loaded, memory = _named_failures(iter(loader), recipe.workers), [None] * several
-    ready = batches.of_epoch(first_epoch).ready
-    ends, taken = {*range(several - 1, count, several), count - 1}, []
-    for (_, b), item in zip(places[first_step * several :], loaded, strict=False):
-        tensors = [torch.from_numpy(array) for array in item]
-        tensors = [tensor.pin_memory() for tensor in tensors] if device.type == "cuda" else tensors
-        taken.append(ready(tensors, device, memory[len(taken)]))
-        if b in ends:
-            memory[: len(taken)] = [images for images, _ in taken]
-            yield taken
-            taken = []
-
-
-def _named_failures(items, workers):
-    """Yield items; a worker process that died or does not answer becomes a RuntimeError that names the setting."""
-    try:
-        yield from items
-    except RuntimeError as error:
-        if not workers or "DataLoader" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(
-            f"workers is {workers}, and one died or prepared no batch ({reason}); set workers to 0, or give the "
-            "machine more memory"
-        ) from error
+    ready, memory = batches.of_epoch(first_epoch).ready, [None] * several
+    for items in loader:
+        taken = []
+        for item, kept in zip(items, memory, strict=False):
+            tensors = [torch.from_numpy(array) for array in item]
+            tensors = [tensor.pin_memory() for tensor in tensors] if device.type == "cuda" else tensors
+            taken.append(ready(tensors, device, kept))
+        memory[: len(taken)] = [images for images, _ in taken]
+        yield taken

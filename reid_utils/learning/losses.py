@@ -3,8 +3,6 @@
 import inspect
 import math
 import re
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -50,12 +48,10 @@ def triplet_loss(features, labels, margin=0.3):
     """Batch-hard triplet: for each image the farthest of its player against the nearest of the others.
 
     features (n, d) of unit length, labels (n,). Euclidean distance; hinge with `margin`. Returns a scalar.
-    Raises ValueError when a batch lacks positives or negatives.
+    Every image needs another of its player and one of another player in the batch.
     """
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    if not ((same & ~itself).any(dim=1) & (~same).any(dim=1)).all():
-        raise ValueError("triplet loss: every image needs another of its player and one of another player")
     squared = (2 - 2 * features @ features.T).clamp(min=1e-12)
     distances = squared.sqrt()
     farthest = distances.masked_fill(~same | itself, -1).amax(dim=1)
@@ -63,40 +59,14 @@ def triplet_loss(features, labels, margin=0.3):
     return functional.relu(farthest - nearest + margin).mean()
 
 
-class Loss(NamedTuple):
-    """One loss: its function, how that takes an `Objective`, its features and labels, and what it learns.
-
-    `learns`: names of "logit_scale", "centres" and "classifier"; `batches`: "pairs" or "players" (several images of
-    each) where it works on such batches alone or best, "any" else.
-    """
-
-    function: Callable
-    of: Callable
-    learns: tuple = ()
-    batches: str = "any"
+# A loss says by its parameters' names what it takes: features and labels, or query and gallery for pairs, and of what
+# an `Objective` learns logit_scale, centres, neck and classifier.
+LOSSES = {"infonce": info_nce, "id": id_loss, "id-cosine": cosine_id_loss, "triplet": triplet_loss}
+SEVERAL = {"triplet"}  # these need several images of each player in a batch
 
 
-LOSSES = {
-    "infonce": Loss(
-        info_nce,
-        lambda own, features, _: info_nce(*features.chunk(2), own.logit_scale, own.label_smoothing),
-        learns=("logit_scale",),
-        batches="pairs",
-    ),
-    "id": Loss(
-        id_loss,
-        lambda own, features, labels: id_loss(features, labels, own.neck, own.classifier, own.label_smoothing),
-        learns=("classifier",),
-    ),
-    "id-cosine": Loss(
-        cosine_id_loss,
-        lambda own, features, labels: cosine_id_loss(
-            features, labels, own.centres, own.logit_scale, own.label_smoothing
-        ),
-        learns=("logit_scale", "centres"),
-    ),
-    "triplet": Loss(triplet_loss, lambda _, features, labels: triplet_loss(features, labels), batches="players"),
-}
+def _takes(name):
+    return inspect.signature(LOSSES[name]).parameters.keys()
 
 
 class Objective(nn.Module):
@@ -110,7 +80,7 @@ class Objective(nn.Module):
         super().__init__()
         self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
         self.label_smoothing = label_smoothing
-        self.learnt = {part for name in self.weights for part in LOSSES[name].learns}
+        self.learnt = {part for name in self.weights for part in _takes(name)}
         if "logit_scale" in self.learnt:
             self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
         if "centres" in self.learnt:
@@ -127,7 +97,11 @@ class Objective(nn.Module):
 
     def forward(self, features, labels):
         """Loss of a batch; with InfoNCE the first half of `features` are queries, the second their partners."""
-        return sum(weight * LOSSES[name].of(self, features, labels) for name, weight in self.weights.items())
+        given = dict(zip(("query", "gallery"), features.chunk(2), strict=False))
+        given |= {"features": features, "labels": labels, "label_smoothing": self.label_smoothing}
+        given |= {**dict(self.named_parameters(recurse=False)), **dict(self.named_children())}
+        terms = {name: {part: given[part] for part in _takes(name) if part in given} for name in self.weights}
+        return sum(weight * LOSSES[name](**terms[name]) for name, weight in self.weights.items())
 
 
 def parse_loss(loss):
@@ -152,10 +126,10 @@ def parse_loss(loss):
 
 def takes_pairs(loss):
     """Whether a loss is computed on pairs: where a term wants them, or none wants several images of each player."""
-    wanted = {LOSSES[name].batches for name in parse_loss(loss)}
-    return "pairs" in wanted or "players" not in wanted
+    terms = parse_loss(loss).keys()
+    return any("query" in _takes(name) for name in terms) or not terms & SEVERAL
 
 
 def source_of(loss):
     """The source code (str) of the functions that a loss adds up, for a notebook to show."""
-    return "\n\n".join(inspect.getsource(LOSSES[name].function) for name in parse_loss(loss))
+    return "\n\n".join(inspect.getsource(LOSSES[name]) for name in parse_loss(loss))

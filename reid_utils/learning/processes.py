@@ -8,9 +8,7 @@ GPUs it is synchronised), and dropout draws other masks in each process.
 
 import os
 import pickle
-import resource
 import signal
-import sys
 import tempfile
 import warnings
 from datetime import timedelta
@@ -23,16 +21,12 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def process_count():
     """How many processes share this training: 1 unless `launch` started this one with others."""
-    return torch.distributed.get_world_size() if _shared() else 1
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def process_index():
     """This process's place among those that share the training, 0 for the main one."""
-    return torch.distributed.get_rank() if _shared() else 0
-
-
-def _shared():
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def default_device():
@@ -106,9 +100,8 @@ def on_main(function):
 def from_all(value):
     """What each process gives here, in their order, for all of them: a list."""
     found = [value] * process_count()
-    if process_count() == 1:
-        return found
-    torch.distributed.all_gather_object(found, value)
+    if len(found) > 1:
+        torch.distributed.all_gather_object(found, value)
     return found
 
 
@@ -126,15 +119,15 @@ def set_backends(cudnn_benchmark=False, deterministic=False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     without_tf32()
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, cudnn_benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = (
+        deterministic,
+        cudnn_benchmark and not deterministic,
+    )
 
 
 def peak_gib():
-    """The most memory that was in use so far, in GiB: the current GPU's where one is used, else this process's."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    """The most memory that was in use on the current GPU so far, in GiB; 0 where none is used."""
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def launch(function, arguments, processes=1):

@@ -16,7 +16,7 @@ from reid_utils.data.sources import prepare_data
 from reid_utils.files import digest, file_hash, write_text
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import find_weights
-from reid_utils.learning.training import BESIDE, Recipe, determining
+from reid_utils.learning.training import HOW, Recipe
 from reid_utils.ranking.feature_files import features_of
 from reid_utils.ranking.methods import POST_PROCESSINGS, score_features
 
@@ -103,13 +103,9 @@ def settings_in_extra(extra):
 
 def check_seeds(seeds):
     """The seeds as they are; raises ValueError for none, one given twice, or what is no whole number from 0 on."""
-    if not seeds:
-        raise ValueError("seeds is empty; give at least one, as in seeds: [0]")
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seeds holds {seed!r}; give whole numbers from 0 on")
-        if seeds.count(seed) > 1:
-            raise ValueError(f"seeds names {seed} twice, which would count one training twice; give each once")
+    whole = all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not (seeds and whole and len({*seeds}) == len(seeds)):
+        raise ValueError(f"seeds is {seeds!r}; give whole numbers from 0 on, each once, as in [0, 1, 2]")
     return seeds
 
 
@@ -150,7 +146,7 @@ def keep_same_training(folder, described, recipe, labels, processes=1):
     and the code and libraries that weights follow from; code that only scores is not among them. The folder goes to
     results/superseded, and a line says why.
     """
-    settings = {**described, **determining(recipe), **{name: getattr(recipe, name) for name in BESIDE}}
+    settings = {**described, **{name: value for name, value in vars(recipe).items() if name not in HOW}}
     settings |= {"labels": digest(labels.tobytes()), "processes": processes}
     code = imported_code(
         ["reid_utils.learning.training"], [PACKAGE.name], PACKAGE.parent, left_out=[f"{PACKAGE.name}.files"]
@@ -161,10 +157,8 @@ def keep_same_training(folder, described, recipe, labels, processes=1):
     if former == text:
         return
     if any(folder.glob("*")):
-        places = (
-            folder.parents[1] / "superseded" / folder.parent.name / f"{folder.name}.{k}" for k in itertools.count(1)
-        )
-        place = next(place for place in places if not place.exists())
+        aside = folder.parents[1] / "superseded" / folder.parent.name
+        place = next(place for k in itertools.count(1) if not (place := aside / f"{folder.name}.{k}").exists())
         place.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(place)
         print(f"{folder.parent.name}/{folder.name} is of other settings or other code; it was moved to {place}")

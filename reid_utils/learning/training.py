@@ -7,7 +7,7 @@ that was killed goes on from its last checkpoint to the same weights, bit for bi
 import math
 import time
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from reid_utils.data.images import parse_augmentation
 from reid_utils.learning.checkpoints import finish_checkpoint, read_checkpoint, restore, save_checkpoint
-from reid_utils.learning.loading import RunBatches, batches_of_steps, players_and_images
+from reid_utils.learning.loading import RunBatches, batches_of_steps
 from reid_utils.learning.losses import Objective, parse_loss, takes_pairs
 from reid_utils.learning.models import load_weights, save_weights
 from reid_utils.learning.processes import (
@@ -36,7 +36,7 @@ SCHEDULES = {  # share of the way from the final to the peak rate, by progress a
 }
 
 _LEAST = {"batch_pairs": 2, "accumulation": 1, "validate_every": 1, "check_steps": 1}  # of other numbers 0
-_IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_IN_WORDS = {int: "a whole number of at least {}", float: "a number of at least {}", bool: "true or false", str: "text"}
 HOW = ("workers", "checkpoint_minutes", "check_steps")  # settings that change neither weights nor scores
 BESIDE = ("every_post_processing", "validate_every", "feature_precision", "keep_epochs")  # that change no weights
 
@@ -92,12 +92,9 @@ class Recipe:
         """Raises ValueError naming a setting that cannot be, before anything is computed."""
         for field in fields(self):
             name, value, kind = field.name, getattr(self, field.name), type(field.default)
-            if type(value) is not kind and not (kind is float and type(value) is int):  # True is no number here
-                raise ValueError(f"{name} is {value!r}; give {_IN_WORDS[kind]}")
-            if kind in (int, float) and not value >= _LEAST.get(name, 0):  # nor is NaN
-                raise ValueError(f"{name} is {value}; give at least {_LEAST.get(name, 0)}")
-        if self.deterministic and self.cudnn_benchmark:
-            raise ValueError("deterministic and cudnn_benchmark exclude each other; set one to false")
+            least, right = _LEAST.get(name, 0), type(value) is kind or (kind is float and type(value) is int)
+            if not right or (kind in (int, float) and not value >= least):  # nor is NaN
+                raise ValueError(f"{name} is {value!r}; give {_IN_WORDS[kind].format(least)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
         parse_loss(self.loss)
@@ -106,7 +103,7 @@ class Recipe:
 
 def determining(recipe):
     """The settings that determine the weights: all but those that only say how the work is done."""
-    return {name: value for name, value in asdict(recipe).items() if name not in (*HOW, *BESIDE)}
+    return {name: value for name, value in vars(recipe).items() if name not in (*HOW, *BESIDE)}
 
 
 def best_learning_rate(results):
@@ -118,11 +115,12 @@ def best_learning_rate(results):
     if not results:
         raise ValueError("learning_rate is 0, the best of tuning runs: name those runs as inputs, or give a rate")
     settings = [{**result["settings"], "learning_rate": 0} for result in results]
-    other = next((key for key in settings[0] for own in settings if own.get(key) != settings[0][key]), None)
-    if other:
-        raise ValueError(f"the tuning runs differ in {other}; name runs that differ in their learning rate alone")
-    scores = [(-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"]) for result in results]
-    return min(scores)[1]
+    if any(own != settings[0] for own in settings):
+        raise ValueError("the tuning runs differ in more than their learning rate; name runs that differ in it alone")
+    best = min(
+        results, key=lambda result: (-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"])
+    )
+    return best["settings"]["learning_rate"]
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
@@ -176,15 +174,6 @@ def fit_to_players(recipe, labels):
     return replace(recipe, batch_pairs=most)
 
 
-def check_share(recipe, processes):
-    """Raise ValueError unless this many processes can share a batch alike."""
-    draws = recipe.batch_pairs if takes_pairs(recipe.loss) else math.prod(players_and_images(recipe))
-    if processes < 1 or draws % processes:
-        raise ValueError(
-            f"processes is {processes}; give a number that divides the {draws} draws of a batch (batch_pairs)"
-        )
-
-
 def take_step(batches, encoder, objective, optimiser, scaler, clip_norm=0.0, half=None):
     """One step of the optimiser on a list of batches, each with its own negatives -> their mean loss, 0-d tensor.
 
@@ -218,41 +207,6 @@ def finite(losses, epoch, step, half=None):
             cure = "fp16 may have overflowed: set precision to bf16" if half is torch.float16 else cure
             raise FloatingPointError(f"the loss became {value} at step {number} of epoch {epoch}; {cure}")
     return values
-
-
-class Pace:
-    """Says after ten steps and at each epoch's end what is left to do, and when a checkpoint is due."""
-
-    def __init__(self, recipe, report):
-        self.recipe, self.report = recipe, on_main(lambda text: report(f"seed {recipe.seed}  {text}"))
-        self.started = self.saved = self.warm = time.monotonic()
-        self.steps = self.epochs = 0
-
-    def checkpoint_is_due(self):
-        """Whether the last checkpoint is old enough, the same in all processes."""
-        due = on_main(lambda: time.monotonic() - self.saved >= 60 * self.recipe.checkpoint_minutes)()
-        self.saved = time.monotonic() if due else self.saved
-        return due
-
-    def count_step(self, left):
-        """Count a step, `left` being those still to take; report seconds and memory once, measured over ten."""
-        self.steps += 1
-        if self.steps in (1, 11) and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        if self.steps == 1:
-            self.warm = time.monotonic()
-        if self.steps == 11:
-            seconds = (time.monotonic() - self.warm) / 10
-            to_go = f"{1000 * seconds:.0f} ms a step, {seconds * left / 60:.1f} minutes of steps to go"
-            self.report(f"{to_go}, peak memory {peak_gib():.1f} GiB")
-
-    def count_epoch(self, row):
-        """Count an epoch and report its row of the history."""
-        self.epochs += 1
-        to_go = (time.monotonic() - self.started) / self.epochs * (self.recipe.epochs - row["epoch"]) / 60
-        mean_ap = f"  mAP {row['mAP']:.3f}" if "mAP" in row else ""
-        epoch = f"epoch {row['epoch']}/{self.recipe.epochs}"
-        self.report(f"{epoch}  loss {row['loss']:.3f}{mean_ap}  {to_go:.1f} minutes to go")
 
 
 def prepare(encoder, recipe, players):
@@ -292,31 +246,31 @@ def resume(encoder, folder, described, parts, validate, scored_by):
 def score_again(history, encoder, folder, validate):
     """A history whose scores other code made, scored anew; `encoder` is the start, and holds other weights afterwards.
 
-    An epoch is scored where its weights lie in the folder: the start, the best, the last and those that were kept.
-    Where none of their scores has changed, neither have the others; else the others lose their scores.
+    An epoch is scored where its weights lie in the folder: the start, the best, the last and those that were kept. The
+    others lose their scores.
     """
-    numbers = [row["epoch"] for row in history]
-    files = {epoch: folder / f"epoch{epoch}.safetensors" for epoch in numbers}
-    best, last = best_epoch(history)["epoch"], folder / "weights.safetensors"
-    files |= {best: folder / "best.safetensors"} | ({numbers[-1]: last} if last.exists() else {})
-    anew = {}
-    for row in history:
-        epoch = row["epoch"]
-        if "mAP" in row and (epoch == 0 or files[epoch].exists()):
-            anew[epoch] = validate(encoder if epoch == 0 else load_weights(files[epoch], encoder))
-    if all(_equal(scores, row) for row in history for scores in [anew.get(row["epoch"], {})]):
-        return history
-    unscored = [{name: row[name] for name in ("epoch", "loss", "learning_rate")} for row in history]
-    return [row | anew.get(row["epoch"], {}) for row in unscored]
-
-
-def _equal(scores, row):
-    return all(name in row and np.array_equal(value, row[name], equal_nan=True) for name, value in scores.items())
+    names = {len(history) - 1: "weights", best_epoch(history)["epoch"]: "best"}
+    anew = []
+    for epoch, row in enumerate(history):
+        files = [folder / f"{name}.safetensors" for name in (f"epoch{epoch}", names.get(epoch))]
+        file = next((file for file in files if file.exists()), None)
+        found = {name: row[name] for name in ("epoch", "loss", "learning_rate")}
+        if "mAP" in row and (epoch == 0 or file):
+            found |= validate(load_weights(file, encoder) if epoch else encoder)
+        anew.append(found)
+    return anew
 
 
 def best_epoch(history):
     """The row of a history with the best mAP in validation, the first of equals; row 0 where nothing was trained."""
     return max([row for row in history[1:] if "mAP" in row] or history, key=lambda row: row["mAP"])
+
+
+def _progress(recipe, row, pace, left):
+    """What an epoch's row of the history says, with the seconds of a step and those `left`, as a line."""
+    mean_ap = f"  mAP {row['mAP']:.3f}" if "mAP" in row else ""
+    epoch = f"seed {recipe.seed}  epoch {row['epoch']}/{recipe.epochs}  loss {row['loss']:.3f}{mean_ap}"
+    return f"{epoch}  {1000 * pace:.0f} ms a step  {left / 60:.1f} minutes to go  {peak_gib():.1f} GiB on a GPU"
 
 
 def train(encoder, images, labels, recipe, folder, validate, report=print, described=None, scored_by=""):
@@ -345,33 +299,36 @@ def train(encoder, images, labels, recipe, folder, validate, report=print, descr
             keep("epoch0", 0)
     if state.get("finished"):
         return state["history"]
-    batches, pace = RunBatches(images, labels, encoder, recipe), Pace(recipe, report)
+    batches, clock = RunBatches(images, labels, encoder, recipe), on_main(time.monotonic)
     steps = math.ceil(len(batches.of_epoch(1)) / recipe.accumulation)
     total, warmup = recipe.epochs * steps, round(recipe.warmup_epochs * steps)
     loaded = batches_of_steps(batches, state["epoch"], state["step"], recipe, device)
+    saved = clock()
     for epoch in range(state["epoch"], recipe.epochs + 1):
         encoder.train()
-        losses = []
+        losses, first, begun = [], state["step"], time.monotonic()
         for step in range(state["step"], steps):
             done = (epoch - 1) * steps + step
             rate = set_rate(parts["optimiser"], learning_rate_at(done, total, warmup, recipe))
             losses.append(take_step(next(loaded), *learners, recipe.clip_norm, half))
-            pace.count_step(total - done - 1)
             if (step + 1) % recipe.check_steps == 0 or step + 1 == steps:
                 found = [*state["losses"], *finite(losses, epoch, step + 1, half)]
                 state, losses = {**state, "epoch": epoch, "step": step + 1, "losses": found}, []
-                if step + 1 < steps and pace.checkpoint_is_due():
+                if step + 1 < steps and (now := clock()) - saved >= 60 * recipe.checkpoint_minutes:
                     save_checkpoint(folder, described, parts, state)
+                    saved = now
+        pace = (time.monotonic() - begun) / (steps - first)
         row = {"epoch": epoch, "loss": float(np.mean(state["losses"])), "learning_rate": rate}
+        history = [*state["history"], row]
         if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
             row |= validate(encoder)
-            if row["mAP"] > max((past["mAP"] for past in state["history"][1:] if "mAP" in past), default=-1.0):
+            if best_epoch(history) is row:
                 keep("best", epoch)
         if recipe.keep_epochs:
             keep(f"epoch{epoch}", epoch)
-        state = {**state, "epoch": epoch + 1, "step": 0, "losses": [], "history": [*state["history"], row]}
+        state = {**state, "epoch": epoch + 1, "step": 0, "losses": [], "history": history}
         save_checkpoint(folder, described, parts, state)
-        pace.count_epoch(row)
+        on_main(report)(_progress(recipe, row, pace, (time.monotonic() - begun) * (recipe.epochs - epoch)))
     keep("weights", recipe.epochs)
     on_main(finish_checkpoint)(folder, described, state)
     return state["history"]
