@@ -160,7 +160,7 @@ def test_png_and_upper_case_endings_are_taken(data):
 def test_an_empty_folder_is_an_error(data):
     shutil.rmtree(data / "reid_test/query")
     (data / "reid_test/query").mkdir()
-    with pytest.raises(ValueError, match=r"reid_test/query is empty"):
+    with pytest.raises(FileNotFoundError, match=r"reid_test/query is missing or empty"):
         manifests.load_manifest(data)
 
 
