@@ -77,20 +77,15 @@ def load_images(data_dir, paths, height, width, cache_dir, fingerprint):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f"{name}.lock"):
             if not target.exists():
-                _write_cache(target, Path(data_dir), paths, height, width)
+                with replacing(target) as part, ThreadPoolExecutor() as pool:
+                    cache = np.lib.format.open_memmap(part, "w+", np.uint8, (len(paths), height, width, 3))
+
+                    def fill(i):
+                        cache[i] = letterbox(decode(Path(data_dir, paths[i])), height, width)
+
+                    list(pool.map(fill, range(len(paths))))
+                    cache.flush()
     return np.load(target, mmap_mode="r")
-
-
-def _write_cache(target, data_dir, paths, height, width):
-    with replacing(target) as part:
-        cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(paths), height, width, 3))
-
-        def fill(i):
-            cache[i] = letterbox(decode(data_dir / paths[i]), height, width)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, range(len(paths))))
-        cache.flush()
 
 
 def parse_augmentation(name):

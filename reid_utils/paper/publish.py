@@ -231,10 +231,9 @@ def run_again(study):
 def moved_lines(committed, again):
     """The lines in which the csv tables of a folder differ from those of another, as a unified diff [text]."""
     moved = []
-    for name in sorted(path.name for path in committed.glob("[!.]*.csv")):
-        paths = committed / name, again / name
-        texts = [path.read_text(encoding="utf-8").splitlines() for path in paths]
-        moved += difflib.unified_diff(*texts, *map(str, paths), n=0, lineterm="")
+    for path in sorted(committed.glob("[!.]*.csv")):
+        texts = [each.read_text(encoding="utf-8").splitlines() for each in (path, again / path.name)]
+        moved += difflib.unified_diff(*texts, str(path), str(again / path.name), n=0, lineterm="")
     return moved
 
 
@@ -258,18 +257,16 @@ def _act(action, folder, other):
     figures = REPOSITORY / "figures"
     if action in ("people", "verdicts") and not other:
         raise ValueError("give a folder and what is said of the set, or two folders to compare")
-    if action in ("figures", "people"):
+    if action == "verdicts":
+        return compare_verdicts(folder, Path(other))
+    if action != "verify":
         place = figures / "people" if other else figures
         publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "README.md", other or "")
         print(f"written: {place}, README.md")
         return True
-    if action == "verdicts":
-        return compare_verdicts(folder, Path(other))
-    if folder:
-        return verify(folder, figures)
-    again = run_again(read_json(figures / "study.json")["study"])
+    again = folder or run_again(read_json(figures / "study.json")["study"])
     agree = verify(again, figures)
-    if agree:
+    if agree and not folder:
         shutil.rmtree(again.parent)
     return agree
 
@@ -280,11 +277,11 @@ def main(arguments=None):
     parser.add_argument("action", choices=("figures", "people", "verify", "verdicts"))
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     parser.add_argument("other", nargs="?", help="verdicts: another study, or figures; people: what is said of the set")
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
-        return int(not _act(options.action, options.folder and options.folder.resolve(), options.other))
+        return int(not _act(given.action, given.folder and given.folder.resolve(), given.other))
     except (ValueError, OSError) as error:
-        print(f"{options.action}: {error}", file=sys.stderr)
+        print(f"{given.action}: {error}", file=sys.stderr)
         return 2
 
 
