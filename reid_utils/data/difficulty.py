@@ -37,7 +37,8 @@ def colour_distances(data_dir, manifest) -> dict[str, np.ndarray]:
     Bhattacharyya coefficient. `manifest`: as from `load_manifest`. A gallery image of another group than the query's is
     at 1, behind all of its own.
     """
-    sets = [manifest[(manifest["split"] == "test") & (manifest["role"] == role)] for role in ("query", "gallery")]
+    test = manifest[manifest["split"] == "test"]
+    sets = [test[test["role"] == role] for role in ("query", "gallery")]
     apart = np.not_equal.outer(*(rows["group"].to_numpy() for rows in sets))
     described = [[_describe(Path(data_dir) / path) for path in rows["path"]] for rows in sets]
     query, gallery = ({kind: np.stack([row[kind] for row in rows]) for kind in rows[0]} for rows in described)

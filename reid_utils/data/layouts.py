@@ -24,7 +24,6 @@ SIGNS = (
     "reid_training (Synergy), bounding_box_train (Market-1501), list_train.txt (MSMT17), test/query (SoccerNet), "
     "train and test/A (PRCC), train, nor four or more folders of a player's images"
 )
-_TRAIN, _QUERY, _GALLERY = SETS[:3]
 _IMAGE = r"\.(?i:jpe?g|png|bmp|webp)"
 _PARTS = {"train": "train", "val": "train", "test": "test", "query": "test", "gallery": "test"}  # folder: split
 _ASKED = ("query", "gallery")
@@ -68,9 +67,14 @@ def _row(root, place, path, labels, pattern, form):
     return row | {"split": split, "role": role} | match.groupdict()
 
 
+def _places(layout):
+    """Pairs of a folder, or list, and its (split, role)."""
+    return [(name, labels) for names, labels in zip(layout.folders, SETS, strict=False) for name in names.split()]
+
+
 def _by_names(root, layout):
     """Rows of the layout's folders, ordered by the numbers in file names."""
-    for folder, labels in layout.folders.items():
+    for folder, labels in _places(layout):
         place = root / folder.lstrip("?")
         if folder.startswith("?") and not (root / folder[1:].partition("/")[0]).is_dir():
             continue
@@ -84,7 +88,7 @@ def _by_names(root, layout):
 def _by_lists(root, layout):
     """Rows of MSMT17's lists: lines of a path and a player's number; the third number of a name is its camera."""
     rows = []
-    for name, labels in layout.folders.items():
+    for name, labels in _places(layout):
         source = root / name
         place = next((root / part for part in (f"mask_{labels[0]}_v2", labels[0]) if (root / part).is_dir()), root)
         if not source.is_file():
@@ -123,7 +127,7 @@ def _by_folders(root, layout, halved=False):
     `halved`: the first half of the players trains where no folder says who does.
     """
     found = [path for path in _files(root) if path.parent != root or path.suffix.lower() not in _NOTES]
-    paths = sorted((_row(root, root, path, _TRAIN, *layout.rule)["path"] for path in found), key=_by_parts)
+    paths = sorted((_row(root, root, path, SETS[0], *layout.rule)["path"] for path in found), key=_by_parts)
     table = pd.DataFrame(map(_crop, paths), columns=[*COLUMNS[:5], "number"], dtype=object)
     folder, number, placed = table["player"], table["number"], table["split"] != ""
     _refuse(root, table, placed.any() & ~placed, "lies in none of the folders train, val, test, query and gallery")
@@ -152,16 +156,16 @@ def _by_folders(root, layout, halved=False):
 class Layout(NamedTuple):
     """How a layout is known, and how its images are found and named.
 
-    has: whether a folder has it; folders: {folder or list: (split, role)}, one with "?" may be missing; rule: the
-    pattern of names below these folders, whose named groups are columns, and the same as messages show it; hidden: both
-    where identities are hidden; read: a function (root, layout) that gives the rows; named: players have names, or
-    numbers that count within a "split" only, and are numbered anew; seen_once: persons of one image are usual in
-    training; grouped: a query is ranked within its sequence alone; single: no two labelled images agree in player,
-    sequence and frame.
+    has: whether a folder has it; folders: those of each of SETS, or its lists, with a space between two, and with "?"
+    before one that may be missing; rule: the pattern of names below these folders, whose named groups are columns, and
+    the same as messages show it; hidden: both where identities are hidden; read: a function (root, layout) that gives
+    the rows; named: players have names, or numbers that count within a "split" only, and are numbered anew; seen_once:
+    persons of one image are usual in training; grouped: a query is ranked within its sequence alone; single: no two
+    labelled images agree in player, sequence and frame.
     """
 
     has: Callable
-    folders: dict
+    folders: tuple = ()
     rule: tuple = (".*", "as a JPEG, PNG, BMP or WebP image")
     hidden: tuple = ()
     read: Callable = _by_names
@@ -190,10 +194,9 @@ def _soccernet(test):
         "[^-/]*-[^-/]*-[^-/]*-[0-9]+x[0-9]+)"
     )
     hidden = "(?:.*/)?(?P<image_id>[0-9]+)-(?P<sequence>[0-9]{1,9})-[0-9]+x[0-9]+"
-    folders = ("train", f"{test}/query", f"{test}/gallery", "?challenge/query", "?challenge/gallery")
     return Layout(
         lambda root: any(re.fullmatch(pattern + _IMAGE, path.name) for path in _files(root / test / "query")),
-        dict(zip(folders, SETS, strict=True)),
+        ("train", f"{test}/query", f"{test}/gallery", "?challenge/query", "?challenge/gallery"),
         (pattern, "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png"),
         (hidden, "{box}-{action}-{height}x{width}.png"),
         named="split",
@@ -205,7 +208,7 @@ def _soccernet(test):
 LAYOUTS = {
     "Synergy": Layout(
         _with("reid_training", "reid_test"),
-        dict(zip((folder.replace("reid_ch", "?reid_ch") for folder in FOLDERS), SETS, strict=True)),
+        tuple(folder.replace("reid_ch", "?reid_ch") for folder in FOLDERS),
         (
             "(?P<player>[0-9]{1,9})_(?P<sequence>[0-9]{1,9})_(?P<frame>[0-9]{1,9})",
             "{player}_{sequence}_{frame}.jpeg (whole numbers)",
@@ -216,7 +219,7 @@ LAYOUTS = {
     # DukeMTMC and CUHK03 come in its form too. Player −1 is junk and 0 a distractor, in bounding_box_test alone.
     "Market-1501": Layout(
         _with("bounding_box_train", "bounding_box_test"),
-        {"bounding_box_train": _TRAIN, "query": _QUERY, "bounding_box_test": _GALLERY},
+        ("bounding_box_train", "query", "bounding_box_test"),
         (
             "(?P<player>-1|[0-9]{1,9})_c(?P<camera>[0-9]{1,4})[^/]*",
             "{player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg",
@@ -224,7 +227,7 @@ LAYOUTS = {
     ),
     "MSMT17": Layout(
         _with("list_train.txt"),
-        {"list_train.txt": _TRAIN, "list_val.txt": _TRAIN, "list_query.txt": _QUERY, "list_gallery.txt": _GALLERY},
+        ("list_train.txt list_val.txt", "list_query.txt", "list_gallery.txt"),
         ("(?:.*/)?(?P<image_id>[0-9]+_[0-9]+_(?P<camera>[0-9]{1,4})_[^/]*)", "{player}_{image}_{camera}_….jpg"),
         read=_by_lists,
         named="split",
@@ -234,12 +237,12 @@ LAYOUTS = {
     # Players who changed clothes: C is looked for in A. B, the clothes of A again, is left out.
     "PRCC": Layout(
         lambda root: bool(_folders(root / "test" / "C")),
-        {"train": _TRAIN, "?val": _TRAIN, "test/C": _QUERY, "test/A": _GALLERY},
+        ("train ?val", "test/C", "test/A"),
         ("(?P<player>[^/]+)/.+", "{player}/….jpg"),
         named="set",
     ),
-    "a folder a player": Layout(_has_players, {}, read=partial(_by_folders, halved=True), named="set"),
-    "crops": Layout(lambda root: any(map(_is_image, _files(root))), {}, read=_by_folders, named="set"),
+    "a folder a player": Layout(_has_players, read=partial(_by_folders, halved=True), named="set"),
+    "crops": Layout(lambda root: any(map(_is_image, _files(root))), read=_by_folders, named="set"),
 }
 
 

@@ -63,7 +63,8 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         """`compare_rows` of every row against its baseline, Holm's correction over the whole table (DataFrame)."""
         if not self.rows:
             return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-        alpha, parts = 0.05 / max(1, sum(base != name for name, base in self.baselines.items())), []
+        alpha = 0.05 / max(1, sum(base != name for name, base in self.baselines.items()))
+        parts = []
         for name, base in self.baselines.items():
             aps = {each: self.rows[each]["aps"] for each in (base, name)}
             parts.append(compare_rows(aps, base, name in self.shared, alpha=alpha, groups=self.groups).tail(1))
