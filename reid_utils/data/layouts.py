@@ -286,7 +286,7 @@ def layout_rows(data_dir) -> pd.DataFrame:
     Paths are relative to the folder that has the layout. Where names do not say it, the sequence is the player (folds
     keep it whole), the frame counts a player's images, and the camera is 1 in the gallery, else 0, so that nothing is
     junk, as in the published code. Raises ValueError for a name off the layout's pattern and for two images of one id;
-    FileNotFoundError for a missing folder.
+    FileNotFoundError for a missing or empty folder.
     """
     name, root = find_layout(data_dir)
     layout = LAYOUTS[name]

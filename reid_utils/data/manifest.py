@@ -26,7 +26,7 @@ def load_manifest(data_dir) -> pd.DataFrame:
     systems leave behind are passed over. Warns about a test query without a gallery image and about fewer than ten
     sequences.
 
-    Raises FileNotFoundError for a missing folder; ValueError for an empty one, a file name off the pattern, a
+    Raises FileNotFoundError for a missing or empty folder; ValueError for a file name off the pattern, a
     duplicate, a player both in training and test, and a training player with one image: no pair can be drawn for it,
     the published code fails there too, and leaving it out unasked would change the set (SoccerNet's are left out, with
     a warning).
@@ -238,7 +238,9 @@ def _numbers(source, table, column, images):
     Raises ValueError naming an image that is not there, has no row or two, and what is no whole number.
     """
     if not {"path", column} <= set(table.columns):
-        raise ValueError(f"{source} has the columns {list(table.columns)}: it needs path and {column}")
+        raise ValueError(
+            f"{source} has the columns {list(table.columns)}: it needs path and {column} (see docs/data.md)"
+        )
     refuse_repeats(table["path"], f"{source}: " + table["path"], "two rows")
     numbers = table.set_index("path")[column]
     faults = [
