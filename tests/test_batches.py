@@ -10,8 +10,7 @@ from reid_utils.data.images import (
     augment,
     draw_cutout,
     draw_erasing,
-    fill_at_once,
-    fill_in_turn,
+    fill_boxes,
     normalise,
     parse_augmentation,
     sharpen,
@@ -197,8 +196,8 @@ def test_boxes_filled_at_once_are_those_filled_in_turn():
     boxes = [[draw_erasing(rng, 16, 8) or (0,) * 4, draw_cutout(rng, 16, 8) or (0,) * 4] for _ in range(40)]
     at_once = torch.from_numpy(rng.random((40, 16, 8, 3)))
     in_turn = at_once.clone()
-    fill_at_once(at_once, torch.tensor(boxes))
-    fill_in_turn(in_turn, torch.tensor(boxes))
+    fill_boxes(at_once, torch.tensor(boxes), at_once=True)
+    fill_boxes(in_turn, torch.tensor(boxes), at_once=False)
     assert torch.equal(at_once, in_turn) and 0 < (at_once == 0).double().mean() < 0.5
 
 

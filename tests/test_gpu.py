@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from reid_utils.data.images import fill_at_once, fill_in_turn
+from reid_utils.data.images import fill_boxes
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.training import Recipe, prepare, train
@@ -124,8 +124,8 @@ def test_boxes_are_filled_at_once_as_in_turn():
     boxes = torch.tensor([[[0, 5, 2, 9], [3, 8, 0, 4]], [[0, 0, 0, 0], [30, 32, 30, 32]]])
     one = torch.rand(2, 32, 32, 3, device=DEVICE)
     other = one.clone()
-    fill_at_once(one, boxes)
-    fill_in_turn(other, boxes)
+    fill_boxes(one, boxes, at_once=True)
+    fill_boxes(other, boxes, at_once=False)
     assert torch.equal(one, other) and (one == 0).any()
 
 

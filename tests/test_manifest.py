@@ -160,7 +160,7 @@ def test_png_and_upper_case_endings_are_taken(data):
 def test_an_empty_folder_is_an_error(data):
     shutil.rmtree(data / "reid_test/query")
     (data / "reid_test/query").mkdir()
-    with pytest.raises(ValueError, match=r"reid_test/query is empty"):
+    with pytest.raises(FileNotFoundError, match=r"reid_test/query is missing or empty"):
         manifests.load_manifest(data)
 
 
@@ -380,11 +380,12 @@ def test_challenge_truth_reads_both_forms_in_manifest_order(data, form, beside):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "needs path, player or split, id, pid"),
-        (TRUTHS["by ids"] + "gallery,13,5,1\n", "names an image that is not there: reid_challenge/gallery/13"),
-        (TRUTHS["by ids"][:-15], "has no row for reid_challenge/gallery/12"),
+        ("a,b\n1,2\n", "needs path and player"),
+        (TRUTHS["by ids"] + "gallery,13,5,1\n", "names gallery/13, which is no image here"),
+        (TRUTHS["by ids"][:-15], "gives no player for gallery/12"),
         (TRUTHS["by ids"] + "query,7,6,0\n", "two rows"),
-        (TRUTHS["by ids"] + "train,8,6,0\n", "row 5"),
+        (TRUTHS["by ids"] + "train,8,6,0\n", "names train/8, which"),
+        (TRUTHS["by ids"].replace("7,5", "7,x"), "gives query/7 the player 'x'"),
     ],
 )
 def test_wrong_challenge_truth_is_an_error(data, text, message):

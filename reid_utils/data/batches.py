@@ -8,6 +8,11 @@ from reid_utils.data.images import augment, normalise, parse_augmentation
 _ORDER, _IMAGE = 1, 2
 
 
+def _images_of(players):
+    """The images of each player: int64 indices, an array each."""
+    return [np.flatnonzero(players == player) for player in np.unique(players)]
+
+
 def unique_player_batches(players, batch_pairs, seed, epoch):
     """Batches of query images in which no player occurs twice, in a fresh order each epoch.
 
@@ -16,10 +21,12 @@ def unique_player_batches(players, batch_pairs, seed, epoch):
     Source: the published code's sampler (every training image a query once an epoch, last batch dropped).
     """
     rng = np.random.default_rng([_ORDER, seed, epoch])
-    names, inverse = np.unique(players, return_inverse=True)
-    if len(names) < batch_pairs:
-        raise ValueError(f"batch_pairs is {batch_pairs} but there are {len(names)} training players; lower batch_pairs")
-    pools = [rng.permutation(np.flatnonzero(inverse == p)) for p in range(len(names))]
+    members = _images_of(players)
+    if len(members) < batch_pairs:
+        raise ValueError(
+            f"batch_pairs is {batch_pairs} but there are {len(members)} training players; lower batch_pairs"
+        )
+    pools = [rng.permutation(images) for images in members]
     left = np.array([len(pool) for pool in pools])
     n_batches = _most_full_batches(left, batch_pairs)
     left = _drop_surplus(np.minimum(left, n_batches), n_batches * batch_pairs, rng)
@@ -58,18 +65,14 @@ def pk_batches(players, n_players, n_images, seed, epoch):
     about as many images as there are. Raises ValueError with fewer players than `n_players`.
     """
     rng = np.random.default_rng([_ORDER, seed, epoch])
-    names, inverse = np.unique(players, return_inverse=True)
-    if len(names) < n_players:
-        raise ValueError(f"triplet batches need {n_players} players but there are {len(names)}; lower n_players")
-    members = [np.flatnonzero(inverse == p) for p in range(len(names))]
-    n_batches = max(1, len(players) // (n_players * n_images))
-    batches = np.empty((n_batches, n_players * n_images), np.int64)
-    for b in range(n_batches):
-        drawn = []
-        for p in rng.choice(len(names), n_players, replace=False):
-            drawn.extend(rng.choice(members[p], n_images, replace=len(members[p]) < n_images))
-        batches[b] = drawn
-    return batches
+    members = _images_of(players)
+    if len(members) < n_players:
+        raise ValueError(f"triplet batches need {n_players} players but there are {len(members)}; lower n_players")
+    batches = []
+    for _ in range(max(1, len(players) // (n_players * n_images))):
+        drawn = (members[p] for p in rng.choice(len(members), n_players, replace=False))
+        batches.append([rng.choice(images, n_images, replace=len(images) < n_images) for images in drawn])
+    return np.reshape(batches, (-1, n_players * n_images))
 
 
 class EpochBatches:
@@ -85,12 +88,10 @@ class EpochBatches:
     """
 
     def __init__(self, images, labels, batches, recipe, encoder, epoch, pairs=True, share=(0, 1)):
-        self.images, self.labels, self.batches = images, np.asarray(labels), batches
-        self.recipe, self.encoder, self.parts = recipe, encoder, parse_augmentation(recipe.augmentation)
+        self.images, self.labels, self.batches, self.recipe, self.encoder = images, labels, batches, recipe, encoder
         self.epoch, self.pairs, self.share = epoch, pairs, share
-        if self.batches.shape[1] % share[1]:
-            raise ValueError(f"{self.batches.shape[1]} draws a batch cannot be shared by {share[1]} processes alike")
-        self.members = {p: np.flatnonzero(self.labels == p) for p in np.unique(self.labels)}
+        if batches.shape[1] % share[1]:
+            raise ValueError(f"{batches.shape[1]} draws a batch cannot be shared by {share[1]} processes alike")
 
     def __len__(self):
         return len(self.batches)
@@ -98,15 +99,13 @@ class EpochBatches:
     def __getitem__(self, b):
         import torch
 
-        part, parts = self.share
-        size = len(self.batches[b]) // parts
-        places = range(part * size, (part + 1) * size)
-        drawn = [self._draw(int(self.batches[b][k]), () if self.pairs else (b, k)) for k in places]
-        sides = range(2 if self.pairs else 1)
-        images = np.stack([item[side][0] for side in sides for item in drawn])
-        boxes = np.array([(item[side][1] + [(0, 0, 0, 0)] * 2)[:2] for side in sides for item in drawn])
-        labels = np.tile(self.labels[self.batches[b]], len(sides))
-        return tuple(map(torch.from_numpy, (images, boxes, labels)))
+        batch, (part, parts) = self.batches[b], self.share
+        places = np.split(np.arange(len(batch)), parts)[part]
+        drawn = [self._draw(int(batch[k]), () if self.pairs else (b, k)) for k in places]
+        images, boxes = zip(*(member for side in zip(*drawn, strict=True) for member in side), strict=True)
+        boxes = np.array([(of_image + [(0, 0, 0, 0)] * 2)[:2] for of_image in boxes])
+        labels = np.tile(self.labels[batch], 2 if self.pairs else 1)
+        return tuple(map(torch.from_numpy, (np.stack(images), boxes, labels)))
 
     def ready(self, item, device="cpu", out=None):
         """(images (n, 3, h, w) float32, labels (n,)) of an item, normalised and erased on a device; `out` as there."""
@@ -116,8 +115,8 @@ class EpochBatches:
 
     def _draw(self, index, where):
         rng = np.random.default_rng([_IMAGE, self.recipe.seed, self.epoch, index, *where])
-        others = self.members[self.labels[index]]
+        others = np.flatnonzero(self.labels == self.labels[index])
         partner = others[(np.searchsorted(others, index) + 1 + rng.integers(max(1, len(others) - 1))) % len(others)]
-        flip = "flip" in self.parts and rng.random() < 0.5
-        members = (index, partner) if self.pairs else (index,)
-        return [augment(self.images[i], self.parts, rng, flip) for i in members]
+        parts = parse_augmentation(self.recipe.augmentation)
+        flip = "flip" in parts and rng.random() < 0.5
+        return [augment(self.images[i], parts, rng, flip) for i in ((index, partner) if self.pairs else (index,))]

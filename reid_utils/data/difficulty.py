@@ -37,7 +37,8 @@ def colour_distances(data_dir, manifest) -> dict[str, np.ndarray]:
     Bhattacharyya coefficient. `manifest`: as from `load_manifest`. A gallery image of another group than the query's is
     at 1, behind all of its own.
     """
-    sets = [manifest[(manifest["split"] == "test") & (manifest["role"] == role)] for role in ("query", "gallery")]
+    test = manifest[manifest["split"] == "test"]
+    sets = [test[test["role"] == role] for role in ("query", "gallery")]
     apart = np.not_equal.outer(*(rows["group"].to_numpy() for rows in sets))
     described = [[_describe(Path(data_dir) / path) for path in rows["path"]] for rows in sets]
     query, gallery = ({kind: np.stack([row[kind] for row in rows]) for kind in rows[0]} for rows in described)
@@ -82,11 +83,8 @@ def compress(image, level):
     """JPEG artefacts; level: 100 − quality, so 0 leaves the image as it is and 95 is quality 5."""
     if level == 0:
         return image.copy()
-    written, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 100 - level]
-    )
-    if not written:
-        raise ValueError(f"an image of shape {image.shape} cannot be stored as JPEG")
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 100 - level])
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
@@ -134,15 +132,15 @@ def causes_of_error(query, gallery, is_match, is_other):
     gallery (or occluded at all, where less than a quarter is), or turned by 90° and more against the query;
     an intruder, where it is of the query's team.
     """
-    turn = np.abs(query["view"].to_numpy()[:, None] - gallery["view"].to_numpy()[None, :]) % 360
-    team = (query["sequence"].astype(str) + query["team"]).to_numpy(str)[:, None]
-    mates = team == (gallery["sequence"].astype(str) + gallery["team"]).to_numpy(str)[None, :]
-    of_match = {
-        "match: motion blur": gallery["blur"] > gallery["blur"].quantile(1 - _HARD),
-        "match: occluded": gallery["occluded"] > gallery["occluded"].quantile(1 - _HARD),
-        "match: small": gallery["scale"] < gallery["scale"].quantile(_HARD),
-        "match: low resolution": gallery["resolution"] < gallery["resolution"].quantile(_HARD),
-        "match: turned away": np.minimum(turn, 360 - turn) >= _TURNED,
+    turn = np.abs(np.subtract.outer(query["view"].to_numpy(), gallery["view"].to_numpy())) % 360
+    query_team, team = ((rows["sequence"].astype(str) + rows["team"]).to_numpy(str) for rows in (query, gallery))
+    worse = {
+        "motion blur": gallery["blur"],
+        "occluded": gallery["occluded"],
+        "small": -gallery["scale"],
+        "low resolution": -gallery["resolution"],
     }
-    causes = {name: (is_match, np.broadcast_to(mask, is_match.shape)) for name, mask in of_match.items()}
-    return causes | {"intruder: team mate": (is_other, mates)}
+    of_match = {name: values > values.quantile(1 - _HARD) for name, values in worse.items()}
+    of_match["turned away"] = np.minimum(turn, 360 - turn) >= _TURNED
+    causes = {f"match: {name}": (is_match, np.broadcast_to(mask, is_match.shape)) for name, mask in of_match.items()}
+    return causes | {"intruder: team mate": (is_other, np.equal.outer(query_team, team))}

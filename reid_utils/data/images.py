@@ -77,20 +77,15 @@ def load_images(data_dir, paths, height, width, cache_dir, fingerprint):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f"{name}.lock"):
             if not target.exists():
-                _write_cache(target, Path(data_dir), paths, height, width)
+                with replacing(target) as part, ThreadPoolExecutor() as pool:
+                    cache = np.lib.format.open_memmap(part, "w+", np.uint8, (len(paths), height, width, 3))
+
+                    def fill(i):
+                        cache[i] = letterbox(decode(Path(data_dir, paths[i])), height, width)
+
+                    list(pool.map(fill, range(len(paths))))
+                    cache.flush()
     return np.load(target, mmap_mode="r")
-
-
-def _write_cache(target, data_dir, paths, height, width):
-    with replacing(target) as part:
-        cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(paths), height, width, 3))
-
-        def fill(i):
-            cache[i] = letterbox(decode(data_dir / paths[i]), height, width)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, range(len(paths))))
-        cache.flush()
 
 
 def parse_augmentation(name):
@@ -128,14 +123,15 @@ def jitter(image, brightness, contrast, saturation, hue, order):
     from torchvision.transforms.v2 import functional
 
     steps = (
-        lambda x: functional.adjust_brightness(x, brightness),
-        lambda x: functional.adjust_contrast(x, contrast),
-        lambda x: functional.adjust_saturation(x, saturation),
-        lambda x: functional.adjust_hue(x, hue),
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
     )
+    factors = brightness, contrast, saturation, hue
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     for k in order:
-        pixels = steps[k](pixels)
+        pixels = steps[k](pixels, factors[k])
     return pixels.numpy().transpose(1, 2, 0)
 
 
@@ -204,21 +200,22 @@ def normalise(images, mean, std, boxes=None, out=None):
     pixels = torch.empty(images.shape, device=images.device) if out is None else out.permute(0, 2, 3, 1)
     pixels.view(n * height, 3 * width).copy_(images.reshape(n * height, 3 * width)).mul_(scale).sub_(shift)
     if boxes is not None:
-        (fill_at_once if pixels.is_cuda else fill_in_turn)(pixels, torch.as_tensor(boxes))
+        fill_boxes(pixels, torch.as_tensor(boxes), pixels.is_cuda)
     return pixels.permute(0, 3, 1, 2)
 
 
-def fill_in_turn(pixels, boxes):
-    """Set boxes (N, k, 4) of pixels (N, h, w, 3) to 0, one after the other: on a CPU the work of the boxes alone."""
-    for image, of_image in zip(pixels, boxes.tolist(), strict=True):
-        for top, bottom, left, right in of_image:
-            image[top:bottom, left:right] = 0
+def fill_boxes(pixels, boxes, at_once):
+    """Set boxes (N, k, 4) of pixels (N, h, w, 3) to 0, one after the other: on a CPU the work of the boxes alone.
 
-
-def fill_at_once(pixels, boxes):
-    """The same in one masked operation: a GPU starts a handful of kernels instead of one a box."""
+    `at_once`: in one masked operation, since a GPU then starts a handful of kernels instead of one a box.
+    """
     import torch
 
+    if not at_once:
+        for image, of_image in zip(pixels, boxes.tolist(), strict=True):
+            for top, bottom, left, right in of_image:
+                image[top:bottom, left:right] = 0
+        return
     rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[1:3])
     top, bottom, left, right = boxes.to(pixels.device, non_blocking=True)[..., None].unbind(2)
     down, across = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

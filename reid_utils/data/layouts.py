@@ -24,9 +24,9 @@ SIGNS = (
     "reid_training (Synergy), bounding_box_train (Market-1501), list_train.txt (MSMT17), test/query (SoccerNet), "
     "train and test/A (PRCC), train, nor four or more folders of a player's images"
 )
-_TRAIN, _QUERY, _GALLERY = SETS[:3]
 _IMAGE = r"\.(?i:jpe?g|png|bmp|webp)"
 _PARTS = {"train": "train", "val": "train", "test": "test", "query": "test", "gallery": "test"}  # folder: split
+_ASKED = ("query", "gallery")
 _NOTES = (".csv", ".json", ".md", ".npz", ".txt")  # what may lie beside plain crops
 
 
@@ -39,14 +39,15 @@ def _by_parts(path):
     return [by_numbers(part) for part in Path(path).parts]
 
 
-def _files(folder, nested=True):
-    """The files in a folder and below, or the entries of it alone; without what operating systems leave behind."""
+def _files(folder):
+    """The files in a folder and below, without what operating systems leave behind."""
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_clutter(name)]
-        entries = files if nested else files + folders
-        yield from (Path(place, name) for name in entries if not is_clutter(name))
-        if not nested:
-            return
+        yield from (Path(place, name) for name in files if not is_clutter(name))
+
+
+def _folders(place):
+    return [path for path in place.glob("*") if path.is_dir() and not is_clutter(path.name)]
 
 
 def _is_image(path):
@@ -61,49 +62,55 @@ def _row(root, place, path, labels, pattern, form):
     match = re.fullmatch(pattern + _IMAGE, below.as_posix())
     if not match:
         raise ValueError(f"{path} is not named {form}: rename or remove it")
+    split, role = labels
     row = {"image_id": "_".join(below.with_suffix("").parts), "path": path.relative_to(root).as_posix()}
-    return row | dict(zip(("split", "role"), labels, strict=True)) | match.groupdict()
+    return row | {"split": split, "role": role} | match.groupdict()
+
+
+def _places(layout):
+    """Pairs of a folder, or list, and its (split, role)."""
+    return [(name, labels) for names, labels in zip(layout.folders, SETS, strict=False) for name in names.split()]
 
 
 def _by_names(root, layout):
     """Rows of the layout's folders, ordered by the numbers in file names."""
-    for folder, labels in layout.folders.items():
+    for folder, labels in _places(layout):
         place = root / folder.lstrip("?")
         if folder.startswith("?") and not (root / folder[1:].partition("/")[0]).is_dir():
             continue
-        if not place.is_dir():
-            raise FileNotFoundError(f"{place} is missing: the layout needs this folder with images in it")
-        found = sorted(_files(place, layout.nested), key=lambda path: (by_numbers(path.name), path))
+        found = sorted(_files(place), key=lambda path: (by_numbers(path.name), path))
         if not found:
-            raise ValueError(f"{place} is empty: put its images there")
-        rule = layout.hidden if labels[0] == "challenge" else (layout.pattern, layout.form)
+            raise FileNotFoundError(f"{place} is missing or empty: the layout needs this folder with images in it")
+        rule = layout.hidden if labels[0] == "challenge" else layout.rule
         yield from (_row(root, place, path, labels, *rule) for path in found)
 
 
 def _by_lists(root, layout):
     """Rows of MSMT17's lists: lines of a path and a player's number; the third number of a name is its camera."""
     rows = []
-    for name, labels in layout.folders.items():
+    for name, labels in _places(layout):
+        source = root / name
         place = next((root / part for part in (f"mask_{labels[0]}_v2", labels[0]) if (root / part).is_dir()), root)
-        if not (root / name).is_file():
-            raise FileNotFoundError(f"{root / name} is missing: the layout of MSMT17 needs it")
-        for number, line in enumerate((root / name).read_text(encoding="utf-8").splitlines(), 1):
+        if not source.is_file():
+            raise FileNotFoundError(f"{source} is missing: the layout of MSMT17 needs it")
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
             path, _, player = line.strip().rpartition(" ")
             if not re.fullmatch("[0-9]{1,9}", player) or not (place / path).is_file():
-                where = f"{root / name} line {number} ({line!r})"
+                where = f"{source} line {number} ({line!r})"
                 raise ValueError(f"{where} is not an image of {place} and a player's number: correct it")
-            rows.append(_row(root, place, place / path, labels, layout.pattern, layout.form) | {"player": player})
+            rows.append(_row(root, place, place / path, labels, *layout.rule) | {"player": player})
     return sorted(rows, key=lambda row: _by_parts(row["path"]))
 
 
 def _crop(path):
-    """What a path says: id, path, split and role by folders named so, the other folders, the number in its name."""
-    words = [part.casefold() for part in path.parts[:-1] if part.casefold() in _PARTS]
-    folders = [part for part in path.parts[:-1] if part.casefold() not in _PARTS]
+    """What a path (str) says: id, path, split and role by folders named so, the other folders, the name's number."""
+    *folders, name = path.split("/")
+    words = [folder.casefold() for folder in folders if folder.casefold() in _PARTS]
+    others = [folder for folder in folders if folder.casefold() not in _PARTS]
     split = _PARTS[words[0]] if words else ""
-    role = "train" if split == "train" else next((word for word in words if word in ("query", "gallery")), "")
-    number = re.match("(?:-?[0-9]+(?=_))?", path.name)[0]
-    return "_".join([*folders, path.stem]), path.as_posix(), split, role, "/".join(folders), number
+    role = "train" if split == "train" else next((word for word in words if word in _ASKED), "")
+    number = re.match("(?:-?[0-9]+(?=_))?", name)[0]
+    return "_".join([*others, name.rpartition(".")[0]]), path, split, role, "/".join(others), number
 
 
 def _refuse(root, table, wrong, what):
@@ -120,13 +127,11 @@ def _by_folders(root, layout, halved=False):
     `halved`: the first half of the players trains where no folder says who does.
     """
     found = [path for path in _files(root) if path.parent != root or path.suffix.lower() not in _NOTES]
-    for path in found:
-        _row(root, root, path, _TRAIN, layout.pattern, layout.form)
-    crops = [_crop(path) for path in sorted((path.relative_to(root) for path in found), key=_by_parts)]
-    table = pd.DataFrame(crops, columns=["image_id", "path", "split", "role", "player", "number"], dtype=object)
+    paths = sorted((_row(root, root, path, SETS[0], *layout.rule)["path"] for path in found), key=_by_parts)
+    table = pd.DataFrame(map(_crop, paths), columns=[*COLUMNS[:5], "number"], dtype=object)
     folder, number, placed = table["player"], table["number"], table["split"] != ""
     _refuse(root, table, placed.any() & ~placed, "lies in none of the folders train, val, test, query and gallery")
-    asked = table["role"].isin(["query", "gallery"])
+    asked = table["role"].isin(_ASKED)
     _refuse(root, table, asked.any() & (table["role"] == ""), "lies in neither query nor gallery")
     if folder.nunique() > 1:
         _refuse(root, table, folder == "", "lies in no player's folder, as others do")
@@ -151,25 +156,23 @@ def _by_folders(root, layout, halved=False):
 class Layout(NamedTuple):
     """How a layout is known, and how its images are found and named.
 
-    has: whether a folder has it; folders: {folder or list: (split, role)}, one with "?" may be missing; pattern: of
-    names below these folders, whose named groups are columns; form: the pattern as messages show it; hidden: both where
-    identities are hidden; read: a function (root, layout) that gives the rows; nested: images may lie in folders below;
-    named: players have names, or numbers that count within a "split" only, and are numbered anew; seen_once: persons of
-    one image are usual in training; grouped: a query is ranked within its sequence alone; single: columns in which no
-    two labelled images agree.
+    has: whether a folder has it; folders: those of each of SETS, or its lists, with a space between two, and with "?"
+    before one that may be missing; rule: the pattern of names below these folders, whose named groups are columns, and
+    the same as messages show it; hidden: both where identities are hidden; read: a function (root, layout) that gives
+    the rows; named: players have names, or numbers that count within a "split" only, and are numbered anew; seen_once:
+    persons of one image are usual in training; grouped: a query is ranked within its sequence alone; single: no two
+    labelled images agree in player, sequence and frame.
     """
 
     has: Callable
-    folders: dict
-    pattern: str = ".*"
-    form: str = "as a JPEG, PNG, BMP or WebP image"
-    hidden: tuple = ("", "")
+    folders: tuple = ()
+    rule: tuple = (".*", "as a JPEG, PNG, BMP or WebP image")
+    hidden: tuple = ()
     read: Callable = _by_names
-    nested: bool = False
     named: str = ""
     seen_once: bool = False
     grouped: bool = False
-    single: tuple = ()
+    single: bool = False
 
 
 def _with(*names):
@@ -178,9 +181,9 @@ def _with(*names):
 
 def _has_players(root):
     """Whether a folder has a folder train or val, or four and more of a player's images."""
-    folders = [path for path in _files(root, nested=False) if path.is_dir()]
+    folders = _folders(root)
     words = {folder.name.casefold() for folder in folders} & set(_PARTS)
-    of_players = len(folders) >= 4 and not words and any(map(_is_image, _files(folders[0], nested=False)))
+    of_players = len(folders) >= 4 and not words and any(map(_is_image, folders[0].glob("*")))
     return bool(words & {"train", "val"}) or of_players
 
 
@@ -190,17 +193,12 @@ def _soccernet(test):
         "(?:.*/)?(?P<image_id>[0-9]+-(?P<sequence>[0-9]{1,9})-(?P<player>[^-/]+)-(?P<frame>[0-9]{1,9})-"
         "[^-/]*-[^-/]*-[^-/]*-[0-9]+x[0-9]+)"
     )
-    folders = ("train", f"{test}/query", f"{test}/gallery", "?challenge/query", "?challenge/gallery")
+    hidden = "(?:.*/)?(?P<image_id>[0-9]+)-(?P<sequence>[0-9]{1,9})-[0-9]+x[0-9]+"
     return Layout(
         lambda root: any(re.fullmatch(pattern + _IMAGE, path.name) for path in _files(root / test / "query")),
-        dict(zip(folders, SETS, strict=True)),
-        pattern,
-        "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png",
-        (
-            "(?:.*/)?(?P<image_id>[0-9]+)-(?P<sequence>[0-9]{1,9})-[0-9]+x[0-9]+",
-            "{box}-{action}-{height}x{width}.png",
-        ),
-        nested=True,
+        ("train", f"{test}/query", f"{test}/gallery", "?challenge/query", "?challenge/gallery"),
+        (pattern, "{box}-{action}-{person}-{frame}-{class}-{id}-{uai}-{height}x{width}.png"),
+        (hidden, "{box}-{action}-{height}x{width}.png"),
         named="split",
         seen_once=True,
         grouped=True,
@@ -210,24 +208,27 @@ def _soccernet(test):
 LAYOUTS = {
     "Synergy": Layout(
         _with("reid_training", "reid_test"),
-        dict(zip((folder.replace("reid_ch", "?reid_ch") for folder in FOLDERS), SETS, strict=True)),
-        "(?P<player>[0-9]{1,9})_(?P<sequence>[0-9]{1,9})_(?P<frame>[0-9]{1,9})",
-        "{player}_{sequence}_{frame}.jpeg (whole numbers)",
+        tuple(folder.replace("reid_ch", "?reid_ch") for folder in FOLDERS),
+        (
+            "(?P<player>[0-9]{1,9})_(?P<sequence>[0-9]{1,9})_(?P<frame>[0-9]{1,9})",
+            "{player}_{sequence}_{frame}.jpeg (whole numbers)",
+        ),
         ("[0-9]{1,9}", "{image_id}.jpeg (a whole number)"),
-        single=("player", "sequence", "frame"),
+        single=True,
     ),
     # DukeMTMC and CUHK03 come in its form too. Player −1 is junk and 0 a distractor, in bounding_box_test alone.
     "Market-1501": Layout(
         _with("bounding_box_train", "bounding_box_test"),
-        {"bounding_box_train": _TRAIN, "query": _QUERY, "bounding_box_test": _GALLERY},
-        "(?P<player>-1|[0-9]{1,9})_c(?P<camera>[0-9]{1,4}).*",
-        "{player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg",
+        ("bounding_box_train", "query", "bounding_box_test"),
+        (
+            "(?P<player>-1|[0-9]{1,9})_c(?P<camera>[0-9]{1,4})[^/]*",
+            "{player}_c{camera}….jpg, as 0002_c1s1_000451_03.jpg",
+        ),
     ),
     "MSMT17": Layout(
         _with("list_train.txt"),
-        {"list_train.txt": _TRAIN, "list_val.txt": _TRAIN, "list_query.txt": _QUERY, "list_gallery.txt": _GALLERY},
-        "(?:.*/)?(?P<image_id>[0-9]+_[0-9]+_(?P<camera>[0-9]{1,4})_[^/]*)",
-        "{player}_{image}_{camera}_….jpg",
+        ("list_train.txt list_val.txt", "list_query.txt", "list_gallery.txt"),
+        ("(?:.*/)?(?P<image_id>[0-9]+_[0-9]+_(?P<camera>[0-9]{1,4})_[^/]*)", "{player}_{image}_{camera}_….jpg"),
         read=_by_lists,
         named="split",
     ),
@@ -235,15 +236,13 @@ LAYOUTS = {
     "SoccerNet ReID, valid": _soccernet("valid"),
     # Players who changed clothes: C is looked for in A. B, the clothes of A again, is left out.
     "PRCC": Layout(
-        lambda root: any(path.is_dir() for path in _files(root / "test" / "C", nested=False)),
-        {"train": _TRAIN, "?val": _TRAIN, "test/C": _QUERY, "test/A": _GALLERY},
-        "(?P<player>[^/]+)/.+",
-        "{player}/….jpg",
-        nested=True,
+        lambda root: bool(_folders(root / "test" / "C")),
+        ("train ?val", "test/C", "test/A"),
+        ("(?P<player>[^/]+)/.+", "{player}/….jpg"),
         named="set",
     ),
-    "a folder a player": Layout(_has_players, {}, read=partial(_by_folders, halved=True), named="set"),
-    "crops": Layout(lambda root: any(map(_is_image, _files(root))), {}, read=_by_folders, named="set"),
+    "a folder a player": Layout(_has_players, read=partial(_by_folders, halved=True), named="set"),
+    "crops": Layout(lambda root: any(map(_is_image, _files(root))), read=_by_folders, named="set"),
 }
 
 
@@ -287,13 +286,13 @@ def layout_rows(data_dir) -> pd.DataFrame:
     Paths are relative to the folder that has the layout. Where names do not say it, the sequence is the player (folds
     keep it whole), the frame counts a player's images, and the camera is 1 in the gallery, else 0, so that nothing is
     junk, as in the published code. Raises ValueError for a name off the layout's pattern and for two images of one id;
-    FileNotFoundError for a missing folder.
+    FileNotFoundError for a missing or empty folder.
     """
     name, root = find_layout(data_dir)
     layout = LAYOUTS[name]
     table = pd.DataFrame(layout.read(root, layout), dtype=object)
-    sets = [SETS.index(labels) for labels in zip(table["split"], table["role"], strict=True)]
-    table = table.iloc[np.argsort(sets, kind="stable")].reset_index(drop=True)
+    table["set"] = [SETS.index(labels) for labels in zip(table["split"], table["role"], strict=True)]
+    table = table.sort_values("set", kind="stable", ignore_index=True)
     if layout.named and isinstance(table["player"][0], str):
         table["player"] = _numbered(table, table["split"] if layout.named == "split" else "")
     defaults = {
@@ -301,14 +300,14 @@ def layout_rows(data_dir) -> pd.DataFrame:
         "frame": table.groupby(["split", "role", "player"]).cumcount(),
         "camera": (table["role"] == "gallery").astype(int),
     }
-    table = table.assign(**{column: values for column, values in defaults.items() if column not in table})
+    table = pd.DataFrame({**defaults, **table})
     numbers = ["player", "sequence", "frame", "camera"]
     table[numbers] = table[numbers].apply(pd.to_numeric).fillna(-1).astype(int)
     table["group"] = table["sequence"] + 1 if layout.grouped else 0
-    labelled = table[table["split"] != "challenge"]
     if layout.single:
-        keys = labelled[["split", *layout.single]].itertuples(index=False)
-        refuse_repeats(keys, labelled["path"], f"the same {', '.join(layout.single[:-1])} and {layout.single[-1]}")
+        labelled = table[table["split"] != "challenge"]
+        keys = labelled[["split", *numbers[:3]]].itertuples(index=False)
+        refuse_repeats(keys, labelled["path"], "the same player, sequence and frame")
     ranked = table[table["split"] != "train"]
     ids = ranked["image_id"].mask(ranked["split"] == "challenge", ranked["image_id"].str.lstrip("0"))
     refuse_repeats(zip(ranked["split"], ranked["role"], ids, strict=True), ranked["path"], "the same image id")

@@ -10,10 +10,9 @@ from reid_utils.data.layouts import LAYOUTS, SETS, beside, find_layout, find_roo
 
 COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera", "group"]
 _SETS = ["training", "test query", "test gallery", "challenge query", "challenge gallery"]
-_PUBLISHED = {  # identities (None where hidden) and images; source: the challenge toolkit's README and code
-    2023: dict(zip(_SETS, [(436, 8569), (50, 50), (50, 910), (None, 618), (None, 9505)], strict=True)),
-    2022: dict(zip(_SETS, [(436, 8569), (50, 50), (50, 910), (None, 468), (None, 8703)], strict=True)),
-}
+# Identities and images of the published sets, images alone of the challenge's; source: the toolkit's README and code.
+_LABELLED = ((436, 8569), (50, 50), (50, 910))
+_PUBLISHED = {2023: ((None, 618), (None, 9505)), 2022: ((None, 468), (None, 8703))}
 
 
 def load_manifest(data_dir) -> pd.DataFrame:
@@ -27,16 +26,15 @@ def load_manifest(data_dir) -> pd.DataFrame:
     systems leave behind are passed over. Warns about a test query without a gallery image and about fewer than ten
     sequences.
 
-    Raises FileNotFoundError for a missing folder; ValueError for an empty one, a file name off the pattern, a
+    Raises FileNotFoundError for a missing or empty folder; ValueError for a file name off the pattern, a
     duplicate, a player both in training and test, and a training player with one image: no pair can be drawn for it,
     the published code fails there too, and leaving it out unasked would change the set (SoccerNet's are left out, with
     a warning).
     """
     layout, root = find_layout(data_dir)
     manifest = layout_rows(data_dir)
-    if LAYOUTS[layout].seen_once:
-        manifest = _without_single_images(manifest)
     _check_players(manifest)
+    manifest = _with_pairs(manifest, LAYOUTS[layout].seen_once)
     prefix = root.relative_to(data_dir)
     manifest = manifest.assign(
         camera=read_cameras(root, manifest), path=[(prefix / path).as_posix() for path in manifest["path"]]
@@ -44,21 +42,31 @@ def load_manifest(data_dir) -> pd.DataFrame:
     return assign_folds(manifest)[COLUMNS]
 
 
-def _without_single_images(manifest):
-    """A manifest without training persons of one image."""
-    single = (manifest["split"] == "train") & ~manifest.duplicated(["split", "player"], keep=False)
-    if single.any():
-        warnings.warn(f"{single.sum()} training persons of a single image make no pair and are left out", stacklevel=3)
-    return manifest[~single].reset_index(drop=True)
+def _with_pairs(manifest, seen_once):
+    """A manifest whose training players have two images: others raise ValueError, or are left out if `seen_once`."""
+    alone = (manifest["split"] == "train") & ~manifest.duplicated(["split", "player"], keep=False)
+    if not alone.any():
+        return manifest
+    if not seen_once:
+        player, path = manifest.loc[alone.idxmax(), ["player", "path"]]
+        raise ValueError(
+            f"player {player} has a single training image, {path} ({alone.sum()} such players), which makes no pair: "
+            "add another image or remove it"
+        )
+    warnings.warn(f"{alone.sum()} training persons of a single image make no pair and are left out", stacklevel=3)
+    return manifest[~alone].reset_index(drop=True)
 
 
 def _check_players(manifest):
     """Raise ValueError for what no study can use, naming an image; warn of queries without a match."""
-    sets = {labels: rows.groupby("player")["path"].first() for labels, rows in manifest.groupby(["split", "role"])}
-    train, query, gallery = (sets.get(labels, pd.Series(dtype=object)) for labels in SETS[:3])
-    for role, paths in (("query", query), ("gallery", gallery)):
-        if paths.empty:
-            raise ValueError(f"there are no {role} images: put images to test on into folders query and gallery")
+    train, query, gallery = (
+        manifest[(manifest["split"] == split) & (manifest["role"] == role)].groupby("player")["path"].first()
+        for split, role in SETS[:3]
+    )
+    if query.empty or gallery.empty:
+        raise ValueError(
+            "there are no query or no gallery images: put images to test on into folders query and gallery"
+        )
     if -1 in train or (-1 in query and len(query) > 1):
         junk = (train if -1 in train else query)[-1]
         raise ValueError(f"{junk} shows junk or no known player (-1), which the gallery alone may: move or rename it")
@@ -67,15 +75,8 @@ def _check_players(manifest):
             raise ValueError(
                 f"player {player} is in both {train[player]} and {path}: the two sets must share no player"
             )
-    images = manifest.loc[manifest["split"] == "train", "player"].value_counts()
-    single = sorted(images.index[images == 1])
-    if single:
-        raise ValueError(
-            f"player {single[0]} has a single training image, {train[single[0]]} ({len(single)} such players), which "
-            "makes no pair: add another image or remove it"
-        )
-    lonely = sorted(set(query.index) - set(gallery.index))
-    if lonely:
+    lonely = query.index.difference(gallery.index)
+    if len(lonely):
         warnings.warn(
             f"{len(lonely)} test queries have no gallery image of their player (first: player {lonely[0]}); "
             "scores leave them out",
@@ -93,9 +94,8 @@ def assign_folds(manifest, n_folds=None) -> pd.DataFrame:
     """
     from sklearn.model_selection import GroupKFold
 
-    rows = np.flatnonzero(manifest["split"] == "train")
-    groups = manifest["sequence"].to_numpy()[rows]
-    possible = len(np.unique(groups))
+    train = manifest[manifest["split"] == "train"]
+    possible = train["sequence"].nunique()
     if n_folds is not None and n_folds < 2:
         raise ValueError(f"n_folds is {n_folds}: give at least 2")
     if n_folds and possible < n_folds:
@@ -103,12 +103,13 @@ def assign_folds(manifest, n_folds=None) -> pd.DataFrame:
     count = min(n_folds or 10, possible)
     folds = np.full(len(manifest), -1)
     if count > 1:
-        for k, (_, held_out) in enumerate(GroupKFold(count).split(rows, groups=groups)):
-            folds[rows[held_out]] = k
-    split_players = manifest.assign(fold=folds).iloc[rows].groupby("player")["fold"].nunique()
+        for k, (_, held_out) in enumerate(GroupKFold(count).split(train, groups=train["sequence"])):
+            folds[train.index[held_out]] = k
+    manifest = manifest.assign(fold=folds)
+    split_players = manifest.loc[train.index].groupby("player")["fold"].nunique()
     if (split_players > 1).any():
         warnings.warn(f"player {split_players.idxmax()} falls into more than one fold", stacklevel=2)
-    return manifest.assign(fold=folds)
+    return manifest
 
 
 def fold_split(manifest, k) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -124,13 +125,13 @@ def fold_split(manifest, k) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     if k not in folds:
         raise ValueError(f"there is no fold {k}: the folds are {folds[0]} to {folds[-1]}")
     held_out = train[train["fold"] == k]
-    is_gallery = (held_out["frame"] > 0).astype(int)
-    held_out = held_out.assign(role=is_gallery.map({0: "query", 1: "gallery"}))
-    if train["camera"].nunique() == 1:
-        held_out = held_out.assign(camera=is_gallery)
-    if is_gallery.all():
+    asked = held_out["frame"] == 0
+    if not asked.any():
         raise ValueError(f"fold {k} has no image of frame 00 to be a query: take another fold")
-    return train[train["fold"] != k], held_out[is_gallery == 0], held_out[is_gallery == 1]
+    query, gallery = held_out[asked].assign(role="query"), held_out[~asked].assign(role="gallery")
+    if train["camera"].nunique() == 1:
+        query["camera"], gallery["camera"] = 0, 1
+    return train[train["fold"] != k], query, gallery
 
 
 def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.DataFrame]:
@@ -164,21 +165,24 @@ def is_nobody(manifest) -> pd.Series:
     return (manifest["player"] == -1) | (manifest["player"] == 0) & (0 not in set(asked))
 
 
+def _sizes(manifest):
+    """Yield (set, identities or None where hidden, images) of all sets."""
+    known = set(manifest.loc[~is_nobody(manifest), "player"])
+    for name, (split, role) in zip(_SETS, SETS, strict=True):
+        players = manifest.loc[(manifest["split"] == split) & (manifest["role"] == role), "player"]
+        yield name, None if split == "challenge" else len(known & set(players)), len(players)
+
+
 def counts(manifest) -> pd.DataFrame:
     """Identities and images of each set: columns set, identities (Int64, missing where hidden), images."""
-    known = set(manifest.loc[~is_nobody(manifest), "player"])
-    rows = []
-    for name, (split, role) in zip(_SETS, SETS, strict=True):
-        part = manifest[(manifest["split"] == split) & (manifest["role"] == role)]
-        if len(part):
-            rows.append((name, pd.NA if split == "challenge" else len(known & set(part["player"])), len(part)))
+    rows = [size for size in _sizes(manifest) if size[-1]]
     return pd.DataFrame(rows, columns=["set", "identities", "images"]).astype({"identities": "Int64"})
 
 
 def _differences(manifest, year):
-    own = counts(manifest).astype(object).where(lambda table: table.notna(), None).set_index("set").T.to_dict("list")
-    found = [(name, tuple(own.get(name, (None, 0))), known) for name, known in _PUBLISHED[year].items()]
-    return [f"{name} {_in_words(*mine)} instead of {_in_words(*known)}" for name, mine, known in found if mine != known]
+    pairs = zip(_sizes(manifest), _LABELLED + _PUBLISHED[year], strict=True)
+    found = ((name, own, known) for (name, *own), known in pairs if (*own,) != known)
+    return [f"{name} {_in_words(*own)} instead of {_in_words(*known)}" for name, own, known in found]
 
 
 def _in_words(identities, images):
@@ -228,33 +232,41 @@ def _read_table(source):
         ) from error
 
 
+def _numbers(source, table, column, images):
+    """The numbers (Series) that a side file gives `images`, by their names in its column path.
+
+    Raises ValueError naming an image that is not there, has no row or two, and what is no whole number.
+    """
+    if not {"path", column} <= set(table.columns):
+        raise ValueError(
+            f"{source} has the columns {list(table.columns)}: it needs path and {column} (see docs/data.md)"
+        )
+    refuse_repeats(table["path"], f"{source}: " + table["path"], "two rows")
+    numbers = table.set_index("path")[column]
+    faults = [
+        f"gives {path} the {column} {number!r}: give a whole number from 0 up"
+        for path, number in numbers.items()
+        if not re.fullmatch("[0-9]{1,9}", number)
+    ]
+    known, own = numbers.index, pd.Index(images)
+    faults += [f"names {path}, which is no image here: correct it" for path in known.difference(own)]
+    faults += [f"gives no {column} for {path}: add its row" for path in own.difference(known)]
+    if faults:
+        raise ValueError(f"{source} {faults[0]}")
+    return numbers.astype(int)
+
+
 def read_cameras(root, manifest):
-    """The camera of each row (list of int): from cameras.csv where it lies there, else as the manifest has it."""
+    """The camera of each row (Series of int): from cameras.csv where it lies there, else as the manifest has it."""
     source = beside(root, "cameras.csv")
     if source is None:
         return manifest["camera"]
     table = _read_table(source)
-    if not {"path", "camera"} <= set(table.columns):
-        raise ValueError(f"{source} has the columns {list(table.columns)}: it needs path and camera")
-    refuse_repeats(table["path"], str(source) + ": " + table["path"], "two rows")
-    cameras = dict(zip(table["path"], table["camera"], strict=True))
     # A split that the file leaves out whole keeps the convention; half a split would mix two meanings.
-    named = manifest["path"].isin(cameras)
-    lacking = manifest["path"][~named & manifest["split"].isin(manifest["split"][named])]
-    faults = [
-        f"gives {path} the camera {camera!r}: give a whole number from 0 up"
-        for path, camera in cameras.items()
-        if not re.fullmatch("[0-9]{1,9}", camera)
-    ]
-    faults += [
-        f"names {path}, which is no image here: write paths as reid_test/query/NAME"
-        for path in sorted(cameras.keys() - set(manifest["path"]))
-    ]
-    faults += [f"gives no camera for {path}: add its row" for path in lacking]
-    if faults:
-        raise ValueError(f"{source} {faults[0]}")
-    given = zip(manifest["path"], manifest["camera"], strict=True)
-    return [int(cameras.get(path, camera)) for path, camera in given]
+    named = manifest["path"].isin(table.get("path", []))
+    covered = manifest["split"].isin(manifest["split"][named])
+    cameras = _numbers(source, table, "camera", manifest["path"][covered])
+    return manifest["path"].map(cameras).fillna(manifest["camera"]).astype(int)
 
 
 def challenge_truth(data_dir) -> pd.DataFrame | None:
@@ -270,23 +282,15 @@ def challenge_truth(data_dir) -> pd.DataFrame | None:
     if source is None:
         return None
     table = _read_table(source).rename(columns={"pid": "player"})
-    if {"split", "id", "player"} <= set(table.columns):
-        keys = table["split"] + "/" + table["id"]
-    elif {"path", "player"} <= set(table.columns):
-        keys = table["path"].str.removeprefix("reid_challenge/").str.rpartition(".")[0]
-    else:
-        raise ValueError(f"{source} has the columns {list(table.columns)}: it needs path, player or split, id, pid")
-    parts = keys.str.extract("^(query|gallery)/0*([0-9]{1,9})$")
-    good = parts.notna().all(axis=1) & table["player"].str.fullmatch("[0-9]{1,9}").astype(bool)
-    if not good.all():
-        raise ValueError(f"{source} row {good.argmin() + 2} gives no challenge image and player: correct it")
-    keys = parts[0] + "/" + parts[1]
-    refuse_repeats(keys, str(source) + ": " + keys, "two rows")
-    hidden = layout_rows(root).query("split == 'challenge'")[["image_id", "role"]]
-    images = hidden["role"] + "/" + hidden["image_id"].str.lstrip("0").replace("", "0")
-    different = sorted(set(keys) ^ set(images))
-    if different:
-        lacking = "names an image that is not there:" if different[0] in set(keys) else "has no row for"
-        raise ValueError(f"{source} {lacking} reid_challenge/{different[0]}: give the truth of these very images")
-    players = images.map(dict(zip(keys, table["player"].astype(int), strict=True)))
-    return hidden.assign(player=players)[["image_id", "player", "role"]].reset_index(drop=True)
+    if {"split", "id"} <= set(table.columns):
+        table["path"] = table["split"] + "/" + table["id"]
+    if "path" in table:
+        table["path"] = _challenge_names(table["path"])
+    hidden = layout_rows(root).query("split == 'challenge'").reset_index(drop=True)
+    names = _challenge_names(hidden["role"] + "/" + hidden["image_id"])
+    return hidden.assign(player=names.map(_numbers(source, table, "player", names)))[["image_id", "player", "role"]]
+
+
+def _challenge_names(paths):
+    """query/7 of reid_challenge/query/0007.jpeg and query/0007."""
+    return paths.str.replace(r"^(?:reid_challenge/)?(\w+/)0*([0-9]+)(?:\.\w+)?$", r"\1\2", regex=True)

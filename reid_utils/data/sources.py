@@ -71,12 +71,13 @@ def _rendered_name(rendering):
     from rendered_players.dataset import RENDERER_VERSION, render_dataset
 
     parameters = inspect.signature(render_dataset).parameters
-    defaults = {name: p.default for name, p in parameters.items() if name not in ("out_dir", "workers")}
-    unknown = sorted(set(rendering) - set(defaults) - {"workers"})
+    settings = {name: parameter.default for name, parameter in parameters.items() if name != "out_dir"}
+    unknown = sorted(set(rendering) - set(settings))
     if unknown:
-        raise ValueError(f"rendering has no setting {unknown[0]}: it has {', '.join(defaults)}, workers")
-    settings = defaults | {name: value for name, value in rendering.items() if name != "workers"}
-    if settings["difficulty"] == defaults["difficulty"]:
+        raise ValueError(f"rendering has no setting {unknown[0]}: it has {', '.join(settings)}")
+    settings |= rendering
+    del settings["workers"]
+    if settings["difficulty"] == parameters["difficulty"].default:
         del settings["difficulty"]  # sets of the default are older than the setting, and keep their name
     return f"rendered-{digest([RENDERER_VERSION, settings])[:10]}"
 

@@ -40,9 +40,10 @@ MARKERS = {  # folder of the figures: the lines of the README between which its 
 
 
 def finished(folder):
-    """{run id: its results.json} of a finished study, notebook 06 last.
+    """{run id: its results.json} of a finished study: what its tables are made from, notebook 06, then the others.
 
-    Raises ValueError where a run that the tables are made from is not done, or was done anew since.
+    Others, such as pictures of the data, are those of the tables' commit. Raises ValueError where a run that the tables
+    are made from is not done, or was done anew since.
     """
     paths = StudyFolders(folder)
     record = read_json(paths.record(LAST))
@@ -51,14 +52,12 @@ def finished(folder):
     for name, key in record["parts"]["upstream"].items():
         if (read_json(paths.record(name)) or {}).get("key") != key:
             raise ValueError(f"{folder}: {name} is not done, or was done anew after the tables; start the study again")
-    return {name: load_results(paths.results(name)) for name in [*record["parts"]["upstream"], LAST]}
-
-
-def beside(folder, runs):
-    """The study's other runs, such as its pictures of the data: {run id: its results.json}, of the tables' commit."""
-    done = {path.parent.name: load_results(path.parent) for path in sorted(folder.glob("results/*/results.json"))}
-    others = (name for name in done if StudyFolders(folder).record(name).exists())
-    return {name: done[name] for name in others if done[name]["git"] == runs[LAST]["git"]}
+    runs = {name: load_results(paths.results(name)) for name in [*record["parts"]["upstream"], LAST]}
+    for name in sorted(path.parent.name for path in folder.glob("results/*/results.json")):
+        result = load_results(paths.results(name))
+        if paths.record(name).exists() and result["git"] == runs[LAST]["git"]:
+            runs.setdefault(name, result)
+    return runs
 
 
 def clean_commit(runs):
@@ -83,12 +82,10 @@ def machine(runs):
 
 def summary(folder, runs, about=""):
     """The content of figures/study.json: where the committed numbers come from."""
-    values = runs[LAST]["values"]
-    tables = {
-        name: line | {"made by": result["notebook"]}
-        for result in runs.values()
-        for name, line in result["values"].get("tables", {}).items()
-    }
+    values, tables = runs[LAST]["values"], {}
+    for result in runs.values():
+        for name, line in result["values"].get("tables", {}).items():
+            tables[name] = line | {"made by": result["notebook"]}
     seeds = sorted({len(result["seeds"]) for result in runs.values() if result["notebook"] == "02_training"})
     return {
         "about": about,
@@ -96,7 +93,7 @@ def summary(folder, runs, about=""):
         "commit": clean_commit(runs),
         **machine(runs),
         "data": values["note"],
-        "seeds": f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else seeds[0],
+        "seeds": f"{seeds[0]} to {seeds[-1]}" if seeds[1:] else seeds[0],
         "queries": values["queries"],
         "rule": RULE,
         "tables": tables,
@@ -132,15 +129,16 @@ def about_figures(study):
 def results_section(figures):
     """The README's results section (Markdown) from study.json and tables/ in the folder `figures`."""
     study = read_json(figures / "study.json")
-    tables = pd.DataFrame(
-        {
-            "table": f"[{table}](figures/tables/{table}.md)",
-            "question": about["question"],
-            "measured by": about["notebook"],
-            "made by": f"`python run_all.py {study['study']} --only '{about['made by'].partition('_')[0]}*'`",
-        }
+    lines = [
+        (
+            f"[{table}](figures/tables/{table}.md)",
+            about["question"],
+            about["notebook"],
+            f"`python run_all.py {study['study']} --only '{about['made by'].partition('_')[0]}*'`",
+        )
         for table, about in study["tables"].items()
-    )
+    ]
+    tables = pd.DataFrame(lines, columns=["table", "question", "measured by", "made by"])
     others = sorted({path.stem for path in (figures / "tables").glob("[!.]*.md")} - {"findings", *study["tables"]})
     links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
     return (
@@ -192,29 +190,29 @@ def publish(folder, figures, readme, about=""):
     commit.
     """
     runs, markers = finished(folder), MARKERS["people" if about else "figures"]
-    runs |= {} if about else beside(folder, runs)
     given = read_json(StudyFolders(folder).study)
-    place = f"--data {shlex.quote(given['options']['data'] or '')}"
     changed = [word for word in shlex.split(given["command"]) if word.startswith(("--set", "--data", "--features"))]
     if changed and not about:
         raise ValueError(f"{folder} was run with {changed[0]}; publish a study that ran as its file says")
     study, files = summary(folder, runs, about), published_files(folder, runs)
-    in_readme(readme.read_text(encoding="utf-8"), "", markers)
+    text = readme.read_text(encoding="utf-8")
+    in_readme(text, "", markers)
     shutil.rmtree(figures / "tables", ignore_errors=True)
     (figures / "tables").mkdir(parents=True)
     for path in [*figures.glob("*.png"), *figures.glob("*.svg")]:
         path.unlink()
+    place = f"--data {shlex.quote(given['options']['data'] or '')}"
     for path in files:
         if path.parent.name == "tables":
-            text = path.read_text(encoding="utf-8")
-            write_text(figures / "tables" / path.name, text.replace(place, "--data FOLDER"))
+            table = path.read_text(encoding="utf-8").replace(place, "--data FOLDER")
+            write_text(figures / "tables" / path.name, table)
         elif not about:
             shutil.copy(path, figures)
     write_json(figures / "study.json", study)
     if not about:
         write_text(figures / "README.md", about_figures(study))
     section = people_section(figures) if about else results_section(figures)
-    write_text(readme, in_readme(readme.read_text(encoding="utf-8"), section, markers))
+    write_text(readme, in_readme(text, section, markers))
     return study
 
 
@@ -233,10 +231,9 @@ def run_again(study):
 def moved_lines(committed, again):
     """The lines in which the csv tables of a folder differ from those of another, as a unified diff [text]."""
     moved = []
-    for name in sorted(path.name for path in committed.glob("[!.]*.csv")):
-        paths = committed / name, again / name
-        texts = [path.read_text(encoding="utf-8").splitlines() for path in paths]
-        moved += difflib.unified_diff(*texts, *map(str, paths), n=0, lineterm="")
+    for path in sorted(committed.glob("[!.]*.csv")):
+        texts = [each.read_text(encoding="utf-8").splitlines() for each in (path, again / path.name)]
+        moved += difflib.unified_diff(*texts, str(path), str(again / path.name), n=0, lineterm="")
     return moved
 
 
@@ -260,18 +257,16 @@ def _act(action, folder, other):
     figures = REPOSITORY / "figures"
     if action in ("people", "verdicts") and not other:
         raise ValueError("give a folder and what is said of the set, or two folders to compare")
-    if action in ("figures", "people"):
+    if action == "verdicts":
+        return compare_verdicts(folder, Path(other))
+    if action != "verify":
         place = figures / "people" if other else figures
         publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "README.md", other or "")
         print(f"written: {place}, README.md")
         return True
-    if action == "verdicts":
-        return compare_verdicts(folder, Path(other))
-    if folder:
-        return verify(folder, figures)
-    again = run_again(read_json(figures / "study.json")["study"])
+    again = folder or run_again(read_json(figures / "study.json")["study"])
     agree = verify(again, figures)
-    if agree:
+    if agree and not folder:
         shutil.rmtree(again.parent)
     return agree
 
@@ -282,11 +277,11 @@ def main(arguments=None):
     parser.add_argument("action", choices=("figures", "people", "verify", "verdicts"))
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     parser.add_argument("other", nargs="?", help="verdicts: another study, or figures; people: what is said of the set")
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
-        return int(not _act(options.action, options.folder and options.folder.resolve(), options.other))
+        return int(not _act(given.action, given.folder and given.folder.resolve(), given.other))
     except (ValueError, OSError) as error:
-        print(f"{options.action}: {error}", file=sys.stderr)
+        print(f"{given.action}: {error}", file=sys.stderr)
         return 2
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from reid_utils.files import is_clutter, write_text
+from reid_utils.files import write_text
 from reid_utils.paper.results import REPOSITORY
 
 _STATIC = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
@@ -35,22 +35,20 @@ def build_report(root):
     import nbformat
 
     root = Path(root)
-    paths = (path for path in sorted((root / "notebooks").glob("*.ipynb")) if not is_clutter(path.name))
-    executed = (path for path in paths if not path.stem.endswith((".running", ".failed")))
-    books = {path.stem: nbformat.read(path, as_version=4) for path in executed}
-    if not books:
+    paths = sorted((root / "notebooks").glob("[!.]*.ipynb"))
+    executed = [path for path in paths if not path.stem.endswith((".running", ".failed"))]
+    if not executed:
         raise ValueError(f"{root} holds no executed notebook; run `python run_all.py {root.name}` first")
-    title = f"Report of the {root.name} study"
+    books = {path.stem: nbformat.read(path, as_version=4) for path in executed}
+    title = html.escape(f"Report of the {root.name} study")
     index = books.pop("06_paper_tables", nbformat.v4.new_notebook())
     links = "".join(f"<li><a href='{quote(name)}.html'>{html.escape(name)}</a></li>" for name in books)
-    part = root / ".report.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    for name, book in books.items():
-        write_text(part / f"{name}.html", _page(book, name, "<a href='index.html'>← report</a>"))
-    write_text(part / "index.html", _page(index, title, f"<h1>{html.escape(title)}</h1><ul>{links}</ul>"))
+    pages = {name: _page(book, name, "<a href='index.html'>← report</a>") for name, book in books.items()}
+    pages["index"] = _page(index, f"Report of the {root.name} study", f"<h1>{title}</h1><ul>{links}</ul>")
     shutil.rmtree(root / "report", ignore_errors=True)
-    return part.replace(root / "report")
+    for name, page in pages.items():
+        write_text(root / "report" / f"{name}.html", page)
+    return root / "report"
 
 
 def _page(notebook, title, opening):

@@ -87,9 +87,9 @@ def write_results(run, settings, **values):
         "run": run.run_id,
         "notebook": run.notebook,
         "entry": os.environ.get("STUDY_ENTRY", ""),
-        "settings": {name: _plain(value, name) for name, value in settings.items()},
-        "seeds": _plain(settings.get("seeds"), "seeds"),
-        "values": {name: _plain(value, name) for name, value in values.items()},
+        "settings": _plain(settings),
+        "seeds": _plain(settings).get("seeds"),
+        "values": _plain(values),
         "data_fingerprint": fingerprint,
         "files": sorted({path.relative_to(run.figures.parent).as_posix() for path in run.files}),
         "versions": _versions(),
@@ -101,12 +101,15 @@ def write_results(run, settings, **values):
     write_json(run.folder / "results.json", content)
 
 
-def _plain(value, name):
-    """A value as plain JSON holds it."""
-    try:
-        return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_listed))
-    except NotImplementedError as error:
-        raise TypeError(f"{name} holds {error}, which results.json cannot; give numbers, text or lists") from None
+def _plain(values):
+    """A mapping as plain JSON holds it."""
+    plain = {}
+    for name, value in values.items():
+        try:
+            plain[name] = msgspec.json.decode(msgspec.json.encode(value, enc_hook=_listed))
+        except NotImplementedError as error:
+            raise TypeError(f"{name} holds {error}, which results.json cannot; give numbers, text or lists") from None
+    return plain
 
 
 def _listed(value):

@@ -1,13 +1,13 @@
 """A table of the paper: rows over the same queries, gathered from runs, compared and written."""
 
 import re
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -36,8 +36,7 @@ class Comparison(NamedTuple):
     of: str = "aps"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, dict=True):
     """Rows over the same queries, each compared with its baseline.
 
     question: what comparing a row with its baseline answers. notebook: the one that measures the rows. rows: {name:
@@ -51,13 +50,13 @@ class Table:
     name: str
     question: str
     notebook: str = ""
-    rows: dict = field(default_factory=dict)
-    baselines: dict = field(default_factory=dict)
+    rows: dict = {}
+    baselines: dict = {}
     shared: frozenset = frozenset()
-    fields: dict = field(default_factory=dict)
-    claims: list = field(default_factory=list)
-    extra: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    fields: dict = {}
+    claims: list = []
+    extra: dict = {}
+    notes: list = []
 
     @cached_property
     def comparison(self):
@@ -82,27 +81,29 @@ class Table:
         """The table as it is written (DataFrame): row numbers, per cent with two decimals, `extra` columns last."""
         lines = []
         for number, line in enumerate(self.comparison.to_dict("records"), start=1):
-            arrays = self.rows[line["row"]]
-            line |= {column: float(np.mean(arrays[column])) for column in ("mAP", "rank1", "rank5", "mINP")}
-            shown = {column: round(100 * line[key], 2) for column, key in _PER_CENT.items()}
-            p = p_text(line["p_holm"], line["p"] <= line["p_floor"])
-            shown |= {"p (Holm)": p, "seeds": line["seeds"], "queries": line["queries"], "differ": line["informative"]}
-            more = {key: round(value, 3) for key, value in self.extra.get(line["row"], {}).items()}
-            lines.append({"no.": number, "row": line["row"], **shown, **more})
+            name = line["row"]
+            line |= {column: float(np.mean(self.rows[name][column])) for column in ("mAP", "rank1", "rank5", "mINP")}
+            shown = {"no.": number, "row": name} | {
+                column: round(100 * line[key], 2) for column, key in _PER_CENT.items()
+            }
+            shown["p (Holm)"] = p_text(line["p_holm"], line["p"] <= line["p_floor"])
+            shown |= {"seeds": line["seeds"], "queries": line["queries"], "differ": line["informative"]}
+            lines.append(shown | {key: round(value, 3) for key, value in self.extra.get(name, {}).items()})
         return pd.DataFrame(lines).astype({"differ": "Int64"} if lines else {})
 
     @property
     def compared(self):
         """Which rows are compared with which, to answer the question, as a sentence."""
         numbers = {name: str(number) for number, name in enumerate(self.rows, start=1)}
-        of = {}
-        for name, base in self.baselines.items():
-            if base != name:
-                of.setdefault(base, []).append(numbers[name])
-        if not of:
-            return f"No two rows here answer: {self.question}"
-        each = [f"{', '.join(of[base])} with row {numbers[base]}" for base in self.rows if base in of]
-        return f"Compared: {'; '.join(each)}, to answer: {self.question}"
+        of = {
+            base: [numbers[name] for name, other in self.baselines.items() if other == base != name] for base in numbers
+        }
+        each = [f"{', '.join(of[base])} with row {number}" for base, number in numbers.items() if of[base]]
+        return (
+            f"Compared: {'; '.join(each)}, to answer: {self.question}"
+            if each
+            else f"No two rows here answer: {self.question}"
+        )
 
     def commands(self, command):
         """The commands that make the rows again, a line for each stretch of rows of one run."""
@@ -116,8 +117,8 @@ class Table:
 
 
 _PER_CENT = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP", "mAP low": "low", "mAP high": "high"}
-_PER_CENT |= {name.replace("_", " "): name for name in ("difference", "diff_low", "diff_high")}
-_PER_CENT |= {name.replace("_", " "): name for name in ("queries_low", "queries_high", "smallest", "seed_sd")}
+_ALONE = ("difference", "diff_low", "diff_high", "queries_low", "queries_high", "smallest", "seed_sd")
+_PER_CENT |= {name.replace("_", " "): name for name in _ALONE}
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
@@ -161,9 +162,10 @@ def pool_folds(runs):
     for run in runs:
         fold = re.fullmatch(r"fold ([0-9]+)(?: of [0-9]+)?", run["settings"]["train_on"])
         name = re.sub("(fold.)[0-9]+", r"\1*", run["run"]) if fold else run["run"]  # what --only takes for all folds
-        groups.setdefault(name, []).append((fold and int(fold[1]), run))
-    kept = {name: of for name, of in groups.items() if len(of) > 1 or of[0][0] is None}
-    return [of[0][1] if of[0][0] is None else _pooled(name, of) for name, of in kept.items()]
+        groups.setdefault((name, bool(fold)), []).append((fold and int(fold[1]), run))
+    return [
+        _pooled(name, of) if folds else of[0][1] for (name, folds), of in groups.items() if len(of) > 1 or not folds
+    ]
 
 
 def _pooled(name, members):
