@@ -42,10 +42,9 @@ def hold(folders):
             "wait for it, end it, or give another folder with --runs"
         ) from None
     with lock:
-        since, command = datetime.now().isoformat(sep=" ", timespec="seconds"), f"study-{uuid.uuid4().hex}"
-        who = {"process": os.getpid(), "host": os.uname().nodename, "since": since, "command": command}
-        write_json(folders.holder, who)
-        yield command
+        who = {"process": os.getpid(), "host": os.uname().nodename, "command": uuid.uuid4().hex}
+        write_json(folders.holder, who | {"since": datetime.now().isoformat(sep=" ", timespec="seconds")})
+        yield who["command"]
 
 
 # One run, in this process or in a Dask worker's
@@ -83,11 +82,12 @@ def free_gpus():
 @contextmanager
 def _gpus(count):
     """Take so many free GPUs for the time of a block."""
-    taken = [free_gpus().pop(0) for _ in range(min(count, len(free_gpus())))] if count else []
+    taken = [free_gpus().pop(0) for _ in range(count) if free_gpus()]
     try:
         yield taken
     finally:
-        free_gpus().extend(taken) if taken else None
+        for gpu in taken:
+            free_gpus().append(gpu)
 
 
 def _task_wanted():
@@ -149,7 +149,7 @@ def connect(address, note=print):
         raise StudyError(
             f"no Dask scheduler can be reached at {address} ({reason}); start one (dask scheduler) or give its address"
         ) from None
-    executor = functools.cache(lambda gpus: _executor(client, gpus, note))
+    executor = functools.cache(functools.partial(_executor, client, note))
     with client:
         for warning in told:
             words = " ".join(word for word in str(warning.message).split() if word.strip("+-|"))
@@ -166,10 +166,10 @@ async def _knock(address):
     await (await connect(address)).close()
 
 
-def _executor(client, gpus, note):
+def _executor(client, note, gpus):
     """A client's executor for runs that ask for so many GPUs."""
     workers = client.scheduler_info()["workers"].values()
-    if max((worker["resources"].get("GPU", 0) for worker in workers), default=0) < gpus:
+    if gpus and all(worker["resources"].get("GPU", 0) < gpus for worker in workers):
         address = client.scheduler.address
         note(f"waiting for a Dask worker with GPU={gpus} (dask worker {address} --resources GPU={gpus})")
     return client.get_executor(pure=False, resources={"GPU": gpus} if gpus else None)

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from notebook_study.folders import StudyFolders
-from notebook_study.study_file import (
-    GIVEN,
-    Selection,
-    StudyError,
-    check_plain,
-    declared_in,
-    read_study,
-    unknown,
-)
+from notebook_study.study_file import GIVEN, Selection, StudyError, check_plain, declared_in, read_study, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,18 +46,18 @@ def expand(study, declared, own_features=False):
         if own_features:
             if "features" not in declared[entry.notebook]:
                 continue
-            entry = msgspec.structs.replace(entry, each=None, sets=None, after=None)
+            entry = replace(entry, each=None, sets=None, after=None)
         if study.tables and "tables" in declared[entry.notebook]:
-            entry = msgspec.structs.replace(entry, parameters={"tables": study.tables, **entry.parameters})
+            entry = replace(entry, parameters={"tables": study.tables, **entry.parameters})
         runs += _entry_runs(entry, declared, runs)
     if not runs:
         raise StudyError(f"study {study.name} has no notebook that declares the parameter 'features'")
     first = {}
     for run in runs:
-        other = first.setdefault(run.id, run).parameters
-        if first[run.id] is not run:
-            names = sorted(run.parameters.keys() | other.keys())
-            differs = next((name for name in names if run.parameters.get(name) != other.get(name)), None)
+        other = first.setdefault(run.id, run)
+        if other is not run:
+            ours, theirs = run.parameters, other.parameters
+            differs = min((n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)), default=None)
             how = f"add {differs!r} to named_by" if differs else "the notebook is listed twice"
             raise StudyError(f"two runs are called {run.id}: {how}")
     return runs
@@ -74,37 +66,36 @@ def expand(study, declared, own_features=False):
 def _entry_runs(entry, declared, earlier):
     """The runs of one entry; equal ones are merged."""
     stem, runs = entry.notebook, {}
-    for label, parameters, inputs in _variants(entry, declared[stem], declared, earlier):
+    for label, parameters, read in _variants(entry, declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
         parts = [part for part in (_readable(entry.name), label) if part]
         run_id = f"{stem}__{'_'.join(parts)}" if parts else stem
-        processes = {**declared[stem], **parameters}.get("processes", 1)  # that share a training want a GPU each
-        gpus = entry.gpus and max(entry.gpus, processes)
-        run = Run(run_id, stem, label, parameters, tuple(inputs), entry.minutes, gpus, entry.name)
-        runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
+        settings, inputs = {**declared[stem], **parameters}, tuple(run.id for run in read)
+        gpus = entry.gpus and max(entry.gpus, settings.get("processes", 1))  # that share a training want a GPU each
+        run = Run(run_id, stem, label, parameters, inputs, entry.minutes, gpus, entry.name)
+        runs.setdefault(json.dumps([run_id, settings, inputs], sort_keys=True), run)
     return list(runs.values())
 
 
-def _variants(entry, defaults, declared, earlier):
-    """(label, parameters, input ids) of every run of an entry, equal ones not yet merged."""
+def _variants(entry, declared, earlier):
+    """(label, parameters, runs that it reads) of every run of an entry, equal ones not yet merged."""
     where, common = entry.notebook, entry.parameters
     if entry.grid:
         for block in entry.grid:
             for values in itertools.product(*(v if isinstance(v, list) else [v] for v in block.values())):
                 parameters = {**common, **dict(zip(block, values, strict=True))}
                 names = list(block) if entry.named_by is None else entry.named_by
-                settings = {**defaults, **parameters}
-                inputs = _alike(where, entry.reads, settings, declared, earlier) if entry.reads else ()
-                yield _label(where, names, settings), parameters, inputs
+                settings = {**declared[where], **parameters}
+                read = _alike(where, entry.reads, settings, declared, earlier) if entry.reads else ()
+                yield _label(where, names, settings), parameters, read
     elif entry.each:
         for upstream in _select(where, entry.each, declared, earlier):
-            yield upstream.label, common, (upstream.id,)
+            yield upstream.label, common, [upstream]
     elif entry.sets:
         for name, selection in entry.sets.items():
-            chosen = _select(f"{where}: set {name}", selection, declared, earlier)
-            yield _readable(name), common, [run.id for run in chosen]
+            yield _readable(name), common, _select(f"{where}: set {name}", selection, declared, earlier)
     else:
-        yield "", common, [run.id for run in _after(where, entry.after, earlier)]
+        yield "", common, _after(where, entry.after, earlier)
 
 
 def _select(where, selection, declared, earlier):
@@ -113,18 +104,20 @@ def _select(where, selection, declared, earlier):
     Only runs of the entry called `name`; without it, of entries that have no name.
     """
     stem, wanted, name = selection.notebook, selection.where, selection.name
-    of_stem = [run for run in earlier if run.notebook == stem]
-    if not of_stem:
+    groups = {run.group for run in earlier if run.notebook == stem}
+    if not groups:
         raise unknown(f"{where} reads a notebook that no earlier entry runs:", stem, {run.notebook for run in earlier})
-    candidates = [run for run in of_stem if run.group == name]
-    if not candidates:
-        raise unknown(f"{where} reads {stem} of the entry", name, {run.group for run in of_stem})
+    if name not in groups:
+        raise unknown(f"{where} reads {stem} of the entry", name, groups)
     for key in wanted:
         if key not in declared[stem]:
             raise unknown(f"{where}: where: parameter", key, declared[stem])
     accepted = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
     chosen = [
-        run for run in candidates if all({**declared[stem], **run.parameters}[key] in accepted[key] for key in accepted)
+        run
+        for run in earlier
+        if (run.notebook, run.group) == (stem, name)
+        and all({**declared[stem], **run.parameters}[key] in values for key, values in accepted.items())
     ]
     if not chosen:
         raise StudyError(f"{where}: no run of {stem} matches where {json.dumps(wanted)}")
@@ -132,12 +125,12 @@ def _select(where, selection, declared, earlier):
 
 
 def _alike(where, reads, settings, declared, earlier):
-    """Ids of the earlier runs that a run of a grid with these settings reads (see `Reads`)."""
+    """The earlier runs that a run of a grid with these settings reads (see `Reads`)."""
     for name in reads.same:
         if name not in settings:
             raise unknown(f"{where}: reads: parameter", name, settings)
     wanted = Selection(reads.notebook, reads.name, {name: [settings[name]] for name in reads.same})
-    return [run.id for run in _select(where, wanted, declared, earlier)]
+    return _select(where, wanted, declared, earlier)
 
 
 def _after(where, after, earlier):
@@ -161,10 +154,9 @@ def _label(where, named_by, settings):
 
 def _short(name, value):
     """A parameter as it stands in a run id: a word stands alone, anything else carries its name."""
-    if isinstance(value, str) and value:
-        return _readable(value)
     values = value if isinstance(value, list) else [value]
-    return _readable("-".join([name, *(json.dumps(item).strip('"') or "none" for item in values)]))
+    words = [name, *(json.dumps(item).strip('"') or "none" for item in values)]
+    return _readable(value if isinstance(value, str) and value else "-".join(words))
 
 
 def _readable(text):

@@ -23,10 +23,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from notebook_study.folders import StudyFolders
-from notebook_study.keys import PACKAGE
+from notebook_study.keys import PACKAGE, altered, stamp
 from notebook_study.study_file import StudyError, declared_parameters
 from reid_utils.code import installed_versions
-from reid_utils.files import is_clutter, read_json, write_json, write_text
+from reid_utils.files import file_hash, is_clutter, read_json, write_json, write_text
 
 RUN = "from notebook_study.worker import main; sys.exit(main(sys.argv[1:]))"
 KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
@@ -194,13 +194,16 @@ def main(arguments):
 def prepare_folders(folders, run_id, key, fresh=False, command=""):
     """Make a run's results folder ready: what was begun with the same key stays, anything else makes way.
 
-    What another key left moves to results/superseded/<run id>/, but for the folders of seeds: their own record decides
-    whether their weights are taken up again. fresh: everything that the run ever made is deleted, unless the same
-    `command` has begun it anew before. The record of a former run goes first: from here on the run counts as not done.
+    What another key left, or somebody changed by hand, moves to results/superseded/<run id>/; of another key not the
+    folders of seeds: their own record decides whether their weights are taken up again. fresh: everything that the run
+    ever made is deleted, unless the same `command` has begun it anew before. The record of a former run goes first:
+    from here on the run counts as not done.
     """
     folder, kept = folders.results(run_id), folders.results(run_id) / "key"
-    former = (read_json(folders.record(run_id)) or {}).get("files", ())
-    drawn = [folders.root / name for name in former if name.startswith(("figures/", "tables/"))]
+    former = read_json(folders.record(run_id)) or {}
+    drawn = [folders.root / name for name in former.get("files", ()) if name.startswith(("figures/", "tables/"))]
+    for name in altered(folders.root, former):
+        _set_aside([folders.root / name], folders.superseded / run_id)
     folders.record(run_id).unlink(missing_ok=True)
     folders.failure(run_id).unlink(missing_ok=True)
     begun = [*(kept.read_text(encoding="utf-8") if kept.is_file() else "").split("\n"), ""]
@@ -284,13 +287,15 @@ def _run_notebook(job, saved):
 def _record(job, folders, saved, began):
     """Write the record that makes the run count as done: key, files, seconds, seconds until the kernel answered."""
     folder = folders.results(job["run"])
-    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file() and not is_clutter(path.name))]
-    listed = (read_json(folder / "results.json") or {}).get("files", [])
+    made = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_clutter(path.name)]
+    made += [folders.root / name for name in (read_json(folder / "results.json") or {}).get("files", [])]
+    names = {path.relative_to(folders.root).as_posix(): path for path in made}
     record = {
         "key": job["key"],
         "parts": job["parts"],
         "command": job["command"],
-        "files": [path.relative_to(folders.root).as_posix() for path in made] + listed,
+        "files": [saved.relative_to(folders.root).as_posix(), *names],  # the notebook may be looked at and saved
+        "contents": {name: [*stamp(path), file_hash(path)] for name, path in names.items() if path.is_file()},
         "seconds": round(time.time() - began, 1),
         "kernel_seconds": _kernel_seconds(saved),
     }
