@@ -62,14 +62,17 @@ def run_job(job, wanted=None, pause=0.1):
             f"{os.uname().nodename} does not see this study's folder {folders.root}; share it, at the same path "
             "on every machine"
         )
-    with _gpus(job["gpus"]) as gpus:
-        process = start_worker(job, gpus)
-        try:
-            while process.poll() is None and wanted():
-                time.sleep(pause)
-        finally:
-            process.kill()
-            process.wait()
+    gpus = [free_gpus().pop(0) for _ in range(job["gpus"]) if free_gpus()]
+    try:
+        with start_worker(job, gpus) as process:  # which waits for its end
+            try:
+                while process.poll() is None and wanted():
+                    time.sleep(pause)
+            finally:
+                process.kill()
+    finally:
+        for gpu in gpus:
+            free_gpus().append(gpu)
     return outcome(job, process.returncode, time.monotonic() - began)
 
 
@@ -77,17 +80,6 @@ def run_job(job, wanted=None, pause=0.1):
 def free_gpus():
     """The GPUs of this process that no run has; who submits runs keeps them from asking for more."""
     return visible_gpus(os.environ)
-
-
-@contextmanager
-def _gpus(count):
-    """Take so many free GPUs for the time of a block."""
-    taken = [free_gpus().pop(0) for _ in range(count) if free_gpus()]
-    try:
-        yield taken
-    finally:
-        for gpu in taken:
-            free_gpus().append(gpu)
 
 
 def _task_wanted():
@@ -98,8 +90,8 @@ def _task_wanted():
     key = worker.get_current_task()
 
     def wanted():
-        task, alive = worker.state.tasks.get(key), worker.status.name in ("running", "paused")
-        if not alive or task is None or task.state in ("cancelled", "released"):
+        task = worker.state.tasks.get(key)
+        if not task or task.state in ("cancelled", "released") or worker.status.name not in ("running", "paused"):
             raise Reschedule
         return True
 
@@ -185,8 +177,8 @@ def execute(jobs, submit, show, pause=0.5):
     object with started(run id), ended(Outcome), note(text) and tick(). Raises StudyError where a run is refused or the
     scheduler is lost.
     """
-    by_id = {job["run"]: job for job in jobs}
-    order = TopologicalSorter({name: [n for n in job["inputs"] if n in by_id] for name, job in by_id.items()})
+    ids = {job["run"] for job in jobs}
+    order = TopologicalSorter({job["run"]: ids & {*job["inputs"]} for job in jobs})
     order.prepare()
     ready, running, places, outcomes = set(), {}, {}, {}
 
@@ -197,18 +189,19 @@ def execute(jobs, submit, show, pause=0.5):
 
     while order.is_active():
         ready |= set(order.get_ready())
-        for name in [name for name in by_id if name in ready]:
-            bad = next((n for n in by_id[name]["inputs"] if n in outcomes and outcomes[n].name != "done"), None)
-            future = None if bad else submit(by_id[name], [by_id[other] for other in running.values()])
+        for job in [job for job in jobs if job["run"] in ready]:
+            bad = next((n for n in job["inputs"] if n in outcomes and outcomes[n].name != "done"), None)
             if bad:
-                ended(Outcome(name, "not run", message=f"needs {bad}"))
-            elif future:
-                running[future] = name
-            ready -= {name} if bad or future else set()
+                ended(Outcome(job["run"], "not run", message=f"needs {bad}"))
+            elif future := submit(job, running.values()):
+                running[future] = job
+            else:
+                continue
+            ready.remove(job["run"])
         finished = wait(running, pause, FIRST_COMPLETED).done if running else ()
-        _show_begun([by_id[name] for name in running.values()], places, show)
+        _show_begun(running.values(), places, show)
         for future in finished:
-            ended(_result(running.pop(future), future))
+            ended(_result(running.pop(future)["run"], future))
         show.tick()
     return outcomes
 
@@ -217,10 +210,10 @@ def _show_begun(jobs, places, show):
     """Show which runs have begun, as their processes' files say; `places` keeps where each began last."""
     for job in jobs:
         begun = read_json(StudyFolders(Path(job["root"])).job(job["run"])) or {}
-        place = begun.get("host"), begun.get("parent")
-        if begun.get("command") != job["command"] or places.get(job["run"]) == place:
+        place, former = (begun.get("host"), begun.get("parent")), places.get(job["run"])
+        if begun.get("command") != job["command"] or former == place:
             continue
-        if job["run"] in places:
+        if former:
             show.note(f"again   {job['run']} on {place[0]}: its worker was lost")
         else:
             show.started(job["run"])

@@ -150,22 +150,21 @@ def outcome(job, status, seconds):
     record, failed = read_json(folders.record(run_id)), read_json(folders.failure(run_id))
     if status == 0 and record:
         return Outcome(run_id, "done", seconds, record["kernel_seconds"])
+    message = failed["message"] if failed else _ending(status, folders.log(run_id))
     if status == REFUSED:
-        raise StudyError(failed["message"])
-    log = folders.log(run_id)
-    if failed:
-        message = failed["message"]
-    elif status < 0:
-        message = f"its process was killed by signal {-status} (out of memory?); see {log}"
-    else:
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        message = f"its process ended with status {status}: {''.join(last)}{_if_full(folders.root)}; see {log}"
+        raise StudyError(message)
     return Outcome(run_id, "failed", seconds, message=message)
 
 
-def _if_full(folder):
-    """What a full disk keeps from being logged, in words; empty where at least 1 MB is left."""
-    return f" (the disk of {folder} is full)" if shutil.disk_usage(folder).free < 2**20 else ""
+def _ending(status, log):
+    """What an exit status means, in words, where a run's process has written down no reason."""
+    if status < 0:
+        return f"its process was killed by signal {-status} (out of memory?); see {log}"
+    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    full = (
+        f" (the disk of {log} is full)" if shutil.disk_usage(log).free < 2**20 else ""
+    )  # less than 1 MB: nothing was logged
+    return f"its process ended with status {status}: {''.join(last)}{full}; see {log}"
 
 
 def main(arguments):
@@ -206,13 +205,13 @@ def prepare_folders(folders, run_id, key, fresh=False, command=""):
         _set_aside([folders.root / name], folders.superseded / run_id)
     folders.record(run_id).unlink(missing_ok=True)
     folders.failure(run_id).unlink(missing_ok=True)
-    begun = [*(kept.read_text(encoding="utf-8") if kept.is_file() else "").split("\n"), ""]
-    if fresh and begun[1] != command:
+    began, _, by = (kept.read_text(encoding="utf-8") if kept.is_file() else "").partition("\n")
+    if fresh and by != command:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(folders.superseded / run_id, ignore_errors=True)
         for path in drawn:
             path.unlink(missing_ok=True)
-    elif begun[0] != key:
+    elif began != key:
         stale = [path for path in sorted(folder.glob("*")) if not path.name.startswith("seed")]
         _set_aside([*stale, *drawn], folders.superseded / run_id)
     for place in (folders.notebook(run_id).parent, folders.figures, folders.tables):
@@ -240,14 +239,9 @@ def _execute(job, folders):
     failed, unfinished = saved.with_suffix(".failed.ipynb"), saved.with_suffix(".running.ipynb")
     try:
         _run_notebook(job, unfinished)
-    except papermill.PapermillExecutionError as error:
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
         unfinished.replace(failed)
-        last = " ".join(f"{error.ename}: {error.evalue}".split())
-        return _fail(job, folders, f"cell {error.cell_index} (In [{error.exec_count}]): {last}; see {failed}")
-    except DeadKernelError:
-        unfinished.replace(failed)
-        cell = _last_started(failed)
-        return _fail(job, folders, f"the kernel died in cell {cell} (out of memory, or killed); see {failed}")
+        return _fail(job, folders, f"{_reason(error, failed)}; see {failed}")
     unfinished.replace(saved)
     failed.unlink(missing_ok=True)
     _record(job, folders, saved, began)
@@ -310,10 +304,13 @@ def _kernel_seconds(saved):
     return round((datetime.fromisoformat(first) - start).total_seconds(), 1)
 
 
-def _last_started(saved):
-    """Number (from 0) of the last cell that a saved notebook began."""
+def _reason(error, saved):
+    """Why a notebook that was saved ended early, in one line."""
+    if hasattr(error, "ename"):
+        return " ".join(f"cell {error.cell_index} (In [{error.exec_count}]): {error.ename}: {error.evalue}".split())
     cells = read_json(saved)["cells"]
-    return max((n for n, cell in enumerate(cells) if cell["metadata"]["papermill"]["start_time"]), default=0)
+    last = max((n for n, cell in enumerate(cells) if cell["metadata"]["papermill"]["start_time"]), default=0)
+    return f"the kernel died in cell {last} (out of memory, or killed)"
 
 
 def _fail(job, folders, message):
