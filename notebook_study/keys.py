@@ -9,7 +9,7 @@ from pathlib import Path
 
 from notebook_study.study_file import StudyError, read_cells
 from reid_utils.code import code_digest, imported_code, imported_names, installed_versions
-from reid_utils.files import digest, file_hash, read_json
+from reid_utils.files import altered, digest, file_hash, read_json
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -29,7 +29,7 @@ def key_parts(run, notebook, lock, threads, upstream, data, portable=False, cont
     return {
         "parameters": run.parameters,
         "modules": imported_modules(notebook),  # names a broken cell
-        "notebook": digest([_cell_digest(source) for kind, source, _ in read_cells(notebook) if kind == "code"]),
+        "notebook": digest([code_digest(source) for source in _python_of(notebook).values()]),
         "packages": installed_versions(*_libraries(notebook, Path(lock))),
         "threads": threads,
         "upstream": upstream,
@@ -98,26 +98,20 @@ def imported_modules(notebook):
 def _notebook_imports(notebook):
     """The module names that a notebook's code cells may import. Raises StudyError naming a cell that is not Python."""
     names = set()
-    for number, (kind, source, _) in enumerate(read_cells(notebook), 1):
-        if kind == "code":
-            try:
-                names |= imported_names(_split(source)[0])
-            except SyntaxError as error:
-                raise StudyError(f"{notebook}: cell {number} has a syntax error in line {error.lineno}") from None
+    for number, source in _python_of(notebook).items():
+        try:
+            names |= imported_names(source)
+        except SyntaxError as error:
+            raise StudyError(f"{notebook}: cell {number} has a syntax error in line {error.lineno}") from None
     return names
 
 
-def _split(source):
-    """A cell's Python, and the lines in it that are IPython's own (%magic, !command, all of a %%cell)."""
-    lines = source.splitlines()
-    own = [line for line in lines if source.startswith("%%") or line.lstrip().startswith(("%", "!"))]
-    return "\n".join("" if line in own else line for line in lines), own
+def _python_of(notebook):
+    """The Python of each code cell of a notebook, IPython's own lines (%magic, !command) as calls, by its number."""
+    from IPython.core.inputtransformer2 import TransformerManager  # 0.2 s
 
-
-def _cell_digest(source):
-    """What a cell does: its code and IPython's own lines, without comments, docstrings and layout."""
-    python, own = _split(source)
-    return [code_digest(python), own]
+    cells = enumerate(read_cells(notebook), 1)
+    return {number: TransformerManager().transform_cell(text) for number, (kind, text, _) in cells if kind == "code"}
 
 
 @dataclass(frozen=True)
@@ -144,20 +138,5 @@ def _state(run, folders, key):
     if record["key"] != key[0]:
         return State("stale", ", ".join(changes(record["parts"], key[1])), record["seconds"])
     gone = [f"{name} is gone" for name in record["files"] if not (folders.root / name).exists()]
-    faults = gone or [f"{name} was changed by hand" for name in altered(folders.root, record)]
+    faults = gone or [f"{name} was changed by hand" for name in altered(folders.root, record.get("contents", {}))]
     return State("stale" if faults else "done", "".join(faults[:1]), record["seconds"])
-
-
-def altered(root, record):
-    """Names of the files below `root` that no longer hold what a run left; one that is gone is not among them.
-
-    A file is read only where its size or the time of its last change is another than recorded.
-    """
-    kept = {name: told for name, told in record.get("contents", {}).items() if (root / name).exists()}
-    return [name for name, told in kept.items() if stamp(root / name) != told[:2] and file_hash(root / name) != told[2]]
-
-
-def stamp(path):
-    """[size in bytes, time of the last change in ns] of a file."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]

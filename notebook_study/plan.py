@@ -173,9 +173,8 @@ def _check_parameters(stem, parameters, defaults):
             raise unknown(f"{stem}: parameter", name, set(defaults) - set(GIVEN))
         check_plain(value, f"{stem}: parameter {name}")
         default = defaults[name]
-        kinds = (int, float) if type(default) is float else type(default)
-        fits = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
-        if default is not None and value is not None and not fits:
+        kinds = {type(default), int if type(default) is float else None, type(None)}
+        if default is not None and type(value) not in kinds:
             raise StudyError(
                 f"{stem}: parameter {name} must be {type(default).__name__} like {default!r}, not {value!r}"
             )
@@ -217,28 +216,24 @@ def in_order(runs, states):
     return sorted(runs, key=lambda run: -longest[run.id])
 
 
-def find_inputs(notebook, only, root=ROOT, report=print):
+def find_inputs(notebook, only):
     """Result folders that `notebook` (its stem) reads, as texts.
 
     Those of the `quick` study where it has finished them; else of the `lab` study, whose runs matching the glob `only`
     are made first (about a minute, once). Raises RuntimeError naming the logs when one of them fails.
     """
-    for study in ("quick", "lab"):
-        folders = _inputs_of(notebook, study, root)
-        if all(StudyFolders(root / "runs" / study).record(folder.name).exists() for folder in folders):
+    for name in ("quick", "lab"):
+        folders, study = StudyFolders(ROOT / "runs" / name), read_study(ROOT / "studies" / f"{name}.yaml")
+        runs = expand(study, declared_in(study, ROOT / "notebooks"))
+        inputs = next(run.inputs for run in runs if run.notebook == notebook)
+        if all(folders.record(run_id).exists() for run_id in inputs):
             break
     else:
-        report(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
+        print(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
         command = [sys.executable, "run_all.py", "lab", "--only", only]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             told = (done.stderr or done.stdout).strip().splitlines()[-1]
-            raise RuntimeError(f"the lab study did not end well: {told} (logs: {root}/runs/lab/logs)")
-    report(f"reading {len(folders)} run(s) of the {study} study")
-    return [str(folder) for folder in folders]
-
-
-def _inputs_of(notebook, study, root):
-    asked = read_study(root / "studies" / f"{study}.yaml")
-    run = next(run for run in expand(asked, declared_in(asked, root / "notebooks")) if run.notebook == notebook)
-    return [StudyFolders(root / "runs" / study).results(upstream) for upstream in run.inputs]
+            raise RuntimeError(f"the lab study did not end well: {told} (logs: {folders.root}/logs)")
+    print(f"reading {len(inputs)} run(s) of the {name} study")
+    return [str(folders.results(run_id)) for run_id in inputs]

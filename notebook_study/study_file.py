@@ -49,7 +49,7 @@ class Entry(_Strict):
 
     notebook: str
     name: str = ""
-    minutes: float = 1.0
+    minutes: Annotated[float, Meta(ge=0, le=1e6)] = 1.0
     gpus: _Count = 0
     parameters: dict[str, Any] = {}
     grid: Annotated[list[Annotated[dict[str, Any], _Filled]], _Filled] | None = None
@@ -62,8 +62,6 @@ class Entry(_Strict):
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.+-]*", self.notebook):
             raise ValueError(f"notebook must be a file's name without folder and .ipynb, not {self.notebook!r}")
-        if not 0 <= self.minutes < float("inf"):
-            raise ValueError(f"minutes must be at least 0, not {self.minutes}")
         shapes = [shape for shape in SHAPES if getattr(self, shape) is not None]
         if len(shapes) > 1:
             raise ValueError(f"{self.notebook} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
@@ -137,10 +135,10 @@ def find_study(name, studies):
     """The path of a study: a yaml file, or a name in the folder `studies`. Raises StudyError naming the closest."""
     if str(name).endswith((".yaml", ".yml")):
         return Path(name)
-    known = {path.stem: path for path in sorted(Path(studies).glob("*.yaml"))}
+    known = [path.stem for path in Path(studies).glob("*.yaml")]
     if name not in known:
         raise unknown("study", name, known)
-    return known[name]
+    return Path(studies) / f"{name}.yaml"
 
 
 def read_study(path):

@@ -23,10 +23,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from notebook_study.folders import StudyFolders
-from notebook_study.keys import PACKAGE, altered, stamp
+from notebook_study.keys import PACKAGE
 from notebook_study.study_file import StudyError, declared_parameters
 from reid_utils.code import installed_versions
-from reid_utils.files import file_hash, is_clutter, read_json, write_json, write_text
+from reid_utils.files import altered, file_hash, is_clutter, read_json, stamp, write_json, write_text
 
 RUN = "from notebook_study.worker import main; sys.exit(main(sys.argv[1:]))"
 KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
@@ -199,9 +199,9 @@ def prepare_folders(folders, run_id, key, fresh=False, command=""):
     from here on the run counts as not done.
     """
     folder, kept = folders.results(run_id), folders.results(run_id) / "key"
-    former = read_json(folders.record(run_id)) or {}
-    drawn = [folders.root / name for name in former.get("files", ()) if name.startswith(("figures/", "tables/"))]
-    for name in altered(folders.root, former):
+    former = read_json(folders.record(run_id)) or {"files": []}
+    drawn = [folders.root / name for name in former["files"] if name.startswith(("figures/", "tables/"))]
+    for name in altered(folders.root, former.get("contents", {})):
         _set_aside([folders.root / name], folders.superseded / run_id)
     folders.record(run_id).unlink(missing_ok=True)
     folders.failure(run_id).unlink(missing_ok=True)

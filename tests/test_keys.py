@@ -11,7 +11,7 @@ from notebook_study.folders import StudyFolders
 from notebook_study.plan import Run
 from notebook_study.study_file import StudyError
 from reid_utils import code
-from reid_utils.files import file_hash, folder_fingerprint, read_json, write_json, write_text
+from reid_utils.files import file_hash, folder_fingerprint, read_json, stamp, write_json, write_text
 
 
 def run_of(name, inputs=(), minutes=1.0, **parameters):
@@ -167,7 +167,7 @@ def test_a_result_that_was_changed_by_hand_is_told_and_one_that_was_copied_is_no
     path, run = tmp_path / "results" / "a" / "scores.csv", run_of("a")
     write_text(path, "0.71")
     kept = {"key": "k", "parts": {}, "seconds": 1, "files": ["results/a/scores.csv", "notebooks/a.ipynb"]}
-    kept["contents"] = {"results/a/scores.csv": [*keys.stamp(path), file_hash(path)]}
+    kept["contents"] = {"results/a/scores.csv": [*stamp(path), file_hash(path)]}
     write_json(tmp_path / "state" / "a.json", kept)
     write_text(tmp_path / "notebooks" / "a.ipynb", "looked at and saved")
 
