@@ -21,7 +21,7 @@ from pathlib import Path
 
 try:
     from notebook_study import engine, keys, machine, plan, progress, study_file, worker
-    from notebook_study.folders import StudyFolders, own_source, study_root
+    from notebook_study.folders import StudyFolders
     from reid_utils.files import file_hash, folder_fingerprint, read_json, write_json
 except ModuleNotFoundError as error:
     sys.exit(f"run_all: {error} in {sys.prefix} (~/.local does not count); give `make`, or .venv/bin/python run_all.py")
@@ -81,6 +81,27 @@ def source_of(study, args):
     except (RuntimeError, UnicodeEncodeError):
         raise ValueError(f"{other} is not valid UTF-8, or ~user with an unknown user: rename the folder") from None
     return path.parent if path.name == "data_reid" else path  # every set in the layout may be called so
+
+
+def study_root(runs, name, source=None, features=False):
+    """The folder of a study's results below `runs` (absolute): each other data set, or own features, has its own.
+
+    It carries the source's name, and a number where the folder of that name belongs to another source.
+    """
+    if source is None:
+        return runs / name
+    stem, roots = f"{name}-{'features-' if features else ''}{source.name or 'root'}", []
+    while not roots or roots[-1].exists():
+        roots.append(runs / (f"{stem}-{len(roots) + 1}" if roots else stem))
+    owners = {root: (read_json(root / "study.json") or {}).get("source") for root in roots}
+    own = [root for root, owner in owners.items() if owner and owner.items() & own_source(root, source).items()]
+    free = [root for root, owner in owners.items() if not owner or not Path(owner["absolute"]).exists()]
+    return [*own, *free][0]
+
+
+def own_source(root, source):
+    """What study.json keeps of the folder that a study reads, to know it again after both have moved."""
+    return source and {"absolute": str(source), "relative": os.path.relpath(source, root)}
 
 
 def read_plan(args):

@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecut
 from contextlib import contextmanager
 from datetime import datetime
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -56,7 +55,7 @@ def run_job(job, wanted=None, pause=0.1):
     wanted: by default whether the Dask worker that this is still is to do this task. Raises StudyError where the run
     is of another version, or the study's folder is not seen.
     """
-    folders, began, wanted = StudyFolders(Path(job["root"])), time.monotonic(), wanted or _task_wanted()
+    folders, began, wanted = StudyFolders(job["root"]), time.monotonic(), wanted or _task_wanted()
     if (read_json(folders.holder) or {}).get("command") != job["command"]:
         raise StudyError(
             f"{os.uname().nodename} does not see this study's folder {folders.root}; share it, at the same path "
@@ -205,7 +204,7 @@ def execute(jobs, submit, show, pause=0.5):
 def _show_begun(jobs, places, show):
     """Show which runs have begun, as their processes' files say; `places` keeps where each began last."""
     for job in jobs:
-        begun = read_json(StudyFolders(Path(job["root"])).job(job["run"])) or {}
+        begun = read_json(StudyFolders(job["root"]).job(job["run"])) or {}
         place, former = (begun.get("host"), begun.get("parent")), places.get(job["run"])
         if begun.get("command") != job["command"] or former == place:
             continue

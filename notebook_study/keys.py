@@ -22,7 +22,7 @@ def key_parts(run, notebook, lock, threads, upstream, data, portable=False, cont
 
     run: Run; notebook: its file; lock: requirements.lock, which names the libraries whose installed versions count (a
     missing one names none); threads: int; upstream: {run id: key}; data: fingerprint of the data (str); portable: as
-    the study file has it, named only where it is on; contents: {name: hash} of what the run reads beside all this.
+    the study file has it; contents: {name: hash} of what the run reads beside all this.
     """
     named = {name: Path(notebook).parent / value for name, value in run.parameters.items() if isinstance(value, str)}
     files = {name: file_hash(path) for name, path in named.items() if os.path.isfile(path)} | dict(contents)  # noqa: PTH113
@@ -34,8 +34,8 @@ def key_parts(run, notebook, lock, threads, upstream, data, portable=False, cont
         "threads": threads,
         "upstream": upstream,
         "data": data,
-        **({"portable": True} if portable else {}),
-        **({"files": files} if files else {}),
+        "portable": portable,
+        "files": files,
     }
 
 

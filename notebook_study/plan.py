@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from notebook_study.folders import StudyFolders
-from notebook_study.study_file import GIVEN, Selection, StudyError, check_plain, declared_in, read_study, unknown
+from notebook_study.study_file import GIVEN, Selection, StudyError, check_known, check_plain, declared_in, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,7 +82,7 @@ def _variants(entry, declared, earlier):
     where, common = entry.notebook, entry.parameters
     if entry.grid:
         for block in entry.grid:
-            for values in itertools.product(*(v if isinstance(v, list) else [v] for v in block.values())):
+            for values in itertools.product(*map(_listed, block.values())):
                 parameters = {**common, **dict(zip(block, values, strict=True))}
                 names = list(block) if entry.named_by is None else entry.named_by
                 settings = {**declared[where], **parameters}
@@ -103,16 +103,11 @@ def _select(where, selection, declared, earlier):
 
     Only runs of the entry called `name`; without it, of entries that have no name.
     """
-    stem, wanted, name = selection.notebook, selection.where, selection.name
-    groups = {run.group for run in earlier if run.notebook == stem}
-    if not groups:
-        raise unknown(f"{where} reads a notebook that no earlier entry runs:", stem, {run.notebook for run in earlier})
-    if name not in groups:
-        raise unknown(f"{where} reads {stem} of the entry", name, groups)
-    for key in wanted:
-        if key not in declared[stem]:
-            raise unknown(f"{where}: where: parameter", key, declared[stem])
-    accepted = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
+    stem, name, wanted = astuple(selection)
+    check_known(f"{where} reads a notebook that no earlier entry runs:", [stem], {run.notebook for run in earlier})
+    check_known(f"{where} reads {stem} of the entry", [name], {run.group for run in earlier if run.notebook == stem})
+    check_known(f"{where}: where: parameter", wanted, declared[stem])
+    accepted = {key: _listed(value) for key, value in wanted.items()}
     chosen = [
         run
         for run in earlier
@@ -126,36 +121,31 @@ def _select(where, selection, declared, earlier):
 
 def _alike(where, reads, settings, declared, earlier):
     """The earlier runs that a run of a grid with these settings reads (see `Reads`)."""
-    for name in reads.same:
-        if name not in settings:
-            raise unknown(f"{where}: reads: parameter", name, settings)
+    check_known(f"{where}: reads: parameter", reads.same, settings)
     wanted = Selection(reads.notebook, reads.name, {name: [settings[name]] for name in reads.same})
     return _select(where, wanted, declared, earlier)
 
 
 def _after(where, after, earlier):
     """The earlier runs named by `after`: "all", notebooks, or None."""
-    if after == "all":
-        return earlier
-    stems = after if isinstance(after, list) else [after] if after else []
-    for stem in stems:
-        if stem not in {run.notebook for run in earlier}:
-            raise unknown(f"{where}: after:", stem, {run.notebook for run in earlier} | {"all"})
-    return [run for run in earlier if run.notebook in stems]
+    stems = _listed(after or [])
+    check_known(f"{where}: after:", stems, {run.notebook for run in earlier} | {"all"})
+    return [run for run in earlier if run.notebook in stems or "all" in stems]
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]
 
 
 def _label(where, named_by, settings):
     """The readable end of a run id from the values of `named_by`."""
-    for name in named_by:
-        if name not in settings:
-            raise unknown(f"{where}: named_by: parameter", name, settings)
+    check_known(f"{where}: named_by: parameter", named_by, settings)
     return "_".join(_short(name, settings[name]) for name in named_by)
 
 
 def _short(name, value):
     """A parameter as it stands in a run id: a word stands alone, anything else carries its name."""
-    values = value if isinstance(value, list) else [value]
-    words = [name, *(json.dumps(item).strip('"') or "none" for item in values)]
+    words = [name, *(json.dumps(item).strip('"') or "none" for item in _listed(value))]
     return _readable(value if isinstance(value, str) and value else "-".join(words))
 
 
@@ -169,8 +159,7 @@ def _check_parameters(stem, parameters, defaults):
     for name, value in parameters.items():
         if name in GIVEN:
             raise StudyError(f"{stem}: parameter {name!r} is passed by run_all itself; remove it from the study file")
-        if name not in defaults:
-            raise unknown(f"{stem}: parameter", name, set(defaults) - set(GIVEN))
+        check_known(f"{stem}: parameter", [name], defaults.keys() - GIVEN)
         check_plain(value, f"{stem}: parameter {name}")
         default = defaults[name]
         kinds = {type(default), int if type(default) is float else None, type(None)}

@@ -81,7 +81,7 @@ def summary_text(runs, states, outcomes):
         spent, kernel = (f"{value:.1f}" if value else "" for value in (result.seconds, result.kernel_seconds))
         lines.append(f"{run.id:<{width}}  {result.name:<9} {spent:>8} {kernel:>13}".rstrip())
     executed = [result for result in outcomes.values() if result.seconds]
-    kernels = sum(result.kernel_seconds or 0 for result in executed)
+    kernels = sum(result.kernel_seconds for result in executed)
     spent = sum(result.seconds for result in executed)
     lines.append(f"{len(executed)} executed, {duration(spent)} in all, {duration(kernels)} of it starting kernels")
     return "\n".join(lines)

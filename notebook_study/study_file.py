@@ -123,12 +123,13 @@ def parse_yaml(text, origin):
         ) from None
 
 
-def unknown(what, name, known):
-    """A StudyError for a name nobody knows, with the closest known one."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    return StudyError(f"{what} {str(name)!r} is unknown; {hint}")
+def check_known(what, names, known):
+    """Raise StudyError for the first of `names` that is not among the known ones, with the closest of these."""
+    for name in (name for name in names if name not in known):
+        words = sorted(map(str, known))
+        close = difflib.get_close_matches(str(name), words, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words) or 'none'}"
+        raise StudyError(f"{what} {str(name)!r} is unknown; {hint}")
 
 
 def find_study(name, studies):
@@ -136,8 +137,7 @@ def find_study(name, studies):
     if str(name).endswith((".yaml", ".yml")):
         return Path(name)
     known = [path.stem for path in Path(studies).glob("*.yaml")]
-    if name not in known:
-        raise unknown("study", name, known)
+    check_known("study", [name], known)
     return Path(studies) / f"{name}.yaml"
 
 
@@ -185,7 +185,7 @@ def override(study, settings, declared):
                 raise StudyError(f"--set {setting}: threads must be a whole number of at least 1")
             study = replace(study, threads=value)
         elif dot and section != "rendering":
-            raise unknown("--set: field", key, [f"rendering.{known}" for known in study.rendering])
+            check_known("--set: field", [key], [f"rendering.{known}" for known in study.rendering])
         elif dot:
             study = replace(study, rendering={**study.rendering, name: value})
         else:
@@ -198,8 +198,7 @@ def _set_parameter(entries, name, value, declared):
     if name in GIVEN:
         raise StudyError(f"--set {name}: this parameter is passed by run_all itself (see --data, --features, --runs)")
     known = {key for entry in entries for key in declared[entry.notebook]} - set(GIVEN)
-    if name not in known:
-        raise unknown("--set: parameter", name, known | {"threads"})
+    check_known("--set: parameter", [name], known | {"threads"})
     return [_with(entry, name, value, declared[entry.notebook]) for entry in entries]
 
 
@@ -238,7 +237,6 @@ def declared_parameters(path):
     Raises StudyError where the notebook, the cell or a parameter that every notebook needs is missing, or where a
     default is not a literal. The kernel is always this interpreter, whatever name the notebook was saved with.
     """
-    path = Path(path)
     tagged = [source for kind, source, tags in read_cells(path) if kind == "code" and "parameters" in tags]
     if len(tagged) != 1:
         raise StudyError(f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")

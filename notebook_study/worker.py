@@ -6,7 +6,6 @@ killed at any moment counts as not done; its results folder keeps what a resumin
 
 import ctypes
 import itertools
-import json
 import logging
 import os
 import platform
@@ -62,7 +61,7 @@ class Outcome:
     run: str
     name: str
     seconds: float = 0.0
-    kernel_seconds: float | None = None
+    kernel_seconds: float = 0.0
     message: str = ""
 
 
@@ -129,7 +128,7 @@ def python(statement):
 
 def start_worker(job, gpus=()):
     """Start a job in a process of its own -> Popen. Its output goes to logs/<run id>.log."""
-    folders = StudyFolders(Path(job["root"]))
+    folders = StudyFolders(job["root"])
     write_json(folders.job(job["run"]), {**job, "parent": os.getpid(), "host": os.uname().nodename})
     log = folders.log(job["run"])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +145,7 @@ def start_worker(job, gpus=()):
 
 def outcome(job, status, seconds):
     """What an ended worker's exit status means -> Outcome. Raises StudyError for a worker of another version."""
-    folders, run_id = StudyFolders(Path(job["root"])), job["run"]
+    folders, run_id = StudyFolders(job["root"]), job["run"]
     record, failed = read_json(folders.record(run_id)), read_json(folders.failure(run_id))
     if status == 0 and record:
         return Outcome(run_id, "done", seconds, record["kernel_seconds"])
@@ -169,10 +168,10 @@ def _ending(status, log):
 
 def main(arguments):
     """Execute the job in a JSON file -> exit status: 0 done, 1 failed (the reason is in state/<run>.failed.json)."""
-    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    job = read_json(arguments[0])
     die_with(job["parent"])
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    folders = StudyFolders(Path(job["root"]))
+    folders = StudyFolders(job["root"])
     packages = job["parts"]["packages"]
     here, there = made_by() | installed_versions(*packages), job["made by"] | packages
     differs = next((name for name in there if here.get(name) != there[name]), None)
@@ -198,22 +197,23 @@ def prepare_folders(folders, run_id, key, fresh=False, command=""):
     ever made is deleted, unless the same `command` has begun it anew before. The record of a former run goes first:
     from here on the run counts as not done.
     """
-    folder, kept = folders.results(run_id), folders.results(run_id) / "key"
+    folder, aside = folders.results(run_id), folders.superseded / run_id
+    kept = folder / "key"
     former = read_json(folders.record(run_id)) or {"files": []}
     drawn = [folders.root / name for name in former["files"] if name.startswith(("figures/", "tables/"))]
     for name in altered(folders.root, former.get("contents", {})):
-        _set_aside([folders.root / name], folders.superseded / run_id)
+        _set_aside([folders.root / name], aside)
     folders.record(run_id).unlink(missing_ok=True)
     folders.failure(run_id).unlink(missing_ok=True)
     began, _, by = (kept.read_text(encoding="utf-8") if kept.is_file() else "").partition("\n")
     if fresh and by != command:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folders.superseded / run_id, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         for path in drawn:
             path.unlink(missing_ok=True)
     elif began != key:
         stale = [path for path in sorted(folder.glob("*")) if not path.name.startswith("seed")]
-        _set_aside([*stale, *drawn], folders.superseded / run_id)
+        _set_aside([*stale, *drawn], aside)
     for place in (folders.notebook(run_id).parent, folders.figures, folders.tables):
         place.mkdir(parents=True, exist_ok=True)
     write_text(kept, f"{key}\n{command}")

@@ -239,7 +239,7 @@ def test_a_colour_or_a_table_costs_no_training_and_a_loss_does(house):
     assert keys.changes(before["02"], after["02"]) == ["reid_utils.learning.losses changed"]
 
 
-def test_portable_instructions_make_another_key_and_their_absence_none(package):
+def test_portable_instructions_make_another_key(package):
     key_of(package)
     given = run_of("n"), package / "n.ipynb", "none", 1, {}, "f"
-    assert keys.key_parts(*given, portable=True) == keys.key_parts(*given) | {"portable": True}
+    assert keys.changes(keys.key_parts(*given), keys.key_parts(*given, portable=True)) == ["portable changed"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_study import GIVEN, REPOSITORY, make_clone, write_notebook
 
-from notebook_study import folders, keys, plan, progress, study_file
+from notebook_study import keys, plan, progress, study_file
 from notebook_study.plan import Run, expand
 from notebook_study.study_file import StudyError, declared_in, declared_parameters, override, read_study
 from reid_utils.files import write_json
@@ -253,8 +253,8 @@ def root_of(runs, **given):
     options = SimpleNamespace(**{"data": None, "features": None, **given})
     study = SimpleNamespace(data="rendered")
     source = run_all.source_of(study, options)
-    root = folders.study_root(runs, "full", source, bool(options.features))
-    write_json(root / "study.json", {"source": folders.own_source(root, source)})
+    root = run_all.study_root(runs, "full", source, bool(options.features))
+    write_json(root / "study.json", {"source": run_all.own_source(root, source)})
     return root.name
 
 
