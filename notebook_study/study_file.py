@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import msgspec
 import yaml
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 GIVEN = ("data", "out", "run_id", "inputs", "features")  # parameters that the engine passes to who declares them
 REQUIRED = ("out", "run_id", "inputs")  # of what the engine passes, what no run does without
@@ -19,8 +21,11 @@ class StudyError(ValueError):
     """A mistake in a study file, a notebook's parameters or the command line, told in one line."""
 
 
-class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class _Strict(Struct, forbid_unknown_fields=True, frozen=True):
     pass
+
+
+_Filled, _Count = Meta(min_length=1), Annotated[int, Meta(ge=0)]
 
 
 class Selection(_Strict):
@@ -44,28 +49,24 @@ class Entry(_Strict):
 
     notebook: str
     name: str = ""
-    minutes: float = 1.0
-    gpus: Annotated[int, msgspec.Meta(ge=0)] = 0
+    minutes: Annotated[float, Meta(ge=0, le=1e6)] = 1.0
+    gpus: _Count = 0
     parameters: dict[str, Any] = {}
-    grid: Annotated[list[Annotated[dict[str, Any], msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)] | None = (
-        None
-    )
+    grid: Annotated[list[Annotated[dict[str, Any], _Filled]], _Filled] | None = None
     named_by: list[str] | None = None
     reads: Reads | None = None
     each: Selection | None = None
-    sets: Annotated[dict[str, Selection], msgspec.Meta(min_length=1)] | None = None
+    sets: Annotated[dict[str, Selection], _Filled] | None = None
     after: str | list[str] | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.+-]*", self.notebook):
             raise ValueError(f"notebook must be a file's name without folder and .ipynb, not {self.notebook!r}")
-        if not 0 <= self.minutes < float("inf"):
-            raise ValueError(f"minutes must be at least 0, not {self.minutes}")
         shapes = [shape for shape in SHAPES if getattr(self, shape) is not None]
         if len(shapes) > 1:
             raise ValueError(f"{self.notebook} has both {shapes[0]!r} and {shapes[1]!r}; keep one")
         for name in ("named_by", "reads"):
-            if getattr(self, name) is not None and self.grid is None:
+            if getattr(self, name) is not None and not self.grid:
                 raise ValueError(f"{self.notebook} has {name!r} without 'grid'")
         empty = [name for block in self.grid or () for name, value in block.items() if value == []]
         if empty:
@@ -76,12 +77,12 @@ class Study(_Strict):
     """A study file as read; `entries` are the items under `notebooks`."""
 
     name: str = msgspec.field(name="study")
-    data: Annotated[str, msgspec.Meta(min_length=1)]
-    entries: Annotated[list[Entry], msgspec.Meta(min_length=1)] = msgspec.field(name="notebooks")
+    data: Annotated[str, _Filled]
+    entries: Annotated[list[Entry], _Filled] = msgspec.field(name="notebooks")
     question: str = ""
     rendering: dict[str, Any] = {}
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
-    images: Annotated[int, msgspec.Meta(ge=0)] = 0  # in training, where `minutes` were measured; 0: they never change
+    threads: Annotated[int, Meta(ge=1)] = 1
+    images: _Count = 0  # in training, where `minutes` were measured; 0: they never change
     tables: dict[str, Any] = {}  # a notebook that declares the parameter `tables` gets them as they are
     portable: bool = False  # the same instructions on every x86-64 processor; about a sixth slower
 
@@ -113,41 +114,40 @@ def parse_yaml(text, origin):
     try:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
         json.dumps(value, default=str, skipkeys=True)  # ends where a value holds itself
+        return value
     except yaml.YAMLError as error:
         raise StudyError(f"{origin} is not readable YAML: {' '.join(str(error).split())}") from None
     except (ValueError, RecursionError):
         raise StudyError(
             f"{origin} holds a value that cannot be read, is nested too deep or refers to itself"
         ) from None
-    return value
 
 
-def unknown(what, name, known):
-    """A StudyError for a name nobody knows, with the closest known one."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    return StudyError(f"{what} {str(name)!r} is unknown; {hint}")
+def check_known(what, names, known):
+    """Raise StudyError for the first of `names` that is not among the known ones, with the closest of these."""
+    for name in (name for name in names if name not in known):
+        words = sorted(map(str, known))
+        close = difflib.get_close_matches(str(name), words, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words) or 'none'}"
+        raise StudyError(f"{what} {str(name)!r} is unknown; {hint}")
 
 
 def find_study(name, studies):
     """The path of a study: a yaml file, or a name in the folder `studies`. Raises StudyError naming the closest."""
     if str(name).endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise StudyError(f"study file {name} does not exist")
         return Path(name)
-    known = {path.stem: path for path in sorted(Path(studies).glob("*.yaml"))}
-    if name not in known:
-        raise unknown("study", name, known)
-    return known[name]
+    known = [path.stem for path in Path(studies).glob("*.yaml")]
+    check_known("study", [name], known)
+    return Path(studies) / f"{name}.yaml"
 
 
 def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-        study = msgspec.convert(content, Study)
+        study = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8"), path.name), Study)
+    except FileNotFoundError:
+        raise StudyError(f"study file {path} does not exist") from None
     except UnicodeDecodeError as error:
         raise StudyError(f"{path.name} is not UTF-8 text ({error}); save it as such") from None
     except msgspec.ValidationError as error:
@@ -183,13 +183,13 @@ def override(study, settings, declared):
         if key == "threads":
             if type(value) is not int or value < 1:
                 raise StudyError(f"--set {setting}: threads must be a whole number of at least 1")
-            study = msgspec.structs.replace(study, threads=value)
+            study = replace(study, threads=value)
         elif dot and section != "rendering":
-            raise unknown("--set: field", key, [f"rendering.{known}" for known in study.rendering])
+            check_known("--set: field", [key], [f"rendering.{known}" for known in study.rendering])
         elif dot:
-            study = msgspec.structs.replace(study, rendering={**study.rendering, name: value})
+            study = replace(study, rendering={**study.rendering, name: value})
         else:
-            study = msgspec.structs.replace(study, entries=_set_parameter(study.entries, key, value, declared))
+            study = replace(study, entries=_set_parameter(study.entries, key, value, declared))
     return study
 
 
@@ -198,8 +198,7 @@ def _set_parameter(entries, name, value, declared):
     if name in GIVEN:
         raise StudyError(f"--set {name}: this parameter is passed by run_all itself (see --data, --features, --runs)")
     known = {key for entry in entries for key in declared[entry.notebook]} - set(GIVEN)
-    if name not in known:
-        raise unknown("--set: parameter", name, known | {"threads"})
+    check_known("--set: parameter", [name], known | {"threads"})
     return [_with(entry, name, value, declared[entry.notebook]) for entry in entries]
 
 
@@ -212,7 +211,7 @@ def _with(entry, name, value, defaults):
     # a list for a parameter that is not a list spans a grid, so it belongs in a block only
     swept = bool(grid) and all(name in block for block in grid)
     parameters = entry.parameters if swept else {**entry.parameters, name: value}
-    return msgspec.structs.replace(entry, parameters=parameters, grid=grid)
+    return replace(entry, parameters=parameters, grid=grid)
 
 
 # The notebooks that a study names: what is read in them without running them
@@ -238,7 +237,6 @@ def declared_parameters(path):
     Raises StudyError where the notebook, the cell or a parameter that every notebook needs is missing, or where a
     default is not a literal. The kernel is always this interpreter, whatever name the notebook was saved with.
     """
-    path = Path(path)
     tagged = [source for kind, source, tags in read_cells(path) if kind == "code" and "parameters" in tags]
     if len(tagged) != 1:
         raise StudyError(f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")

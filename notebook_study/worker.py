@@ -6,7 +6,6 @@ killed at any moment counts as not done; its results folder keeps what a resumin
 
 import ctypes
 import itertools
-import json
 import logging
 import os
 import platform
@@ -26,7 +25,7 @@ from notebook_study.folders import StudyFolders
 from notebook_study.keys import PACKAGE
 from notebook_study.study_file import StudyError, declared_parameters
 from reid_utils.code import installed_versions
-from reid_utils.files import is_clutter, read_json, write_json, write_text
+from reid_utils.files import altered, file_hash, is_clutter, read_json, stamp, write_json, write_text
 
 RUN = "from notebook_study.worker import main; sys.exit(main(sys.argv[1:]))"
 KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
@@ -62,7 +61,7 @@ class Outcome:
     run: str
     name: str
     seconds: float = 0.0
-    kernel_seconds: float | None = None
+    kernel_seconds: float = 0.0
     message: str = ""
 
 
@@ -129,7 +128,7 @@ def python(statement):
 
 def start_worker(job, gpus=()):
     """Start a job in a process of its own -> Popen. Its output goes to logs/<run id>.log."""
-    folders = StudyFolders(Path(job["root"]))
+    folders = StudyFolders(job["root"])
     write_json(folders.job(job["run"]), {**job, "parent": os.getpid(), "host": os.uname().nodename})
     log = folders.log(job["run"])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -146,34 +145,33 @@ def start_worker(job, gpus=()):
 
 def outcome(job, status, seconds):
     """What an ended worker's exit status means -> Outcome. Raises StudyError for a worker of another version."""
-    folders, run_id = StudyFolders(Path(job["root"])), job["run"]
+    folders, run_id = StudyFolders(job["root"]), job["run"]
     record, failed = read_json(folders.record(run_id)), read_json(folders.failure(run_id))
     if status == 0 and record:
         return Outcome(run_id, "done", seconds, record["kernel_seconds"])
+    message = failed["message"] if failed else _ending(status, folders.log(run_id))
     if status == REFUSED:
-        raise StudyError(failed["message"])
-    log = folders.log(run_id)
-    if failed:
-        message = failed["message"]
-    elif status < 0:
-        message = f"its process was killed by signal {-status} (out of memory?); see {log}"
-    else:
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        message = f"its process ended with status {status}: {''.join(last)}{_if_full(folders.root)}; see {log}"
+        raise StudyError(message)
     return Outcome(run_id, "failed", seconds, message=message)
 
 
-def _if_full(folder):
-    """What a full disk keeps from being logged, in words; empty where at least 1 MB is left."""
-    return f" (the disk of {folder} is full)" if shutil.disk_usage(folder).free < 2**20 else ""
+def _ending(status, log):
+    """What an exit status means, in words, where a run's process has written down no reason."""
+    if status < 0:
+        return f"its process was killed by signal {-status} (out of memory?); see {log}"
+    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    full = (
+        f" (the disk of {log} is full)" if shutil.disk_usage(log).free < 2**20 else ""
+    )  # less than 1 MB: nothing was logged
+    return f"its process ended with status {status}: {''.join(last)}{full}; see {log}"
 
 
 def main(arguments):
     """Execute the job in a JSON file -> exit status: 0 done, 1 failed (the reason is in state/<run>.failed.json)."""
-    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    job = read_json(arguments[0])
     die_with(job["parent"])
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    folders = StudyFolders(Path(job["root"]))
+    folders = StudyFolders(job["root"])
     packages = job["parts"]["packages"]
     here, there = made_by() | installed_versions(*packages), job["made by"] | packages
     differs = next((name for name in there if here.get(name) != there[name]), None)
@@ -194,24 +192,28 @@ def main(arguments):
 def prepare_folders(folders, run_id, key, fresh=False, command=""):
     """Make a run's results folder ready: what was begun with the same key stays, anything else makes way.
 
-    What another key left moves to results/superseded/<run id>/, but for the folders of seeds: their own record decides
-    whether their weights are taken up again. fresh: everything that the run ever made is deleted, unless the same
-    `command` has begun it anew before. The record of a former run goes first: from here on the run counts as not done.
+    What another key left, or somebody changed by hand, moves to results/superseded/<run id>/; of another key not the
+    folders of seeds: their own record decides whether their weights are taken up again. fresh: everything that the run
+    ever made is deleted, unless the same `command` has begun it anew before. The record of a former run goes first:
+    from here on the run counts as not done.
     """
-    folder, kept = folders.results(run_id), folders.results(run_id) / "key"
-    former = (read_json(folders.record(run_id)) or {}).get("files", ())
-    drawn = [folders.root / name for name in former if name.startswith(("figures/", "tables/"))]
+    folder, aside = folders.results(run_id), folders.superseded / run_id
+    kept = folder / "key"
+    former = read_json(folders.record(run_id)) or {"files": []}
+    drawn = [folders.root / name for name in former["files"] if name.startswith(("figures/", "tables/"))]
+    for name in altered(folders.root, former.get("contents", {})):
+        _set_aside([folders.root / name], aside)
     folders.record(run_id).unlink(missing_ok=True)
     folders.failure(run_id).unlink(missing_ok=True)
-    begun = [*(kept.read_text(encoding="utf-8") if kept.is_file() else "").split("\n"), ""]
-    if fresh and begun[1] != command:
+    began, _, by = (kept.read_text(encoding="utf-8") if kept.is_file() else "").partition("\n")
+    if fresh and by != command:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folders.superseded / run_id, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         for path in drawn:
             path.unlink(missing_ok=True)
-    elif begun[0] != key:
+    elif began != key:
         stale = [path for path in sorted(folder.glob("*")) if not path.name.startswith("seed")]
-        _set_aside([*stale, *drawn], folders.superseded / run_id)
+        _set_aside([*stale, *drawn], aside)
     for place in (folders.notebook(run_id).parent, folders.figures, folders.tables):
         place.mkdir(parents=True, exist_ok=True)
     write_text(kept, f"{key}\n{command}")
@@ -237,14 +239,9 @@ def _execute(job, folders):
     failed, unfinished = saved.with_suffix(".failed.ipynb"), saved.with_suffix(".running.ipynb")
     try:
         _run_notebook(job, unfinished)
-    except papermill.PapermillExecutionError as error:
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
         unfinished.replace(failed)
-        last = " ".join(f"{error.ename}: {error.evalue}".split())
-        return _fail(job, folders, f"cell {error.cell_index} (In [{error.exec_count}]): {last}; see {failed}")
-    except DeadKernelError:
-        unfinished.replace(failed)
-        cell = _last_started(failed)
-        return _fail(job, folders, f"the kernel died in cell {cell} (out of memory, or killed); see {failed}")
+        return _fail(job, folders, f"{_reason(error, failed)}; see {failed}")
     unfinished.replace(saved)
     failed.unlink(missing_ok=True)
     _record(job, folders, saved, began)
@@ -284,13 +281,15 @@ def _run_notebook(job, saved):
 def _record(job, folders, saved, began):
     """Write the record that makes the run count as done: key, files, seconds, seconds until the kernel answered."""
     folder = folders.results(job["run"])
-    made = [saved, *(path for path in sorted(folder.rglob("*")) if path.is_file() and not is_clutter(path.name))]
-    listed = (read_json(folder / "results.json") or {}).get("files", [])
+    made = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_clutter(path.name)]
+    made += [folders.root / name for name in (read_json(folder / "results.json") or {}).get("files", [])]
+    names = {path.relative_to(folders.root).as_posix(): path for path in made}
     record = {
         "key": job["key"],
         "parts": job["parts"],
         "command": job["command"],
-        "files": [path.relative_to(folders.root).as_posix() for path in made] + listed,
+        "files": [saved.relative_to(folders.root).as_posix(), *names],  # the notebook may be looked at and saved
+        "contents": {name: [*stamp(path), file_hash(path)] for name, path in names.items() if path.is_file()},
         "seconds": round(time.time() - began, 1),
         "kernel_seconds": _kernel_seconds(saved),
     }
@@ -305,10 +304,13 @@ def _kernel_seconds(saved):
     return round((datetime.fromisoformat(first) - start).total_seconds(), 1)
 
 
-def _last_started(saved):
-    """Number (from 0) of the last cell that a saved notebook began."""
+def _reason(error, saved):
+    """Why a notebook that was saved ended early, in one line."""
+    if hasattr(error, "ename"):
+        return " ".join(f"cell {error.cell_index} (In [{error.exec_count}]): {error.ename}: {error.evalue}".split())
     cells = read_json(saved)["cells"]
-    return max((n for n, cell in enumerate(cells) if cell["metadata"]["papermill"]["start_time"]), default=0)
+    last = max((n for n, cell in enumerate(cells) if cell["metadata"]["papermill"]["start_time"]), default=0)
+    return f"the kernel died in cell {last} (out of memory, or killed)"
 
 
 def _fail(job, folders, message):

@@ -94,6 +94,22 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp(path):
+    """[size in bytes, time of the last change in ns] of a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def altered(root, contents):
+    """Names of the files below `root` (Path) that no longer hold what they held; one that is gone is not among them.
+
+    contents: {name: [*stamp, file_hash]} of then. A file is read only where its stamp is another.
+    """
+    there = {root / name: kept for name, kept in contents.items() if (root / name).exists()}
+    changed = [path for path, kept in there.items() if stamp(path) != kept[:2] and file_hash(path) != kept[2]]
+    return [path.relative_to(root).as_posix() for path in changed]
+
+
 def digest(value):
     """SHA-256 (32 hex digits) of bytes, text or a plain value."""
     if not isinstance(value, bytes | str):

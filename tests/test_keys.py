@@ -11,7 +11,7 @@ from notebook_study.folders import StudyFolders
 from notebook_study.plan import Run
 from notebook_study.study_file import StudyError
 from reid_utils import code
-from reid_utils.files import folder_fingerprint, read_json, write_json, write_text
+from reid_utils.files import file_hash, folder_fingerprint, read_json, stamp, write_json, write_text
 
 
 def run_of(name, inputs=(), minutes=1.0, **parameters):
@@ -99,6 +99,16 @@ def test_a_file_that_a_parameter_names_counts_by_what_it_holds(package):
     assert keys.changes(before, key_of(package, run=run)) == ["content of start changed"]
 
 
+def test_what_the_caller_says_a_run_reads_counts_by_its_content(package):
+    given = [run_of("n")], package, "none", 1, "f"
+    key_of(package)
+    told = ({}, {"weights": "1"}, {"weights": "2"})
+    plain, first, second = (keys.run_keys(*given, contents=lambda run, own=own: own)["n"] for own in told)
+    assert keys.run_keys(*given)["n"] == plain
+    for before, after in ((plain, first), (first, second)):
+        assert before[0] != after[0] and keys.changes(before[1], after[1]) == ["content of weights changed"]
+
+
 def test_outputs_and_metadata_of_a_notebook_do_not_count(package):
     before = key_of(package)
     content = read_json(package / "n.ipynb")
@@ -151,6 +161,28 @@ def test_states_tell_done_stale_and_to_do(tmp_path):
         ("to do", "", 60),
     ]
     assert {state.name for state in keys.run_states(runs, StudyFolders(tmp_path), None).values()} == {"to do"}
+
+
+def test_a_result_that_was_changed_by_hand_is_told_and_one_that_was_copied_is_not(tmp_path):
+    path, run = tmp_path / "results" / "a" / "scores.csv", run_of("a")
+    write_text(path, "0.71")
+    kept = {"key": "k", "parts": {}, "seconds": 1, "files": ["results/a/scores.csv", "notebooks/a.ipynb"]}
+    kept["contents"] = {"results/a/scores.csv": [*stamp(path), file_hash(path)]}
+    write_json(tmp_path / "state" / "a.json", kept)
+    write_text(tmp_path / "notebooks" / "a.ipynb", "looked at and saved")
+
+    def state():
+        found = keys.run_states([run], StudyFolders(tmp_path), {"a": ("k", {})})["a"]
+        return found.name, found.reason
+
+    assert state() == ("done", "")
+    os.utime(path, (1, 1))
+    assert state() == ("done", "")
+    for content in ("0.91", "0.7", ""):
+        write_text(path, content)
+        assert state() == ("stale", "results/a/scores.csv was changed by hand")
+    path.unlink()
+    assert state() == ("stale", "results/a/scores.csv is gone")
 
 
 @pytest.fixture
@@ -207,7 +239,7 @@ def test_a_colour_or_a_table_costs_no_training_and_a_loss_does(house):
     assert keys.changes(before["02"], after["02"]) == ["reid_utils.learning.losses changed"]
 
 
-def test_portable_instructions_make_another_key_and_their_absence_none(package):
+def test_portable_instructions_make_another_key(package):
     key_of(package)
     given = run_of("n"), package / "n.ipynb", "none", 1, {}, "f"
-    assert keys.key_parts(*given, portable=True) == keys.key_parts(*given) | {"portable": True}
+    assert keys.changes(keys.key_parts(*given), keys.key_parts(*given, portable=True)) == ["portable changed"]

@@ -1,7 +1,9 @@
 """What make does on machines that differ: mirrors set for pip, linked environments, root."""
 
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from tiny_study import REPOSITORY
@@ -13,6 +15,7 @@ case "$*" in
 *"-m venv --clear"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
 *"pip config list"*) cat settings ;;
 *"-m uv"*) echo "$UV_DEFAULT_INDEX $SSL_CERT_FILE" >> uv.log ;;
+*paper.report*) echo "$*" > report.log ;;
 *jupyterlab*) echo "$*" "$JUPYTER_PATH" > lab.log ;;
 esac
 """
@@ -80,6 +83,29 @@ def test_the_lab_has_the_environments_kernel_and_root_may_open_it(tree):
     assert (tree / "lab.log").read_text().endswith(f" {tree}/.venv/share/jupyter:/others\n")
     root = subprocess.check_output(["id", "-u"], text=True) == "0\n"
     assert ("--allow-root" in (tree / "lab.log").read_text()) == root
+
+
+def test_the_report_is_of_the_study_finished_last_or_of_the_one_that_is_named(tree):
+    def reported(**environment):
+        assert make(tree, "report", **environment).returncode == 0
+        return (tree / "report.log").read_text().split()[-1]
+
+    assert reported() == "quick"
+    for number, name in enumerate(("smoke", "people")):
+        book = tree / "runs" / name / "notebooks" / "06_paper_tables.ipynb"
+        book.parent.mkdir(parents=True)
+        book.touch()
+        os.utime(book, (10 - number, 10 - number))
+    assert reported() == "smoke" and reported(STUDY="people") == "people"
+
+
+def test_the_address_of_the_lab_leads_to_the_way_through_the_notebooks():
+    environment = {**os.environ, "JUPYTER_CONFIG_PATH": str(REPOSITORY / ".jupyter")}
+    code = "import sys; from jupyterlab.labapp import LabApp; app = LabApp(); app.load_config_file(); "
+    code += "print(app.default_url)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    address = done.stdout.strip()
+    assert address.startswith("/lab/tree/") and (REPOSITORY / address.removeprefix("/lab/tree/")).is_file(), done
 
 
 def test_superseded_results_go_and_nothing_else(tree):

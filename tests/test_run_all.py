@@ -22,9 +22,13 @@ from tiny_study import (
     write_notebook,
 )
 
-from notebook_study.plan import expand
+from notebook_study.folders import StudyFolders
+from notebook_study.plan import Run, expand
 from notebook_study.study_file import declared_in, read_study
 from reid_utils.files import read_json, write_json
+
+sys.path.append(str(REPOSITORY))
+import run_all
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -173,6 +177,45 @@ def test_a_moved_clone_keeps_what_is_done_and_sees_what_is_gone_or_forced(finish
     assert "1 of 3 runs to execute" in call(clone, *dry, "--force", "--only", "*none")[1]
     (clone / "runs" / "tiny-crops" / "tables" / "T1.csv").unlink()
     assert "06_paper_tables (tables/T1.csv is gone)" in call(clone, *dry)[1]
+
+
+def test_a_table_that_was_edited_is_made_again_and_the_edited_one_is_kept(finished, tmp_path):
+    clone = make_clone(tmp_path / "moved")
+    shutil.copytree(finished[0] / "crops", clone / "crops")
+    shutil.copytree(finished[0] / "runs", clone / "runs")
+    root, data = clone / "runs" / "tiny-crops", ["--data", str(clone / "crops")]
+    (root / "tables" / "T1.csv").write_text("mine")
+    (root / "notebooks" / "02_training__none.ipynb").write_text("{}")  # looked at and saved
+    assert "06_paper_tables (tables/T1.csv was changed by hand)" in call(clone, "--dry-run", *data)[1]
+    status, out, _ = call(clone, *data)
+    assert status == 0 and "1 executed" in out
+    assert (root / "tables" / "T1.csv").read_text() == "02_training__none,4\n02_training__flip,4\n"
+    aside = root / "results" / "superseded" / "06_paper_tables"
+    assert [path.read_text() for path in aside.rglob("T1.csv")] == ["mine"]
+
+
+def test_pretrained_weights_count_by_what_the_file_holds_where_a_run_uses_them(tmp_path):
+    (tmp_path / "test_resnet.safetensors").write_text("1")
+    places = {"backbone": "test_resnet", "weights_dir": str(tmp_path)}
+
+    def told(**parameters):
+        run_all._hash_once.cache_clear()
+        return run_all.pretrained_weights(Run("02", "02_training", "", places | parameters, (), 1.0))
+
+    before = told(pretrained=True)
+    (tmp_path / "test_resnet.safetensors").write_text("2")
+    assert list(before) == list(told(pretrained=True)) == ["pretrained weights"] and before != told(pretrained=True)
+    assert told() == told(pretrained=True, backbone="resnet50") == told(pretrained=True, start_weights="x") == {}
+
+
+def test_results_from_a_processor_and_a_gpu_in_one_table_are_told(tmp_path):
+    folders, runs = StudyFolders(tmp_path), [Run(name, "02_training", "", {}, (), 1.0) for name in "abc"]
+    for name, device in (("a", "cpu: X"), ("b", "cpu: Y, AVX2")):
+        write_json(folders.results(name) / "results.json", {"device": device})
+    assert list(run_all.mixed(runs, folders)) == []
+    write_json(folders.results("c") / "results.json", {"device": "cuda: H200"})
+    (line,) = run_all.mixed(runs, folders)
+    assert line.startswith("02_training ran on cpu and cuda")
 
 
 FOREIGN = "raise SystemExit('foreign code was run')"
