@@ -61,8 +61,9 @@ def test_a_post_processing_and_a_fusion_rank(added):
     features = Features(query=query, gallery=gallery, query_players=np.arange(3), gallery_players=np.arange(7) % 3)
     distances = methods.distances_of(features, "cosine")
     np.testing.assert_allclose(distances, 1 - query @ gallery.T, rtol=1e-6)
-    fused = methods.fuse([distances + 2, 4 * (distances + 2)], "geometric")
-    np.testing.assert_allclose(fused, 2 * (distances + 2), rtol=1e-5)
+    positive = distances - distances.min() + 1
+    fused = methods.fuse([positive, 4 * positive], "geometric")
+    np.testing.assert_allclose(fused, 2 * positive, rtol=1e-5)
 
 
 def test_a_layout_is_found_and_read(tmp_path, monkeypatch):
