@@ -7,7 +7,6 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -116,11 +115,7 @@ def test_the_core_alone_installs_in_an_empty_environment(tmp_path):
     names = {_name(line) for line in _uv("pip", "freeze", "--python", python).stdout.splitlines()}
     assert "numpy" in names and not names & {"torch", "timm", "scikit-learn", "jupyterlab", "papermill"}, names
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    features = tmp_path / "elsewhere" / re.search(r'np.load\("(.*?)"\)', snippet)[1]
-    features.parent.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    sides = {side: rng.normal(size=(30, 8)).astype(np.float32) for side in ("query", "gallery")}
-    np.savez(features, **sides, query_players=np.arange(30) % 5, gallery_players=np.arange(30) % 5)
-    for code, expected in ((CORE, r"core works \[\]\n"), (snippet, r"(np.float64\()?0\.\d+\)?\n")):
+    (tmp_path / "elsewhere").mkdir()
+    for code, expected in ((CORE, r"core works \[\]\n"), (snippet, r"0\.\d+ [01]\.\d+\n")):
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path / "elsewhere")
         assert re.fullmatch(expected, done.stdout), done.stdout + done.stderr[-2000:]

@@ -12,7 +12,8 @@ from tools import publish as press
 from tools.publish import (
     LAST,
     MARKERS,
-    in_readme,
+    headlines,
+    in_page,
     main,
     moved_lines,
     people_section,
@@ -20,7 +21,7 @@ from tools.publish import (
     results_section,
 )
 
-FIGURES = REPOSITORY / "figures"
+FIGURES, RESULTS = REPOSITORY / "figures", REPOSITORY / "docs" / "results.md"
 BEGIN, END = MARKERS["figures"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
@@ -100,10 +101,10 @@ def test_publishing_leaves_the_studys_files_and_a_readme_made_from_them(study):
             "does it help?",
             "--only '06*'",
             "flip helps",
-            "| [T1](figures/",
+            "| [T1](../figures/",
         )
     )
-    assert "| [T1](figures/tables/T1.md) |" in text
+    assert "| [T1](../figures/tables/T1.md) |" in text
     row = next(line for line in text.splitlines() if "flip helps" in line)
     assert [cell.strip() for cell in row.split("|")[3:7]] == [
         "supported †", "2.57 (1.10 to 4.00)", "0.50 to 4.60", "< 0.0002",
@@ -145,7 +146,7 @@ def test_an_unfinished_study_and_a_readme_without_markers_are_refused(study, tmp
     with pytest.raises(ValueError, match="03_post_processing__a is not done"):
         publish(folder, figures, readme)
     with pytest.raises(ValueError, match="lacks the line"):
-        in_readme("# no markers", "", MARKERS["figures"])
+        in_page("# no markers", "", MARKERS["figures"])
 
 
 def test_a_picture_too_heavy_to_commit_is_named_and_nothing_is_touched(study):
@@ -231,7 +232,7 @@ def test_a_table_of_a_run_beside_the_others_is_in_the_readmes_table_of_tables(st
     (folder / "tables" / "T7.md").write_text("| T7 |\n")
     assert list(publish(folder, figures, readme)["tables"]) == ["T1", "T7"]
     text = " ".join(readme.read_text().split())
-    assert "[T7](figures/tables/T7.md) | at which accuracy? | 07 | `python run_all.py quick --only '07*'` |" in text
+    assert "[T7](../figures/tables/T7.md) | at which accuracy? | 07 | `python run_all.py quick --only '07*'` |" in text
     assert "does it help? | 02 | `python run_all.py quick --only '06*'` |" in text
 
 
@@ -268,11 +269,33 @@ def test_numbers_of_real_people_are_shown_with_the_sets_terms_and_without_its_im
 
 @pytest.mark.skipif(not (FIGURES / "people").exists(), reason="no study of real people is published yet")
 def test_the_readme_shows_what_the_published_tables_of_real_people_hold():
-    assert people_section(FIGURES / "people") in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert people_section(FIGURES / "people") in RESULTS.read_text(encoding="utf-8")
     about = read_json(FIGURES / "people" / "study.json")["about"].lower()
     assert "licence" in about or "cc by" in about
 
 
 @pytest.mark.skipif(not (FIGURES / "study.json").exists(), reason="no study is published yet: make figures")
 def test_the_readme_shows_what_the_committed_figures_hold():
-    assert f"{BEGIN}\n{results_section(FIGURES)}{END}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"{BEGIN}\n{results_section(FIGURES)}{END}" in RESULTS.read_text(encoding="utf-8")
+    begin, end = MARKERS["findings"]
+    assert f"{begin}\n{headlines(FIGURES)}{end}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path):
+    lines = {
+        "": "helps,a,supported,2,1,3\nhelps,b,open,1.5,-1,4\nhelps,c,supported,3,2,4\n"
+        "wins,a,open,-1,-2,0.5\nspreads,a,open,,,\n",
+        "people": "helps,x,contradicted,-2,-3,-1\n",
+    }
+    for name, text in lines.items():
+        (tmp_path / name / "tables").mkdir(parents=True)
+        write_json(tmp_path / name / "study.json", {})
+        head = "claim,compared,verdict,difference,diff low,diff high\n"
+        (tmp_path / name / "tables" / "findings.csv").write_text(head + text)
+    first, second, _, last = headlines(tmp_path).splitlines()
+    assert first == (
+        "- ✓ **Helps** — rendered players: supported in 2 of 3, open in 1 of 3 (a: +2.0, 1.0 to 3.0); "
+        "real people: contradicted in 1 of 1 (x: -2.0, -3.0 to -1.0)."
+    )
+    assert second == "- ? **Wins** — rendered players: open in 1 of 1 (a: -1.0, -2.0 to 0.5)."
+    assert "Rendered and real people disagree on: helps." in last

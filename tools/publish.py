@@ -1,12 +1,12 @@
-"""Show a finished study in figures/ and the README (`make figures`), or make it again and compare (`make verify`).
+"""Show a finished study in figures/, docs/results.md and README (`make figures`), or make it again (`make verify`).
 
-`python tools/publish.py figures [FOLDER]` copies a study's tables and figures to figures/, writes
-figures/study.json and, from these files alone, the README's results section. `… publish people FOLDER ABOUT` shows the
-numbers of a study of real crops in figures/people and the README, no image of the set; ABOUT names the set, its source
-and its terms, in the words that the README prints. `… publish verify [FOLDER]` compares the committed tables with those
-of another run: they are equal on the same machine type, their verdicts hold elsewhere. `… publish verdicts FOLDER
-OTHER` sets the findings of two studies, made with other seeds say, beside each other. Exit status: 0 done, or all
-agree; 1 some do not; 2 the study could not be run or read.
+`python tools/publish.py figures [FOLDER]` copies a study's tables and figures to figures/, writes figures/study.json
+and, from these files alone, the results in docs/results.md and the findings in README. `… publish.py people FOLDER
+ABOUT` shows the numbers of a study of real crops in figures/people and in the same pages, no image of the set; ABOUT
+names the set, its source and its terms, in the words that the page prints. `… publish.py verify [FOLDER]` compares the
+committed tables with those of another run: they are equal on the same machine type, their verdicts hold elsewhere.
+`… publish.py verdicts FOLDER OTHER` sets the findings of two studies, made with other seeds say, beside each other.
+Exit status: 0 done, or all agree; 1 some do not; 2 the study could not be run or read.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import pandas as pd
 
 from notebook_study.folders import StudyFolders
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.paper.claims import RULE, compare_verdicts, findings_text, read_findings
+from reid_utils.paper.claims import RULE, compare_verdicts, findings_text, read_findings, sign
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 
 LAST = "06_paper_tables"
 FIGURE_LIMIT = 300_000  # bytes; heavier ones are not committed
-MARKERS = {  # folder of the figures: the lines of the README between which its section stands
+MARKERS = {  # what is shown: the lines of docs/results.md, or for the findings of README, between which it stands
     "figures": (
         "<!-- results: begin; written by `make figures` from the files in figures/ -->",
         "<!-- results: end -->",
@@ -35,6 +35,10 @@ MARKERS = {  # folder of the figures: the lines of the README between which its 
     "people": (
         "<!-- people: begin; written by `python tools/publish.py people` from figures/people -->",
         "<!-- people: end -->",
+    ),
+    "findings": (
+        "<!-- findings: begin; written by `make figures` from the files in figures/ -->",
+        "<!-- findings: end -->",
     ),
 }
 
@@ -119,19 +123,19 @@ def about_figures(study):
     return (
         f"# Figures and tables of the {study['study']} study\n\n"
         f"Made at commit `{study['commit']}` ({study['data']}; {study['device']}; {versions}), copied from "
-        f"`runs/{study['study']}` by `make figures`, which writes `study.json` and the README's results section too; "
-        "`make verify` makes the tables anew and compares them.\n\n"
+        f"`runs/{study['study']}` by `make figures`, which writes `study.json`, docs/results.md and README's findings "
+        "too; `make verify` makes the tables anew and compares them.\n\n"
         "A figure's name begins with the run that drew it. Vector versions of those without one here lie in "
         f"`runs/{study['study']}/figures` after a run.\n"
     )
 
 
 def results_section(figures):
-    """The README's results section (Markdown) from study.json and tables/ in the folder `figures`."""
+    """The section of docs/results.md (Markdown) from study.json and tables/ in the folder `figures`."""
     study = read_json(figures / "study.json")
     lines = [
         (
-            f"[{table}](figures/tables/{table}.md)",
+            f"[{table}](../figures/tables/{table}.md)",
             about["question"],
             about["notebook"],
             f"`python run_all.py {study['study']} --only '{about['made by'].partition('_')[0]}*'`",
@@ -140,12 +144,12 @@ def results_section(figures):
     ]
     tables = pd.DataFrame(lines, columns=["table", "question", "measured by", "made by"])
     others = sorted({path.stem for path in (figures / "tables").glob("[!.]*.md")} - {"findings", *study["tables"]})
-    links = ", ".join(f"[{name}](figures/tables/{name}.md)" for name in others)
+    links = ", ".join(f"[{name}](../figures/tables/{name}.md)" for name in others)
     return (
         f"## What the {study['study']} study says\n\n"
         f"Small encoders on {study['data']}: {study['seeds']} seeds, {study['queries']} queries, made at commit "
         f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
-        "is put to the test ([more of each](figures/tables/findings.md)):\n\n"
+        "is put to the test ([more of each](../figures/tables/findings.md)):\n\n"
         f"{findings_text(read_findings(figures), study['rule'])}\n"
         "## Which table, which notebook, which command\n\n"
         f"{markdown_table(tables)}\n"
@@ -154,11 +158,11 @@ def results_section(figures):
 
 
 def people_section(figures):
-    """The README's section on real crops (Markdown) from study.json and tables/ in figures/people.
+    """The section of docs/results.md on real crops (Markdown) from study.json and tables/ in figures/people.
 
     Of the findings those on pre-training, and those on the loss that start from pre-trained weights.
     """
-    study, folder = read_json(figures / "study.json"), "figures/people/tables"
+    study, folder = read_json(figures / "study.json"), "../figures/people/tables"
     findings = read_findings(figures)
     of_loss = (findings["claim"] == "InfoNCE beats the ID loss") & ~findings["compared"].str.contains("from scratch")
     shown = findings[(findings["claim"] == "pre-training helps") | of_loss]
@@ -173,17 +177,66 @@ def people_section(figures):
     )
 
 
-def in_readme(text, section, markers):
-    """README text with what stands between two markers replaced. Raises ValueError where a marker is missing."""
+MOST_FINDINGS = 7  # that README shows
+
+
+def headlines(figures):
+    """README's findings (Markdown) from figures/ and figures/people: a line a claim, those with a verdict first."""
+    sets = {"rendered players": figures, "real people": figures / "people"}
+    found = {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
+    claims = dict.fromkeys(claim for each in found.values() for claim in each.loc[each["difference"] != "", "claim"])
+    lines, signs = [], {}
+    for claim in claims:
+        of_claim = {name: each[each["claim"] == claim] for name, each in found.items()}
+        signs[claim] = {name: _decided(each["verdict"]) for name, each in of_claim.items() if len(each)}
+        ours = next(iter(signs[claim].values()))
+        shown = "; ".join(f"{name}: {_in_words(each)}" for name, each in of_claim.items() if len(each))
+        lines.append((ours == 0, f"- {_MARKS[ours]} **{claim[0].upper()}{claim[1:]}** — {shown}."))
+    against = [claim for claim, of in signs.items() if {1, -1} <= set(of.values())]
+    apart = f"Rendered and real people disagree on: {', '.join(against)}." if against else (
+        "No claim is supported on one of the two and contradicted on the other."
+    )  # fmt: skip
+    shown = "\n".join(line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_FINDINGS])
+    marks = "✓ supported, ✗ contradicted, ? open or divided. Differences are points of mAP with 95 % intervals."
+    return f"{shown}\n\n{marks} {apart}\n"
+
+
+_MARKS = {1: "✓", -1: "✗", 0: "?"}
+
+
+def _decided(verdicts):
+    """1 or −1 where every verdict that is not open says so, else 0."""
+    signs = {sign(text) for text in verdicts} - {0}
+    return signs.pop() if len(signs) == 1 else 0
+
+
+def _in_words(findings):
+    """How many comparisons of a claim were decided, and the one in the middle with its interval."""
+    signs = findings["verdict"].map(sign)
+    counts = {"supported": (signs > 0).sum(), "contradicted": (signs < 0).sum(), "open": (signs == 0).sum()}
+    said = ", ".join(f"{kind} in {count} of {len(findings)}" for kind, count in counts.items() if count)
+    middle = findings.iloc[findings["difference"].astype(float).argsort().iloc[len(findings) // 2]]
+    low, high = float(middle["diff low"]), float(middle["diff high"])
+    return f"{said} ({middle['compared']}: {float(middle['difference']):+.1f}, {low:.1f} to {high:.1f})"
+
+
+def show_findings(figures, readme):
+    """Write README's findings from what figures/ holds."""
+    text = readme.read_text(encoding="utf-8")
+    write_text(readme, in_page(text, headlines(figures), MARKERS["findings"]))
+
+
+def in_page(text, section, markers):
+    """A page's text with what stands between two markers replaced. Raises ValueError where a marker is missing."""
     head, begin, rest = text.partition(markers[0])
     _, end, tail = rest.partition(markers[1])
     if not begin or not end:
-        raise ValueError(f"README.md lacks the line {markers[0]!r} or {markers[1]!r}")
+        raise ValueError(f"the page lacks the line {markers[0]!r} or {markers[1]!r}")
     return f"{head}{begin}\n{section}{end}{tail}"
 
 
-def publish(folder, figures, readme, about=""):
-    """Copy the finished study in `folder` to `figures` and write the README's section -> the summary written.
+def publish(folder, figures, page, about=""):
+    """Copy the finished study in `folder` to `figures` and write its section of a page -> the summary written.
 
     about: what is to be said of real crops, of which tables alone are shown and whose place is left out; "" for a study
     that ran as its file says. Raises ValueError, before anything is touched, unless all its runs were made at one clean
@@ -195,8 +248,8 @@ def publish(folder, figures, readme, about=""):
     if changed and not about:
         raise ValueError(f"{folder} was run with {changed[0]}; publish a study that ran as its file says")
     study, files = summary(folder, runs, about), published_files(folder, runs)
-    text = readme.read_text(encoding="utf-8")
-    in_readme(text, "", markers)
+    text = page.read_text(encoding="utf-8")
+    in_page(text, "", markers)
     shutil.rmtree(figures / "tables", ignore_errors=True)
     (figures / "tables").mkdir(parents=True)
     for path in [*figures.glob("*.png"), *figures.glob("*.svg")]:
@@ -212,7 +265,7 @@ def publish(folder, figures, readme, about=""):
     if not about:
         write_text(figures / "README.md", about_figures(study))
     section = people_section(figures) if about else results_section(figures)
-    write_text(readme, in_readme(text, section, markers))
+    write_text(page, in_page(text, section, markers))
     return study
 
 
@@ -261,8 +314,9 @@ def _act(action, folder, other):
         return compare_verdicts(folder, Path(other))
     if action != "verify":
         place = figures / "people" if other else figures
-        publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "README.md", other or "")
-        print(f"written: {place}, README.md")
+        publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "docs" / "results.md", other or "")
+        show_findings(figures, REPOSITORY / "README.md")
+        print(f"written: {place}, docs/results.md, README.md")
         return True
     again = folder or run_again(read_json(figures / "study.json")["study"])
     agree = verify(again, figures)
