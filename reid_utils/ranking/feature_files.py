@@ -115,7 +115,7 @@ def _check_labels(path, kind, found):
         raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
 
 
-def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
+def write_distance_csv(path, distances, query_ids, gallery_ids):
     """Write the challenge CSV, byte for byte what the toolkit's `numpy.savetxt` writes; atomically.
 
     `distances` (Q, G), in which +inf, for images of other groups, is written as 1 more than the largest number; ids
@@ -162,7 +162,7 @@ def _read_table(path):
     return np.loadtxt(text.splitlines(), delimiter=delimiter, ndmin=2, quotechar='"')
 
 
-def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_distance_csv(path):
     """Read a challenge CSV: (distances (Q, G) float64, query_ids (Q,) int64, gallery_ids (G,) int64).
 
     A byte order mark, semicolons, quoted cells, a `sep=` line and an empty corner are understood. Raises
@@ -247,7 +247,7 @@ def same_images(models):
 
     models: {name: Features}, players known. Raises ValueError naming the first difference in what several know.
     """
-    shared: dict = {}
+    shared = {}
     for kind in KINDS:
         names = [f"{role}_{kind}" for role in SIDES]
         ids = {
