@@ -16,7 +16,7 @@ from reid_utils.ranking.distances import (
     shared_galleries,
     squared_euclidean,
 )
-from reid_utils.ranking.feature_files import Features, csv_ids, load_features, write_distance_csv
+from reid_utils.ranking.feature_files import csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
 from reid_utils.ranking.metrics import labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
@@ -132,7 +132,6 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     """
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
-    features = Features(**features) if isinstance(features, dict) else features
     if features.query is not None:
         settings = {"k1": k1, "k2": k2, "jaccard_weight": jaccard_weight}
         return within_groups(features, partial(POST_PROCESSINGS[name], **settings))
@@ -191,13 +190,13 @@ def _galleries(matrices):
     return [(rows, place, [matrix[place] for matrix in matrices]) for rows, place in galleries]
 
 
-def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
+def score(distances, *labels):
     """All scores of one distance matrix, from one pass over it; with a model's labels `score(d, *labels_of(model))`.
 
     Returns a dict: "aps" (Q,) float64 with NaN where a query has no match, "firsts" (Q,) rank of the first match, and
     "mAP", "rank1", "rank5", "mINP", fractions of 1.
     """
-    found = rank_matches(distances, query_players, gallery_players, query_cameras, gallery_cameras)
+    found = rank_matches(distances, *labels)
     ranks = found.firsts[~np.isnan(found.firsts)]
     return {
         "aps": found.precisions,

@@ -19,7 +19,6 @@ from reid_utils.ranking.distances import as_array, check_count, check_ranked
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
-EXACT = 2**53  # from here on float64 holds neighbouring whole numbers as the same
 
 
 class Labels(NamedTuple):
@@ -32,9 +31,8 @@ class Labels(NamedTuple):
 
 
 def labels_of(model):
-    """The labels of `Features`, or of a mapping like them, for `score(distances, *labels_of(model))`."""
-    known = model if isinstance(model, dict) else vars(model)
-    return Labels(*(known.get(name) for name in Labels._fields))
+    """The labels of `Features`, for `score(distances, *labels_of(model))`."""
+    return Labels(*(getattr(model, name) for name in Labels._fields))
 
 
 def as_ids(values, name):
@@ -92,10 +90,10 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     return Labels(*labels)
 
 
-def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None):
+def matches(query_ids, gallery_ids, *cameras):
     """Masks (Q, G) of the matches and of the junk; arguments and errors as in `average_precisions`."""
-    query_ids, gallery_ids = as_ids(query_ids, "query_ids"), as_ids(gallery_ids, "gallery_ids")
-    labels = coded((len(query_ids), len(gallery_ids)), query_ids, gallery_ids, query_cams, gallery_cams)
+    shape = tuple(as_array(ids).size for ids in (query_ids, gallery_ids))
+    labels = coded(shape, query_ids, gallery_ids, *cameras)
     unknown = labels.gallery_players == -1
     own = labels.gallery_players == labels.query_players[:, None]
     hits = own & ~unknown & (labels.gallery_cameras != labels.query_cameras[:, None])
@@ -139,10 +137,10 @@ def _rank_row(row, labels, query):
     return (level / (level + no_farther)).mean(), before
 
 
-def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
+def rank_matches(distances, *labels):
     """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
     distances = check_ranked(distances, "distances")
-    labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
+    labels = coded(distances.shape, *labels)
     ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
     _report_skipped(sum(not matches.size for matches in before), labels)

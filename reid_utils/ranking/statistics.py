@@ -22,10 +22,6 @@ _FEW = 30  # informative queries; below this (and half of all) they are too few 
 _FEWEST_GROUPS = 5  # with fewer, Student's quantile alone is above 3 and the interval says nothing
 _SKEW = 2.25  # 1.5 for gamma distributions; as much more as `benchmarks.coverage` needs at 50 queries
 _ROUNDING = 1e-9  # scores closer than this are equal
-_COLUMNS = (
-    "row mAP low high difference diff_low diff_high queries_low queries_high rerun_low rerun_high "
-    "p p_holm smallest informative seed_sd seeds queries p_floor over"
-).split()
 
 
 class _Spread(NamedTuple):
@@ -284,7 +280,9 @@ def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
             against = paired_difference(aps, rows[baseline], shared, alpha=alpha, groups=groups)
             line |= {"diff_low": against.pop("low"), "diff_high": against.pop("high")} | against
         lines.append(line)
-    table = pd.DataFrame(lines).reindex(columns=_COLUMNS)
+    columns = ["row", "mAP", "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
+    columns += ["rerun_low", "rerun_high", "p", "p_holm", "smallest", "informative", "seed_sd", "seeds", "queries"]
+    table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor", "over"])
     return table.assign(p_holm=holm(table["p"]))
 
 
