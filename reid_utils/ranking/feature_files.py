@@ -52,8 +52,7 @@ class Features:
 
     def arrays(self):
         """{field: array} of what is known about the images, one entry each."""
-        known = {name: value for name, value in vars(self).items() if value is not None}
-        return {name: value for name, value in known.items() if name.startswith(SIDES)}
+        return {name: value for name, value in vars(self).items() if value is not None and name.startswith(SIDES)}
 
 
 def features_of(manifest, features, weights_sha256=""):
@@ -124,7 +123,7 @@ def write_distance_csv(path, distances, query_ids, gallery_ids):
     distances = check_ranked(distances, "distances")
     inside = distances < np.inf
     distances = np.where(inside, distances, distances.max(where=inside, initial=0) + 1)
-    queries, gallery = (_whole(*given) for given in ((query_ids, "query_ids"), (gallery_ids, "gallery_ids")))
+    queries, gallery = _whole(query_ids, "query_ids"), _whole(gallery_ids, "gallery_ids")
     if distances.shape != (len(queries), len(gallery)):
         counts = f"{len(queries)} query and {len(gallery)} gallery ids"
         raise ValueError(f"distances of shape {distances.shape} do not fit {counts}")

@@ -108,18 +108,18 @@ def _ranks(matrix):
 
 
 def _mean(matrices, transform):
-    return sum(transform(matrix) for matrix in matrices) / len(matrices)
+    return sum(transform(matrix) for matrix in _checked(matrices)) / len(matrices)
 
 
 def rank_average(matrices):
     """Control: mean rank of each gallery image, (Q, G) float64 from 1."""
-    return _mean(_checked(matrices), _ranks)
+    return _mean(matrices, _ranks)
 
 
 def reciprocal_rank_fusion(matrices, smoothing=60.0):
     """Control (Cormack et al. 2009): 1 − mean of (smoothing + 1) / (smoothing + rank), (Q, G) float64 in [0, 1)."""
     smoothing = check_number(smoothing, "smoothing")
-    return 1 - _mean(_checked(matrices), lambda matrix: (smoothing + 1) / (smoothing + _ranks(matrix)))
+    return 1 - _mean(matrices, lambda matrix: (smoothing + 1) / (smoothing + _ranks(matrix)))
 
 
 def min_max_fusion(matrices):
@@ -129,7 +129,7 @@ def min_max_fusion(matrices):
         low, high = (np.asarray(f(matrix, axis=1, keepdims=True), np.float64) for f in (np.min, np.max))
         return (matrix - low) / np.where(high > low, high - low, 1)
 
-    return _mean(_checked(matrices), normalised)
+    return _mean(matrices, normalised)
 
 
 def z_score_fusion(matrices):
@@ -140,7 +140,7 @@ def z_score_fusion(matrices):
         centred = matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64)
         return centred / np.where(deviation > 0, deviation, 1)
 
-    return _mean(_checked(matrices), normalised)
+    return _mean(matrices, normalised)
 
 
 FUSIONS = {

@@ -100,13 +100,12 @@ def _sweep_groups(features, rank):
     groups = groups_of(features)
     ranked = [rank(features.query[queries], features.gallery[gallery]) for queries, gallery in groups]
     for parts in zip(*ranked, strict=True):
-        if features.query_groups is None:
-            yield parts[0]
-            continue
-        distances = np.full((len(features.query), len(features.gallery)), np.inf, np.float32)
-        for (queries, gallery), (_, part) in zip(groups, parts, strict=True):
-            distances[np.ix_(queries, gallery)] = part
-        yield parts[0][0], distances
+        setting, distances = parts[0]
+        if features.query_groups is not None:
+            distances = np.full((len(features.query), len(features.gallery)), np.inf, np.float32)
+            for (queries, gallery), (_, part) in zip(groups, parts, strict=True):
+                distances[np.ix_(queries, gallery)] = part
+        yield setting, distances
 
 
 def within_groups(features, rank):
@@ -197,10 +196,11 @@ def score(distances, *labels):
     "mAP", "rank1", "rank5", "mINP", fractions of 1.
     """
     found = rank_matches(distances, *labels)
-    ranks = found.firsts[~np.isnan(found.firsts)]
+    firsts = found.firsts
+    ranks = firsts[~np.isnan(firsts)]
     return {
         "aps": found.precisions,
-        "firsts": found.firsts,
+        "firsts": firsts,
         "mAP": float(np.nanmean(found.precisions)),
         "rank1": float((ranks <= 1).mean()),
         "rank5": float((ranks <= 5).mean()),

@@ -46,12 +46,12 @@ def as_ids(values, name):
         texts = {isinstance(value, str) for value in ids.flat}
         ids = ids if len(texts) > 1 else np.array(ids.tolist())
     ids = ids.ravel() if ids.ndim == 2 and 1 in ids.shape else ids  # MATLAB has no (n,)
+    if ids.dtype.kind == "U":
+        return ids
     limit = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 2**63
-    if ids.dtype.kind != "U" and not (
-        ids.dtype.kind in "iufb" and (np.abs(ids) < limit).all() and (np.mod(ids, 1) == 0).all()
-    ):
+    if ids.dtype.kind not in "iufb" or (np.abs(ids) >= limit).any() or (np.mod(ids, 1) != 0).any():
         raise ValueError(f"{name} must be whole numbers or text throughout, exact in their type {ids.dtype}")
-    return ids if ids.dtype.kind == "U" else ids.astype(np.int64)
+    return ids.astype(np.int64)
 
 
 def check_same_kind(first, other, names):
@@ -211,7 +211,7 @@ def cmc(
         before = [matches[:1] for matches in before]
     steps = np.concatenate(before)
     shares = np.concatenate([np.full(matches.size, 1 / matches.size) for matches in before])
-    return np.bincount(steps[steps < topk], shares[steps < topk], topk).cumsum() / len(before)
+    return np.bincount(steps, shares, topk)[:topk].cumsum() / len(before)
 
 
 def _single_shot_curve(distances, labels, topk, rng):
@@ -240,7 +240,7 @@ def _drawn(ranking, player, topk, rng):
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
     drawn = of_player[(counts.cumsum() - counts)[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
     ranks = (drawn < drawn[:, players[order] == player]).sum(axis=1)
-    return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
+    return np.bincount(ranks, minlength=topk)[:topk] / _REPEATS
 
 
 def _expected(ranking, player, topk):

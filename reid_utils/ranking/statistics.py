@@ -131,17 +131,12 @@ def _added_by_seeds(parts):
     if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
         return 0.0, np.nan
     seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
-    residual = np.array([_residual(part) / part.shape[1] for part in parts])
+    rests = [part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean() for part in parts]
+    residual = np.array([np.sum(rest**2) / np.prod(np.subtract(rest.shape, 1)) / rest.shape[1] for rest in rests])
     df = np.array([len(part) - 1 for part in parts])
     added = max(0.0, float(np.sum(seen - residual / (df + 1))))
     welch = np.sum(seen) ** 2 / np.sum(seen**2 / df) if seen.any() else np.nan
     return added, float(welch)
-
-
-def _residual(part):
-    """Mean square of seeds × queries, of (seeds, units)."""
-    left = part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean()
-    return np.sum(left**2) / ((part.shape[0] - 1) * (part.shape[1] - 1))
 
 
 def _p_value(value, spread):
@@ -239,22 +234,11 @@ def holm(p_values):
     p_values: (n,) in [0, 1]. Returns (n,) float64, at most 1. Holm, Scandinavian Journal of Statistics, 1979.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
-    tested = np.flatnonzero(~np.isnan(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    corrected = np.full(len(p_values), np.nan)
-    scaled = p_values[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    order = np.argsort(p_values, kind="stable")  # NaN last
+    tests_left = np.count_nonzero(~np.isnan(p_values)) - np.arange(len(order))
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * tests_left), 1.0)
     return corrected
-
-
-def _describe(name, aps, groups):
-    """One row's own figures: mean score, interval, standard deviation of the seeds' means, counts."""
-    scores = _scores(aps)
-    low, high = mean_interval(scores, groups=groups)
-    of_seeds = np.nanmean(scores, axis=1)
-    seed_sd = float(of_seeds.std(ddof=1)) if len(scores) > 1 else float("nan")
-    figures = {"row": name, "mAP": float(of_seeds.mean()), "low": low, "high": high}
-    return figures | {"seed_sd": seed_sd, "seeds": len(scores), "queries": int(np.sum(~np.isnan(scores[0])))}
 
 
 def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
@@ -274,7 +258,11 @@ def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
     alpha = alpha / max(1, len(rows) - 1)
     lines = []
     for name, aps in rows.items():
-        line = _describe(name, aps, groups)
+        low, high = mean_interval(aps, groups=groups)
+        of_seeds = np.nanmean(_scores(aps), axis=1)
+        line = {"row": name, "mAP": float(of_seeds.mean()), "low": low, "high": high, "seeds": len(of_seeds)}
+        line["seed_sd"] = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
+        line["queries"] = int(np.sum(~np.isnan(np.atleast_2d(aps)[0])))
         if name != baseline:
             shared = shared_weights if isinstance(shared_weights, bool) else shared_weights.get(name, False)
             against = paired_difference(aps, rows[baseline], shared, alpha=alpha, groups=groups)
