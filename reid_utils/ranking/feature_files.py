@@ -82,8 +82,8 @@ def load_features(path):
     """Read one feature file (npz without pickles).
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
-    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N), as MATLAB
-    writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
+    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N) or (N, 1),
+    as MATLAB writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
     """
     found = load_arrays(path)
     if missing := [name for name in REQUIRED if name not in found]:
@@ -102,12 +102,11 @@ def _check_labels(path, kind, found):
     """Check the labels of one kind and bring them into the form of `Features`, in place."""
     names = [f"{role}_{kind}" for role in SIDES if f"{role}_{kind}" in found]
     for name in names:
-        labels, features = found[name], found[name.removesuffix(f"_{kind}")]
-        labels = labels[0] if labels.ndim == 2 and len(labels) == 1 else labels
+        labels, features = as_ids(found[name], f"{path}: {name}"), found[name.removesuffix(f"_{kind}")]
         if labels.shape != features.shape[:1]:
             needed = f"it needs an entry a row of features, of shape {features.shape}"
             raise ValueError(f"{path}: {name} has shape {labels.shape}; {needed}")
-        found[name] = as_ids(labels, f"{path}: {name}")
+        found[name] = labels
     if len(names) == 2:
         check_same_kind(found[names[0]], found[names[1]], (f"{path}: {names[0]}", names[1]))
     elif names and kind != "images":

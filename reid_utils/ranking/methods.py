@@ -119,8 +119,8 @@ def within_groups(features, rank):
 
 def sweep_of(features, variant, k1s, k2s, jaccard_weights):
     """`rerank_sweep` of `Features`, each group on its own: yields ((k1, k2, weight), distances (Q, G))."""
-    settings = {"variant": variant, "k1s": k1s, "k2s": k2s, "jaccard_weights": jaccard_weights}
-    return _sweep_groups(features, partial(rerank_sweep, **settings))
+    rank = partial(rerank_sweep, variant=variant, k1s=k1s, k2s=k2s, jaccard_weights=jaccard_weights)
+    return _sweep_groups(features, rank)
 
 
 def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
@@ -132,8 +132,8 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
     if features.query is not None:
-        settings = {"k1": k1, "k2": k2, "jaccard_weight": jaccard_weight}
-        return within_groups(features, partial(POST_PROCESSINGS[name], **settings))
+        rank = partial(POST_PROCESSINGS[name], k1=k1, k2=k2, jaccard_weight=jaccard_weight)
+        return within_groups(features, rank)
     if features.query_groups is None:
         return features.distances
     return np.where(features.query_groups[:, None] == features.gallery_groups, features.distances, np.inf)

@@ -74,11 +74,11 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     if (query_cams is None) != (gallery_cams is None):
         raise ValueError("one of query_cams and gallery_cams is given, the other is not; give both or neither")
     if query_cams is None:
-        query_cams, gallery_cams = np.zeros(shape[0], np.int64), np.ones(shape[1], np.int64)
+        query_cams, gallery_cams = np.zeros(shape[0]), np.ones(shape[1])
     labels = []
     for kind, *sides in (("ids", query_ids, gallery_ids), ("cams", query_cams, gallery_cams)):
         names = f"query_{kind}", f"gallery_{kind}"
-        sides = [as_ids(side, name) for side, name in zip(sides, names, strict=True)]
+        sides = [as_ids(*named) for named in zip(sides, names, strict=True)]
         for ids, name, count in zip(sides, names, shape, strict=True):
             if ids.shape != (count,):
                 raise ValueError(f"{name} has shape {ids.shape}, but distances of shape {shape} need {count}")
@@ -120,7 +120,7 @@ class RankedMatches(NamedTuple):
 def _rank_row(row, labels, query):
     """Average precision, ties counted together, and how many images of others stand before each match."""
     player, players = labels.query_players[query], labels.gallery_players
-    places = np.flatnonzero(players == player) if player != -1 else np.empty(0, np.int64)
+    places = np.flatnonzero((players == player) & (player != -1))
     places = places[labels.gallery_cameras[places] != labels.query_cameras[query]]
     places = places[row[places] < np.inf]
     if not places.size:

@@ -193,8 +193,7 @@ def paired_difference(aps, baseline_aps, shared_weights=False, alpha=0.05, group
     difference that this comparison could have shown with a power of 80 %; rerun_low, rerun_high: 95 % prediction
     interval of the difference that a rerun of equal size finds with new seeds and new queries, √2 times as wide because
     both studies draw theirs (Patil, Peng and Leek 2016), NaN where a row has one seed; informative, the number of
-    queries that differ; over, "queries and seeds" or, where a row has one seed, "queries". Raises ValueError if the
-    rows differ in their queries.
+    queries that differ. Raises ValueError if the rows differ in their queries.
     """
     parts = _parts(aps, baseline_aps, shared_weights)
     kept = [_matched(part, groups) for part in parts]
@@ -202,8 +201,7 @@ def paired_difference(aps, baseline_aps, shared_weights=False, alpha=0.05, group
     per_query = sum(part.mean(axis=0) for part in parts)
     spread, value = _spread(parts, per_query, groups), float(per_query.mean())
     half, of_queries = (float(spread.half(1 - _CONFIDENCE, seeds=both)) for both in (True, False))
-    one_seed = min(map(len, parts)) < 2
-    rerun = np.nan if one_seed else np.sqrt(2) * half
+    rerun = np.sqrt(2) * half if min(map(len, parts)) > 1 else np.nan
     return {
         "difference": value,
         "low": value - half,
@@ -216,7 +214,6 @@ def paired_difference(aps, baseline_aps, shared_weights=False, alpha=0.05, group
         "rerun_low": value - rerun,
         "rerun_high": value + rerun,
         "informative": spread.informative,
-        "over": "queries" if one_seed else "queries and seeds",
     }
 
 
@@ -249,8 +246,8 @@ def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
     `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP, low, high (its own),
     difference, diff_low, diff_high (over queries and seeds), queries_low, queries_high (of the difference, over
     queries), rerun_low, rerun_high (of a rerun's difference), p, p_holm (over the table), smallest (at alpha over the
-    number of comparisons), informative, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor, over. All
-    scores are fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows
+    number of comparisons), informative, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor. All scores
+    are fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows
     over different queries.
     """
     if baseline not in rows:
@@ -270,7 +267,7 @@ def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
         lines.append(line)
     columns = ["row", "mAP", "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
     columns += ["rerun_low", "rerun_high", "p", "p_holm", "smallest", "informative", "seed_sd", "seeds", "queries"]
-    table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor", "over"])
+    table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor"])
     return table.assign(p_holm=holm(table["p"]))
 
 
