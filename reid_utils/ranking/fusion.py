@@ -96,8 +96,7 @@ def dissimilarity_fusion(matrices, top_k=15):
 
 def two_stage_fusion(matrices, top_k=15):
     """The paper's entry: the mean of `similarity_fusion` and `dissimilarity_fusion`, (Q, G)."""
-    matrices = _checked(matrices)
-    return _weighted_mean(matrices, (dissimilarity_weights(matrices, top_k) + 1 / len(matrices)) / 2)
+    return _weighted_mean(_checked(matrices), (dissimilarity_weights(matrices, top_k) + 1 / len(matrices)) / 2)
 
 
 def _ranks(matrix):

@@ -78,12 +78,11 @@ def points_in_set(features, test, gallery_images, few_players=(), post_processin
     """
     rank = test.groupby(["role", "player"])["frame"].rank(method="first")[test["role"] == "gallery"].to_numpy()
     models = [features_of(test, of_model) for of_model in features]
-    sides = models[0].query_players, models[0].gallery_players
+    sides = labels_of(models[0])[:2]
     players = np.union1d(*sides)
     galleries = [(images, len(players)) for images in gallery_images]
-    galleries += [(gallery_images[0], few) for few in few_players]
     points = []
-    for images, most in galleries:
+    for images, most in galleries + [(gallery_images[0], few) for few in few_players]:
         asked, held = (np.isin(side, players[:most]) for side in sides)
         chosen = [model.subset(asked, held & (rank <= images)) for model in models]
         for claim, *scores in effects_at(chosen, post_processing):
