@@ -8,7 +8,7 @@ from reid_utils.ranking.distances import check_ranked
 from reid_utils.ranking.metrics import matches
 
 
-def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
+def lost_precision(distances, *labels):
     """Each query's lost AP, shared out over the gallery images that cost it.
 
     A query's 1 − AP is the mean over its matches of the share of other players among the images no farther than the
@@ -18,7 +18,7 @@ def lost_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_c
     match hold 0. Raises ValueError for NaN and for labels that do not fit.
     """
     distances = check_ranked(distances, "distances")
-    hits, junk = matches(query_ids, gallery_ids, query_cams, gallery_cams)
+    hits, junk = matches(*labels)
     ranked = (distances < np.inf) & ~junk  # images of other groups are not
     lost = np.zeros(distances.shape)
     for row, loss, own, others in zip(distances, lost, hits & ranked, ~hits & ranked, strict=True):

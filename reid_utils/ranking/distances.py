@@ -76,7 +76,7 @@ def check_features(query, gallery):
     return query.astype(np.float32, copy=False), gallery.astype(np.float32, copy=False)
 
 
-def squared_euclidean(query, gallery) -> np.ndarray:
+def squared_euclidean(query, gallery):
     """Squared Euclidean distances, (Q, G) float32, never negative.
 
     `query` (Q, d) and `gallery` (G, d): arrays or tensors; tensors are multiplied on the query's device, and the
@@ -118,7 +118,7 @@ def shared_galleries(distances, name="distances"):
     Raises ValueError where galleries overlap, as those of groups never do: that infinity is a fault.
     """
     inside = distances < np.inf
-    queries: dict[bytes, list[int]] = {}
+    queries = {}
     for row, gallery in enumerate(inside):
         queries.setdefault(gallery.tobytes(), []).append(row)
     galleries = [(np.array(rows), np.flatnonzero(inside[rows[0]])) for rows in queries.values()]

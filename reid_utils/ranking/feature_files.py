@@ -52,8 +52,7 @@ class Features:
 
     def arrays(self):
         """{field: array} of what is known about the images, one entry each."""
-        known = {name: value for name, value in vars(self).items() if value is not None}
-        return {name: value for name, value in known.items() if name.startswith(SIDES)}
+        return {name: value for name, value in vars(self).items() if value is not None and name.startswith(SIDES)}
 
 
 def features_of(manifest, features, weights_sha256=""):
@@ -83,8 +82,8 @@ def load_features(path):
     """Read one feature file (npz without pickles).
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
-    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N), as MATLAB
-    writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
+    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N) or (N, 1),
+    as MATLAB writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
     """
     found = load_arrays(path)
     if missing := [name for name in REQUIRED if name not in found]:
@@ -103,19 +102,18 @@ def _check_labels(path, kind, found):
     """Check the labels of one kind and bring them into the form of `Features`, in place."""
     names = [f"{role}_{kind}" for role in SIDES if f"{role}_{kind}" in found]
     for name in names:
-        labels, features = found[name], found[name.removesuffix(f"_{kind}")]
-        labels = labels[0] if labels.ndim == 2 and len(labels) == 1 else labels
+        labels, features = as_ids(found[name], f"{path}: {name}"), found[name.removesuffix(f"_{kind}")]
         if labels.shape != features.shape[:1]:
             needed = f"it needs an entry a row of features, of shape {features.shape}"
             raise ValueError(f"{path}: {name} has shape {labels.shape}; {needed}")
-        found[name] = as_ids(labels, f"{path}: {name}")
+        found[name] = labels
     if len(names) == 2:
         check_same_kind(found[names[0]], found[names[1]], (f"{path}: {names[0]}", names[1]))
     elif names and kind != "images":
         raise ValueError(f"{path} has {names[0]} only; give the {kind} of both sides or of none")
 
 
-def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
+def write_distance_csv(path, distances, query_ids, gallery_ids):
     """Write the challenge CSV, byte for byte what the toolkit's `numpy.savetxt` writes; atomically.
 
     `distances` (Q, G), in which +inf, for images of other groups, is written as 1 more than the largest number; ids
@@ -124,7 +122,7 @@ def write_distance_csv(path, distances, query_ids, gallery_ids) -> None:
     distances = check_ranked(distances, "distances")
     inside = distances < np.inf
     distances = np.where(inside, distances, distances.max(where=inside, initial=0) + 1)
-    queries, gallery = (_whole(*given) for given in ((query_ids, "query_ids"), (gallery_ids, "gallery_ids")))
+    queries, gallery = _whole(query_ids, "query_ids"), _whole(gallery_ids, "gallery_ids")
     if distances.shape != (len(queries), len(gallery)):
         counts = f"{len(queries)} query and {len(gallery)} gallery ids"
         raise ValueError(f"distances of shape {distances.shape} do not fit {counts}")
@@ -162,7 +160,7 @@ def _read_table(path):
     return np.loadtxt(text.splitlines(), delimiter=delimiter, ndmin=2, quotechar='"')
 
 
-def read_distance_csv(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_distance_csv(path):
     """Read a challenge CSV: (distances (Q, G) float64, query_ids (Q,) int64, gallery_ids (G,) int64).
 
     A byte order mark, semicolons, quoted cells, a `sep=` line and an empty corner are understood. Raises
@@ -247,7 +245,7 @@ def same_images(models):
 
     models: {name: Features}, players known. Raises ValueError naming the first difference in what several know.
     """
-    shared: dict = {}
+    shared = {}
     for kind in KINDS:
         names = [f"{role}_{kind}" for role in SIDES]
         ids = {

@@ -3,8 +3,6 @@
 All take M ≥ 2 matrices (Q, G) and return one; smaller stays nearer. Nothing is changed in place.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from reid_utils.ranking.distances import check_count, check_matrix, check_number
@@ -27,7 +25,7 @@ def _checked(matrices):
     return matrices
 
 
-def check_same_ids(ids: Sequence[tuple], names: Sequence[str] | None = None) -> None:
+def check_same_ids(ids, names=None):
     """Before a fusion: raise ValueError unless all models' (query_ids, gallery_ids) are the same in the same order.
 
     It names the first difference; `names` says in the message where each pair comes from (file or model names).
@@ -62,13 +60,13 @@ def _weighted_mean(matrices, weights):
     return out
 
 
-def similarity_fusion(matrices: Sequence) -> np.ndarray:
+def similarity_fusion(matrices):
     """The mean of the matrices, (Q, G); the first of the paper's two fusions."""
     matrices = _checked(matrices)
     return _weighted_mean(matrices, np.full((len(matrices[0]), len(matrices)), 1 / len(matrices)))
 
 
-def dissimilarity_weights(matrices: Sequence, top_k: int = 15) -> np.ndarray:
+def dissimilarity_weights(matrices, top_k=15):
     """Weights of `dissimilarity_fusion`, (Q, M) float64, each row of sum 1.
 
     A gallery image is agreed on where at least ⌊M/2⌋ + 1 models have it among their `top_k` nearest (ties to the
@@ -91,15 +89,14 @@ def dissimilarity_weights(matrices: Sequence, top_k: int = 15) -> np.ndarray:
     return inverse / inverse.sum(axis=1, keepdims=True)
 
 
-def dissimilarity_fusion(matrices: Sequence, top_k: int = 15) -> np.ndarray:
+def dissimilarity_fusion(matrices, top_k=15):
     """Mean of the matrices, (Q, G), each query's row weighted by `dissimilarity_weights`."""
     return _weighted_mean(_checked(matrices), dissimilarity_weights(matrices, top_k))
 
 
-def two_stage_fusion(matrices: Sequence, top_k: int = 15) -> np.ndarray:
+def two_stage_fusion(matrices, top_k=15):
     """The paper's entry: the mean of `similarity_fusion` and `dissimilarity_fusion`, (Q, G)."""
-    matrices = _checked(matrices)
-    return _weighted_mean(matrices, (dissimilarity_weights(matrices, top_k) + 1 / len(matrices)) / 2)
+    return _weighted_mean(_checked(matrices), (dissimilarity_weights(matrices, top_k) + 1 / len(matrices)) / 2)
 
 
 def _ranks(matrix):
@@ -110,31 +107,31 @@ def _ranks(matrix):
 
 
 def _mean(matrices, transform):
-    return sum(transform(matrix) for matrix in matrices) / len(matrices)
+    return sum(transform(matrix) for matrix in _checked(matrices)) / len(matrices)
 
 
-def rank_average(matrices: Sequence) -> np.ndarray:
+def rank_average(matrices):
     """Control: mean rank of each gallery image, (Q, G) float64 from 1."""
-    return _mean(_checked(matrices), _ranks)
+    return _mean(matrices, _ranks)
 
 
-def reciprocal_rank_fusion(matrices: Sequence, smoothing: float = 60.0) -> np.ndarray:
+def reciprocal_rank_fusion(matrices, smoothing=60.0):
     """Control (Cormack et al. 2009): 1 − mean of (smoothing + 1) / (smoothing + rank), (Q, G) float64 in [0, 1)."""
     smoothing = check_number(smoothing, "smoothing")
-    return 1 - _mean(_checked(matrices), lambda matrix: (smoothing + 1) / (smoothing + _ranks(matrix)))
+    return 1 - _mean(matrices, lambda matrix: (smoothing + 1) / (smoothing + _ranks(matrix)))
 
 
-def min_max_fusion(matrices: Sequence) -> np.ndarray:
+def min_max_fusion(matrices):
     """Control: mean of the matrices, each row brought to [0, 1] first (a constant row to 0), (Q, G) float64."""
 
     def normalised(matrix):
         low, high = (np.asarray(f(matrix, axis=1, keepdims=True), np.float64) for f in (np.min, np.max))
         return (matrix - low) / np.where(high > low, high - low, 1)
 
-    return _mean(_checked(matrices), normalised)
+    return _mean(matrices, normalised)
 
 
-def z_score_fusion(matrices: Sequence) -> np.ndarray:
+def z_score_fusion(matrices):
     """Control: mean of the matrices, each row of mean 0 and deviation 1 first (a constant row 0), (Q, G) float64."""
 
     def normalised(matrix):
@@ -142,7 +139,7 @@ def z_score_fusion(matrices: Sequence) -> np.ndarray:
         centred = matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64)
         return centred / np.where(deviation > 0, deviation, 1)
 
-    return _mean(_checked(matrices), normalised)
+    return _mean(matrices, normalised)
 
 
 FUSIONS = {

@@ -16,7 +16,7 @@ from reid_utils.ranking.distances import (
     shared_galleries,
     squared_euclidean,
 )
-from reid_utils.ranking.feature_files import Features, csv_ids, load_features, write_distance_csv
+from reid_utils.ranking.feature_files import csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
 from reid_utils.ranking.metrics import labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
@@ -100,13 +100,12 @@ def _sweep_groups(features, rank):
     groups = groups_of(features)
     ranked = [rank(features.query[queries], features.gallery[gallery]) for queries, gallery in groups]
     for parts in zip(*ranked, strict=True):
-        if features.query_groups is None:
-            yield parts[0]
-            continue
-        distances = np.full((len(features.query), len(features.gallery)), np.inf, np.float32)
-        for (queries, gallery), (_, part) in zip(groups, parts, strict=True):
-            distances[np.ix_(queries, gallery)] = part
-        yield parts[0][0], distances
+        setting, distances = parts[0]
+        if features.query_groups is not None:
+            distances = np.full((len(features.query), len(features.gallery)), np.inf, np.float32)
+            for (queries, gallery), (_, part) in zip(groups, parts, strict=True):
+                distances[np.ix_(queries, gallery)] = part
+        yield setting, distances
 
 
 def within_groups(features, rank):
@@ -120,8 +119,8 @@ def within_groups(features, rank):
 
 def sweep_of(features, variant, k1s, k2s, jaccard_weights):
     """`rerank_sweep` of `Features`, each group on its own: yields ((k1, k2, weight), distances (Q, G))."""
-    settings = {"variant": variant, "k1s": k1s, "k2s": k2s, "jaccard_weights": jaccard_weights}
-    return _sweep_groups(features, partial(rerank_sweep, **settings))
+    rank = partial(rerank_sweep, variant=variant, k1s=k1s, k2s=k2s, jaccard_weights=jaccard_weights)
+    return _sweep_groups(features, rank)
 
 
 def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
@@ -132,10 +131,9 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
     """
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
-    features = Features(**features) if isinstance(features, dict) else features
     if features.query is not None:
-        settings = {"k1": k1, "k2": k2, "jaccard_weight": jaccard_weight}
-        return within_groups(features, partial(POST_PROCESSINGS[name], **settings))
+        rank = partial(POST_PROCESSINGS[name], k1=k1, k2=k2, jaccard_weight=jaccard_weight)
+        return within_groups(features, rank)
     if features.query_groups is None:
         return features.distances
     return np.where(features.query_groups[:, None] == features.gallery_groups, features.distances, np.inf)
@@ -191,17 +189,18 @@ def _galleries(matrices):
     return [(rows, place, [matrix[place] for matrix in matrices]) for rows, place in galleries]
 
 
-def score(distances, query_players, gallery_players, query_cameras=None, gallery_cameras=None):
+def score(distances, *labels):
     """All scores of one distance matrix, from one pass over it; with a model's labels `score(d, *labels_of(model))`.
 
     Returns a dict: "aps" (Q,) float64 with NaN where a query has no match, "firsts" (Q,) rank of the first match, and
     "mAP", "rank1", "rank5", "mINP", fractions of 1.
     """
-    found = rank_matches(distances, query_players, gallery_players, query_cameras, gallery_cameras)
-    ranks = found.firsts[~np.isnan(found.firsts)]
+    found = rank_matches(distances, *labels)
+    firsts = found.firsts
+    ranks = firsts[~np.isnan(firsts)]
     return {
         "aps": found.precisions,
-        "firsts": found.firsts,
+        "firsts": firsts,
         "mAP": float(np.nanmean(found.precisions)),
         "rank1": float((ranks <= 1).mean()),
         "rank5": float((ranks <= 5).mean()),

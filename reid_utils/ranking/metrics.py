@@ -19,7 +19,6 @@ from reid_utils.ranking.distances import as_array, check_count, check_ranked
 
 PROTOCOLS = ("allshots", "cuhk03", "market1501")
 _REPEATS = 10  # draws of the cuhk03 protocol, as in the challenge toolkit
-EXACT = 2**53  # from here on float64 holds neighbouring whole numbers as the same
 
 
 class Labels(NamedTuple):
@@ -32,9 +31,8 @@ class Labels(NamedTuple):
 
 
 def labels_of(model):
-    """The labels of `Features`, or of a mapping like them, for `score(distances, *labels_of(model))`."""
-    known = model if isinstance(model, dict) else vars(model)
-    return Labels(*(known.get(name) for name in Labels._fields))
+    """The labels of `Features`, for `score(distances, *labels_of(model))`."""
+    return Labels(*(getattr(model, name) for name in Labels._fields))
 
 
 def as_ids(values, name):
@@ -48,12 +46,12 @@ def as_ids(values, name):
         texts = {isinstance(value, str) for value in ids.flat}
         ids = ids if len(texts) > 1 else np.array(ids.tolist())
     ids = ids.ravel() if ids.ndim == 2 and 1 in ids.shape else ids  # MATLAB has no (n,)
+    if ids.dtype.kind == "U":
+        return ids
     limit = 2.0 ** (np.finfo(ids.dtype).nmant + 1) if ids.dtype.kind == "f" else 2**63
-    if ids.dtype.kind != "U" and not (
-        ids.dtype.kind in "iufb" and (np.abs(ids) < limit).all() and (np.mod(ids, 1) == 0).all()
-    ):
+    if ids.dtype.kind not in "iufb" or (np.abs(ids) >= limit).any() or (np.mod(ids, 1) != 0).any():
         raise ValueError(f"{name} must be whole numbers or text throughout, exact in their type {ids.dtype}")
-    return ids if ids.dtype.kind == "U" else ids.astype(np.int64)
+    return ids.astype(np.int64)
 
 
 def check_same_kind(first, other, names):
@@ -76,11 +74,11 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     if (query_cams is None) != (gallery_cams is None):
         raise ValueError("one of query_cams and gallery_cams is given, the other is not; give both or neither")
     if query_cams is None:
-        query_cams, gallery_cams = np.zeros(shape[0], np.int64), np.ones(shape[1], np.int64)
+        query_cams, gallery_cams = np.zeros(shape[0]), np.ones(shape[1])
     labels = []
     for kind, *sides in (("ids", query_ids, gallery_ids), ("cams", query_cams, gallery_cams)):
         names = f"query_{kind}", f"gallery_{kind}"
-        sides = [as_ids(side, name) for side, name in zip(sides, names, strict=True)]
+        sides = [as_ids(*named) for named in zip(sides, names, strict=True)]
         for ids, name, count in zip(sides, names, shape, strict=True):
             if ids.shape != (count,):
                 raise ValueError(f"{name} has shape {ids.shape}, but distances of shape {shape} need {count}")
@@ -92,10 +90,10 @@ def coded(shape, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     return Labels(*labels)
 
 
-def matches(query_ids, gallery_ids, query_cams=None, gallery_cams=None):
+def matches(query_ids, gallery_ids, *cameras):
     """Masks (Q, G) of the matches and of the junk; arguments and errors as in `average_precisions`."""
-    query_ids, gallery_ids = as_ids(query_ids, "query_ids"), as_ids(gallery_ids, "gallery_ids")
-    labels = coded((len(query_ids), len(gallery_ids)), query_ids, gallery_ids, query_cams, gallery_cams)
+    shape = tuple(as_array(ids).size for ids in (query_ids, gallery_ids))
+    labels = coded(shape, query_ids, gallery_ids, *cameras)
     unknown = labels.gallery_players == -1
     own = labels.gallery_players == labels.query_players[:, None]
     hits = own & ~unknown & (labels.gallery_cameras != labels.query_cameras[:, None])
@@ -122,7 +120,7 @@ class RankedMatches(NamedTuple):
 def _rank_row(row, labels, query):
     """Average precision, ties counted together, and how many images of others stand before each match."""
     player, players = labels.query_players[query], labels.gallery_players
-    places = np.flatnonzero(players == player) if player != -1 else np.empty(0, np.int64)
+    places = np.flatnonzero((players == player) & (player != -1))
     places = places[labels.gallery_cameras[places] != labels.query_cameras[query]]
     places = places[row[places] < np.inf]
     if not places.size:
@@ -139,10 +137,10 @@ def _rank_row(row, labels, query):
     return (level / (level + no_farther)).mean(), before
 
 
-def rank_matches(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
+def rank_matches(distances, *labels):
     """Mark each query's matches in its ranking; arguments and errors as in `average_precisions`."""
     distances = check_ranked(distances, "distances")
-    labels = coded(distances.shape, query_ids, gallery_ids, query_cams, gallery_cams)
+    labels = coded(distances.shape, *labels)
     ranked = [_rank_row(row, labels, query) for query, row in enumerate(distances)]
     precisions, before = zip(*ranked, strict=True)
     _report_skipped(sum(not matches.size for matches in before), labels)
@@ -213,7 +211,7 @@ def cmc(
         before = [matches[:1] for matches in before]
     steps = np.concatenate(before)
     shares = np.concatenate([np.full(matches.size, 1 / matches.size) for matches in before])
-    return np.bincount(steps[steps < topk], shares[steps < topk], topk).cumsum() / len(before)
+    return np.bincount(steps, shares, topk)[:topk].cumsum() / len(before)
 
 
 def _single_shot_curve(distances, labels, topk, rng):
@@ -242,7 +240,7 @@ def _drawn(ranking, player, topk, rng):
     draw = rng.integers if hasattr(rng, "integers") else rng.randint
     drawn = of_player[(counts.cumsum() - counts)[order] + draw(0, np.tile(counts[order], (_REPEATS, 1)))]
     ranks = (drawn < drawn[:, players[order] == player]).sum(axis=1)
-    return np.bincount(ranks[ranks < topk], minlength=topk) / _REPEATS
+    return np.bincount(ranks, minlength=topk)[:topk] / _REPEATS
 
 
 def _expected(ranking, player, topk):

@@ -15,19 +15,21 @@ from reid_utils.ranking.fusion import PAPER_FUSIONS
 from reid_utils.ranking.methods import distances_of, fuse
 from reid_utils.ranking.metrics import average_precisions, labels_of
 
-_CLAIMS = (
-    "hard − none",
-    "gaussian − none",
-    "kreciprocal − none",
-    "hard − gaussian",
-    "similarity − best single",
-    "dissimilarity − best single",
-    "two-stage − best single",
-    "dissimilarity − similarity",
-    "two-stage − similarity",
-    "two-stage − dissimilarity",
-)
-CLAIMS = {claim: claim.split(" − ") for claim in _CLAIMS}  # name: (ours, theirs)
+CLAIMS = {  # name: (ours, theirs)
+    claim: claim.split(" − ")
+    for claim in (
+        "hard − none",
+        "gaussian − none",
+        "kreciprocal − none",
+        "hard − gaussian",
+        "similarity − best single",
+        "dissimilarity − best single",
+        "two-stage − best single",
+        "dissimilarity − similarity",
+        "two-stage − similarity",
+        "two-stage − dissimilarity",
+    )
+}
 PUBLISHED = (0.727, 0.961, 0.976, 0.984)  # toolkit baseline; single models and entries of 2022 and 2023
 LEAST = 0.95  # mAP of a single model from which on the paper's claims are meant
 _RE_RANKINGS = ("none", "gaussian", "hard", "kreciprocal")
@@ -76,12 +78,11 @@ def points_in_set(features, test, gallery_images, few_players=(), post_processin
     """
     rank = test.groupby(["role", "player"])["frame"].rank(method="first")[test["role"] == "gallery"].to_numpy()
     models = [features_of(test, of_model) for of_model in features]
-    sides = models[0].query_players, models[0].gallery_players
+    sides = labels_of(models[0])[:2]
     players = np.union1d(*sides)
     galleries = [(images, len(players)) for images in gallery_images]
-    galleries += [(gallery_images[0], few) for few in few_players]
     points = []
-    for images, most in galleries:
+    for images, most in galleries + [(gallery_images[0], few) for few in few_players]:
         asked, held = (np.isin(side, players[:most]) for side in sides)
         chosen = [model.subset(asked, held & (rank <= images)) for model in models]
         for claim, *scores in effects_at(chosen, post_processing):
@@ -153,18 +154,16 @@ def sign_changes(curve):
         limits = max(certain[certain <= at[k]], default=None), min(certain[certain > at[k]], default=None)
         zero = at[k] + (at[k + 1] - at[k]) * effect[k] / (effect[k] - effect[k + 1])
         found.setdefault(limits, []).append((zero, np.sign(effect[k + 1])))
-    return [
-        {"at": zeros[-1][0], "low": low, "high": high, "told": _crossing(*zeros[-1], low, high)}
-        for (low, high), zeros in found.items()
-        if len(zeros) % 2
-    ]
-
-
-def _crossing(at, sign, low, high):
-    """A crossing in words; sign: that of the effect after it."""
-    limits = zip((low, high), ("the curve's beginning", "the curve's end"), strict=True)
-    ends = " to ".join(mark if end is None else f"{100 * end:.1f}" for end, mark in limits)
-    return f"turns from {_WORDS[-sign]} to {_WORDS[sign]} at {100 * at:.1f} mAP (95 % interval: {ends})"
+    crossings = []
+    for (low, high), zeros in found.items():
+        if len(zeros) % 2:
+            zero, sign = zeros[-1]
+            start = "the curve's beginning" if low is None else f"{100 * low:.1f}"
+            end = "the curve's end" if high is None else f"{100 * high:.1f}"
+            told = f"turns from {_WORDS[-sign]} to {_WORDS[sign]} at {100 * zero:.1f} mAP"
+            told += f" (95 % interval: {start} to {end})"
+            crossings.append({"at": zero, "low": low, "high": high, "told": told})
+    return crossings
 
 
 def _logit(share):

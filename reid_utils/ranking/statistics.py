@@ -15,11 +15,12 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import betaincinv, stdtrit
 
+_CONFIDENCE = 0.95  # of the intervals of a difference
+_POWER = 0.8  # to show the smallest difference
 P_FLOOR = 1e-4  # below this the tails of t are no longer to be believed
 _FEW = 30  # informative queries; below this (and half of all) they are too few to know their spread as all n would
 _FEWEST_GROUPS = 5  # with fewer, Student's quantile alone is above 3 and the interval says nothing
 _SKEW = 2.25  # 1.5 for gamma distributions; as much more as `benchmarks.coverage` needs at 50 queries
-_MOST_SEEDS = 100  # who needs more seeds than this needs something else
 _ROUNDING = 1e-9  # scores closer than this are equal
 
 
@@ -32,21 +33,20 @@ class _Spread(NamedTuple):
     seeds_df: float
     informative: int  # queries that say something: the rows differ, or the score is not perfect
     count: int  # all queries
-    residual: float  # seeds × queries in the squared error, times the seeds
 
     def half(self, alpha, power=0.5, seeds=True):
         """Half of the 1 − alpha interval; with a power, the difference that a test at alpha finds so often."""
         if self.informative < 2 and self.queries_df > 0:  # no spread to go by: a bound on the share that may differ
             return betaincinv(self.informative + 1, self.count - self.informative, 1 - alpha / 2)
         total = _t(alpha, power, self.queries_df) ** 2 * self.queries
-        if seeds and np.any(self.seeds > 0):
+        if seeds and self.seeds > 0:
             total = total + _t(alpha, power, self.seeds_df) ** 2 * self.seeds
         return np.sqrt(total)
 
 
 def _t(alpha, power, df):
     """Sum of Student's quantiles at 1 − alpha/2 and at `power`; NaN without degrees of freedom."""
-    return stdtrit(df, 1 - alpha / 2) + stdtrit(df, power) if np.all(df > 0) else np.nan
+    return stdtrit(df, 1 - alpha / 2) + stdtrit(df, power) if df > 0 else np.nan
 
 
 def _scores(aps):
@@ -102,8 +102,7 @@ def _spread(parts, per_query, groups):
     if informative < min(_FEW, count / 2):
         df = min(df, max(1, informative - 1))
     queries = squares / (n * (n - 1)) if n > 1 else np.nan
-    added, seeds_df, residual = _added_by_seeds([_units(part, groups) for part in parts])
-    return _Spread(queries, df, added, seeds_df, informative, count, residual)
+    return _Spread(queries, df, *_added_by_seeds([_units(part, groups) for part in parts]), informative, count)
 
 
 def _df(values):
@@ -124,25 +123,20 @@ def _df(values):
 
 
 def _added_by_seeds(parts):
-    """Variance that seeds add to the mean over queries, its degrees of freedom, and the residual.
+    """Variance that seeds add to the mean over queries, and its degrees of freedom.
 
-    The seeds' means vary by what a seed does to all queries and by the residual; the spread over queries holds the
-    residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
+    The seeds' means vary by what a seed does to all queries and by the residual (seeds × queries); the spread over
+    queries holds the residual already, so it is taken off here. Zero where a part has one seed: then only queries vary.
     """
     if min(len(part) for part in parts) < 2 or parts[0].shape[1] < 2:
-        return 0.0, np.nan, 0.0
+        return 0.0, np.nan
     seen = np.array([part.mean(axis=1).var(ddof=1) / len(part) for part in parts])
-    residual = np.array([_residual(part) / part.shape[1] for part in parts])
+    rests = [part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean() for part in parts]
+    residual = np.array([np.sum(rest**2) / np.prod(np.subtract(rest.shape, 1)) / rest.shape[1] for rest in rests])
     df = np.array([len(part) - 1 for part in parts])
     added = max(0.0, float(np.sum(seen - residual / (df + 1))))
     welch = np.sum(seen) ** 2 / np.sum(seen**2 / df) if seen.any() else np.nan
-    return added, float(welch), float(np.sum(residual))
-
-
-def _residual(part):
-    """Mean square of seeds × queries, of (seeds, units)."""
-    left = part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean()
-    return np.sum(left**2) / ((part.shape[0] - 1) * (part.shape[1] - 1))
+    return added, float(welch)
 
 
 def _p_value(value, spread):
@@ -186,31 +180,28 @@ def _parts(aps, baseline_aps, shared_weights):
     return [ours - theirs]
 
 
-def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, alpha=0.05, power=0.8, groups=None):
+def paired_difference(aps, baseline_aps, shared_weights=False, alpha=0.05, groups=None):
     """Mean score minus the baseline's over the same queries, with intervals, p-value and what could have been told.
 
     aps, baseline_aps: (seeds, queries) in [0, 1] over the same queries in the same order, NaN (left out) where one has
     no match. shared_weights: both rows rank with the same networks (re-rankings, fusions), so that seed s of one
     belongs to seed s of the other; else the seeds are unpaired and their numbers may differ. groups: see
-    `mean_interval`. alpha: level of `smallest` and `seeds_needed` (divide it by the number of comparisons for a
-    Holm-corrected table).
+    `mean_interval`. alpha: level of `smallest` (divide it by the number of comparisons for a Holm-corrected table).
 
-    Returns a dict: difference; low, high over queries and seeds; queries_low, queries_high over queries alone ("for
-    these trained networks"); p of the wider interval and p_floor, the least that p can be; smallest difference that
-    this comparison could have shown with that power; rerun_low, rerun_high: prediction interval of the difference that
-    a rerun of equal size finds with new seeds and new queries, √2 times as wide because both studies draw theirs
-    (Patil, Peng and Leek 2016), NaN where a row has one seed; informative, the number of queries that differ;
-    seeds_needed to show the difference seen (NaN: more than 100, or more queries are needed); over, "queries and
-    seeds" or, where a row has one seed, "queries". Raises ValueError if the rows differ in their queries.
+    Returns a dict: difference; low, high, its 95 % interval over queries and seeds; queries_low, queries_high over
+    queries alone ("for these trained networks"); p of the wider interval and p_floor, the least that p can be; smallest
+    difference that this comparison could have shown with a power of 80 %; rerun_low, rerun_high: 95 % prediction
+    interval of the difference that a rerun of equal size finds with new seeds and new queries, √2 times as wide because
+    both studies draw theirs (Patil, Peng and Leek 2016), NaN where a row has one seed; informative, the number of
+    queries that differ. Raises ValueError if the rows differ in their queries.
     """
     parts = _parts(aps, baseline_aps, shared_weights)
     kept = [_matched(part, groups) for part in parts]
     parts, groups = [part for part, _ in kept], kept[0][1]
     per_query = sum(part.mean(axis=0) for part in parts)
     spread, value = _spread(parts, per_query, groups), float(per_query.mean())
-    half, of_queries = (float(spread.half(1 - confidence, seeds=both)) for both in (True, False))
-    one_seed = min(map(len, parts)) < 2
-    rerun = np.nan if one_seed else np.sqrt(2) * half
+    half, of_queries = (float(spread.half(1 - _CONFIDENCE, seeds=both)) for both in (True, False))
+    rerun = np.sqrt(2) * half if min(map(len, parts)) > 1 else np.nan
     return {
         "difference": value,
         "low": value - half,
@@ -219,24 +210,11 @@ def paired_difference(aps, baseline_aps, shared_weights=False, confidence=0.95, 
         "queries_high": value + of_queries,
         "p": _p_value(value, spread),
         "p_floor": P_FLOOR,
-        "smallest": float(spread.half(alpha, power)),
+        "smallest": float(spread.half(alpha, _POWER)),
         "rerun_low": value - rerun,
         "rerun_high": value + rerun,
         "informative": spread.informative,
-        "seeds_needed": _seeds_needed(value, spread, [len(part) for part in parts], alpha, power),
-        "over": "queries" if one_seed else "queries and seeds",
     }
-
-
-def _seeds_needed(value, spread, seeds, alpha, power):
-    """The least number of seeds a row at which the difference seen would be told with that power, else NaN."""
-    if min(seeds) < 2 or spread.informative < 2:
-        return float("nan")
-    now, counts = 1 / np.mean([1 / count for count in seeds]), np.arange(2, _MOST_SEEDS + 1)
-    queries = max(0.0, spread.queries - spread.residual / now) + spread.residual / counts
-    df = spread.seeds_df * (counts - 1) / (now - 1)
-    halves = spread._replace(queries=queries, seeds=spread.seeds * now / counts, seeds_df=df).half(alpha, power)
-    return float(next(iter(counts[halves <= abs(value)]), np.nan))
 
 
 def enough_groups(groups):
@@ -253,22 +231,11 @@ def holm(p_values):
     p_values: (n,) in [0, 1]. Returns (n,) float64, at most 1. Holm, Scandinavian Journal of Statistics, 1979.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
-    tested = np.flatnonzero(~np.isnan(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    corrected = np.full(len(p_values), np.nan)
-    scaled = p_values[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    order = np.argsort(p_values, kind="stable")  # NaN last
+    tests_left = np.count_nonzero(~np.isnan(p_values)) - np.arange(len(order))
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * tests_left), 1.0)
     return corrected
-
-
-def _describe(name, aps, groups):
-    """One row's own figures: mean score, interval, standard deviation of the seeds' means, counts."""
-    scores = _scores(aps)
-    low, high = mean_interval(scores, groups=groups)
-    of_seeds = np.nanmean(scores, axis=1)
-    seed_sd = float(of_seeds.std(ddof=1)) if len(scores) > 1 else float("nan")
-    figures = {"row": name, "mAP": float(of_seeds.mean()), "low": low, "high": high}
-    return figures | {"seed_sd": seed_sd, "seeds": len(scores), "queries": int(np.sum(~np.isnan(scores[0])))}
 
 
 def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
@@ -279,24 +246,28 @@ def compare_rows(rows, baseline, shared_weights=False, alpha=0.05, groups=None):
     `paired_difference`. Returns a DataFrame in the order of `rows`: row, mAP, low, high (its own),
     difference, diff_low, diff_high (over queries and seeds), queries_low, queries_high (of the difference, over
     queries), rerun_low, rerun_high (of a rerun's difference), p, p_holm (over the table), smallest (at alpha over the
-    number of comparisons), informative, seeds_needed, seed_sd (NaN for one seed), seeds, queries (with a match),
-    p_floor, over. All scores are fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown
-    baseline or rows over different queries.
+    number of comparisons), informative, seed_sd (NaN for one seed), seeds, queries (with a match), p_floor. All scores
+    are fractions; the baseline's difference columns are NaN. Raises ValueError for an unknown baseline or rows
+    over different queries.
     """
     if baseline not in rows:
         raise ValueError(f"baseline {baseline!r} is not a row; the rows are {', '.join(map(str, rows))}")
     alpha = alpha / max(1, len(rows) - 1)
     lines = []
     for name, aps in rows.items():
-        line = _describe(name, aps, groups)
+        low, high = mean_interval(aps, groups=groups)
+        of_seeds = np.nanmean(_scores(aps), axis=1)
+        line = {"row": name, "mAP": float(of_seeds.mean()), "low": low, "high": high, "seeds": len(of_seeds)}
+        line["seed_sd"] = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
+        line["queries"] = int(np.sum(~np.isnan(np.atleast_2d(aps)[0])))
         if name != baseline:
             shared = shared_weights if isinstance(shared_weights, bool) else shared_weights.get(name, False)
             against = paired_difference(aps, rows[baseline], shared, alpha=alpha, groups=groups)
             line |= {"diff_low": against.pop("low"), "diff_high": against.pop("high")} | against
         lines.append(line)
     columns = ["row", "mAP", "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
-    columns += ["rerun_low", "rerun_high", "p", "p_holm", "smallest", "informative", "seeds_needed", "seed_sd", "seeds"]
-    table = pd.DataFrame(lines).reindex(columns=[*columns, "queries", "p_floor", "over"])
+    columns += ["rerun_low", "rerun_high", "p", "p_holm", "smallest", "informative", "seed_sd", "seeds", "queries"]
+    table = pd.DataFrame(lines).reindex(columns=[*columns, "p_floor"])
     return table.assign(p_holm=holm(table["p"]))
 
 
