@@ -36,7 +36,7 @@ RERUN_SEEDS, RERUN_QUERIES, COMPARISONS = (3, 5, 8), (44, 150, 400), 6
 RERUNS = """\
 Verdicts: of all pairs. Not found: p >= 0.05 in the rerun, or another sign. Contradicted: a verdict the other way round.
                          95 % interval  prediction   verdicts   of them in a rerun of equal size (per cent)
-true differences  S    Q   holds truth holds rerun      given   not found   p too high for a verdict   contradicted"""
+true differences  S    Q   holds truth holds rerun      given   not found   open in the rerun         contradicted"""
 HARD = 15  # queries, on the average, that are not perfect in scenario "few"
 
 
