@@ -227,7 +227,7 @@ def test_held_out_fold_has_frame_00_as_query_and_a_matchable_gallery(data):
     assert set(query["role"]) == {"query"} and set(gallery["role"]) == {"gallery"}
     # Equal cameras would make every match junk.
     assert set(query["camera"]).isdisjoint(gallery["camera"])
-    with pytest.raises(ValueError, match="no fold 10: the folds are 0 to 9"):
+    with pytest.raises(ValueError, match=r"no fold 10: the folds are \[0, 1, .* 9\]"):
         manifests.fold_split(manifest, 10)
 
 
