@@ -118,9 +118,7 @@ def fold_split(manifest, k):
     train = manifest[manifest["split"] == "train"]
     folds = sorted(set(train["fold"]) - {-1})
     if k not in folds:
-        raise ValueError(
-            f"there is no fold {k}: the folds are {folds}, and need training images of at least 2 sequences"
-        )
+        raise ValueError(f"there is no fold {k}: the folds are {folds}, of training images of at least 2 sequences")
     held_out = train[train["fold"] == k]
     asked = held_out["frame"] == 0
     if not asked.any():
@@ -242,14 +240,10 @@ def _numbers(source, table, column, images):
         )
     refuse_repeats(table["path"], f"{source}: " + table["path"], "two rows")
     numbers = table.set_index("path")[column]
-    faults = [
-        f"gives {path} the {column} {number!r}: give a whole number from 0 up"
-        for path, number in numbers.items()
-        if not re.fullmatch("[0-9]{1,9}", number)
-    ]
-    known, own = numbers.index, pd.Index(images)
-    faults += [f"names {path}, which is no image here: correct it" for path in known.difference(own)]
-    faults += [f"gives no {column} for {path}: add its row" for path in own.difference(known)]
+    wanted = numbers.reindex(images, fill_value="")
+    missing = wanted.index[~wanted.str.fullmatch("[0-9]{1,9}")]
+    faults = [f"names {path}, which is no image here: correct it" for path in numbers.index.difference(images)]
+    faults += [f"gives no {column} for {path}, a whole number from 0 up: correct or add its row" for path in missing]
     if faults:
         raise ValueError(f"{source} {faults[0]}")
     return numbers.astype(int)

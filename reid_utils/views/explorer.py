@@ -25,7 +25,7 @@ def crop_reader(data_dir, paths):
 
 def worst_first(aps):
     """Queries by average precision, worst first: aps (Q,) -> indices; a query without a match (NaN) is left out."""
-    return [int(q) for q in np.argsort(aps, kind="stable") if not np.isnan(aps[q])]
+    return np.argsort(aps, kind="stable")[: np.isfinite(aps).sum()].tolist()  # NaN comes last
 
 
 def ranked_query(before, after, features, q):
@@ -91,7 +91,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
         return distances, average_precisions(distances, *labels_of(runs[run]))
 
     def view(settings, q):
-        features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
+        run, processing, k1, k2, weight = settings
+        features, (before, old), (after, new) = runs[run], rank(run, "none"), rank(*settings)
         names, image = image_names(features, "gallery"), image_names(features, "query")[q]
         ranking = list(ranked_query(before, after, features, q).itertuples())
         cards = [_card(read_image("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
@@ -100,7 +101,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
             cards.append(_card(read_image("gallery", names[row.image]), colour, f"{sign} rank {row.rank}", text))
         ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking if row.is_match]
-        title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
+        how = processing if processing == "none" else f"{processing} (k1 {k1}, k2 {k2}, w {weight:g})"
+        title = f"player {features.query_players[q]}, query {image}; {run}, {how}"
         return (
             f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
             f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
@@ -111,11 +113,6 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
     if not (is_live() if live is None else live):
         return HTML(view(start, worst_first(rank(*start)[1])[0]))
     return _with_controls(runs, start, rank, view)
-
-
-def _described(processing, k1, k2, weight):
-    """A post-processing in words."""
-    return processing if processing == "none" else f"{processing} (k1 {k1}, k2 {k2}, w {weight:g})"
 
 
 def _with_controls(runs, start, rank, view):

@@ -225,20 +225,15 @@ def robustness_curves(frame, note=None):
     frame: DataFrame with damage (its name and unit), level, label, mAP, low, high (fractions). Returns a text-width
     Figure with one axes per kind of damage.
     """
-    kinds = frame.damage.nunique()
-    columns = min(kinds, 4)
-    rows = -(-kinds // columns)
-    figure, axes = new_figure(TEXT_WIDTH, 0.3 + 2.0 * rows, rows, columns, sharey=True, squeeze=False)
+    figure, (axes,) = new_figure(TEXT_WIDTH, 2.3, 1, frame.damage.nunique(), sharey=True, squeeze=False)
     looks = style.looks(frame.label)
-    for ax, (kind, of_kind) in zip(axes.flat, frame.groupby("damage", sort=False), strict=False):
+    for ax, (kind, of_kind) in zip(axes, frame.groupby("damage", sort=False), strict=True):
         for label, line in of_kind.sort_values("level").groupby("label", sort=False):
             ax.plot(line.level, 100 * line.mAP, linestyle="-", label=label, **looks[label])
             low, high = 100 * line.low, 100 * line.high
             ax.fill_between(line.level, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
         ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
-    for ax in axes.flat[kinds:]:
-        ax.axis("off")
-    style.legend_above(figure, axes[0, 0])
+    style.legend_above(figure, axes[0])
     return finish(figure, note)
 
 
