@@ -38,8 +38,7 @@ def colour_distances(data_dir, manifest):
     Bhattacharyya coefficient. `manifest`: as from `load_manifest`. A gallery image of another group than the query's is
     at 1, behind all of its own.
     """
-    test = manifest[manifest["split"] == "test"]
-    sets = [test[test["role"] == role] for role in ("query", "gallery")]
+    sets = [manifest.query(f"split == 'test' and role == '{role}'") for role in ("query", "gallery")]
     apart = np.not_equal.outer(*(rows["group"].to_numpy() for rows in sets))
     described = [[_describe(Path(data_dir) / path) for path in rows["path"]] for rows in sets]
     query, gallery = ({kind: np.stack([row[kind] for row in rows]) for kind in rows[0]} for rows in described)

@@ -15,8 +15,7 @@ def validate_images(data_dir, manifest, workers=1):
     Raises what `images.decode` raises for the first file, in the manifest's order, that it refuses.
     """
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda path: decode(Path(data_dir) / path).shape, manifest["path"]):
-            pass
+        list(pool.map(lambda path: decode(Path(data_dir) / path).shape, manifest["path"]))
 
 
 def data_fingerprint(data_dir):

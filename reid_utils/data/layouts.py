@@ -305,10 +305,10 @@ def layout_rows(data_dir):
     table[numbers] = table[numbers].apply(pd.to_numeric).fillna(-1).astype(int)
     table["group"] = table["sequence"] + 1 if layout.grouped else 0
     if layout.single:
-        labelled = table[table["split"] != "challenge"]
+        labelled = table.query("split != 'challenge'")
         keys = labelled[["split", *numbers[:3]]].itertuples(index=False)
         refuse_repeats(keys, labelled["path"], "the same player, sequence and frame")
-    ranked = table[table["split"] != "train"]
+    ranked = table.query("split != 'train'")
     ids = ranked["image_id"].mask(ranked["split"] == "challenge", ranked["image_id"].str.lstrip("0"))
     refuse_repeats(zip(ranked["split"], ranked["role"], ids, strict=True), ranked["path"], "the same image id")
     return table[COLUMNS]

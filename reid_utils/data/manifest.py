@@ -60,7 +60,7 @@ def _with_pairs(manifest, seen_once):
 def _check_players(manifest):
     """Raise ValueError for what no study can use, naming an image; warn of queries without a match."""
     train, query, gallery = (
-        manifest[(manifest["split"] == split) & (manifest["role"] == role)].groupby("player")["path"].first()
+        manifest.query(f"split == '{split}' and role == '{role}'").groupby("player")["path"].first()
         for split, role in SETS[:3]
     )
     if query.empty or gallery.empty:
@@ -93,7 +93,7 @@ def assign_folds(manifest, n_folds=None):
     """
     from sklearn.model_selection import GroupKFold
 
-    train = manifest[manifest["split"] == "train"]
+    train = manifest.query("split == 'train'")
     possible = train["sequence"].nunique()
     if n_folds and possible < n_folds:
         warnings.warn(f"{possible} sequences, so {possible} folds instead of {n_folds}", stacklevel=2)
@@ -115,15 +115,14 @@ def fold_split(manifest, k):
     Rows keep their manifest index; held-out rows get the role query or gallery, and camera 0 or 1 where all training
     rows have one camera (else nothing would match). Raises ValueError for a fold that is not there or has no frame 00.
     """
-    train = manifest[manifest["split"] == "train"]
+    train = manifest.query("split == 'train'")
     folds = sorted(set(train["fold"]) - {-1})
     if k not in folds:
         raise ValueError(f"there is no fold {k}: the folds are {folds}, of training images of at least 2 sequences")
-    held_out = train[train["fold"] == k]
-    asked = held_out["frame"] == 0
-    if not asked.any():
+    query = train.query(f"fold == {k} and frame == 0").assign(role="query")
+    gallery = train.query(f"fold == {k} and frame != 0").assign(role="gallery")
+    if query.empty:
         raise ValueError(f"fold {k} has no image of frame 00 to be a query: take another fold")
-    query, gallery = held_out[asked].assign(role="query"), held_out[~asked].assign(role="gallery")
     if train["camera"].nunique() == 1:
         query["camera"], gallery["camera"] = 0, 1
     return train[train["fold"] != k], query, gallery
@@ -138,8 +137,8 @@ def training_and_validation(manifest, train_on="train"):
     order: the player 0…P−1, or −1 where an image is not trained on. Validation rows have the roles query and gallery
     and keep their manifest index. Raises ValueError for any other `train_on` and for a fold that is not there.
     """
-    training = manifest[manifest["split"] == "train"]
-    validation = manifest[manifest["split"] == "test"]
+    training = manifest.query("split == 'train'")
+    validation = manifest.query("split == 'test'")
     fold = re.fullmatch(r"fold ([0-9]+)(?: of ([2-9]|[1-9][0-9]+))?", train_on)
     if fold:
         folded = assign_folds(manifest, int(fold[2])) if fold[2] else manifest
@@ -156,7 +155,7 @@ def training_and_validation(manifest, train_on="train"):
 
 def is_nobody(manifest):
     """Which images (bool) show no player that is known: hidden ones and junk (−1), distractors (0 that no query is)."""
-    asked = manifest.loc[manifest["role"] != "gallery", "player"]
+    asked = manifest.query("role != 'gallery'")["player"]
     return (manifest["player"] == -1) | (manifest["player"] == 0) & (0 not in set(asked))
 
 
@@ -164,7 +163,7 @@ def _sizes(manifest):
     """Yield (identities or None where hidden, images) of each of SETS."""
     known = set(manifest.loc[~is_nobody(manifest), "player"])
     for split, role in SETS:
-        players = manifest.loc[(manifest["split"] == split) & (manifest["role"] == role), "player"]
+        players = manifest.query(f"split == '{split}' and role == '{role}'")["player"]
         yield None if split == "challenge" else len(known & set(players)), len(players)
 
 

@@ -28,7 +28,7 @@ RETRIES = 3
 TIMEOUTS_S = (10, 60)
 
 
-def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept_md5=None):
+def prepare_data(data="rendered", root="runs/data", rendering=None, accept_md5=None):
     """The absolute folder that has one of the layouts, made first where `data` asks for it.
 
     "rendered": renders with the keyword arguments `rendering` into a folder of `root` named after them; "synergy":
@@ -47,7 +47,7 @@ def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept
     return folder
 
 
-def planned_data_dir(data="rendered", root=Path("runs/data"), rendering=None):
+def planned_data_dir(data="rendered", root="runs/data", rendering=None):
     """The absolute folder that `prepare_data` returns for the same arguments, without making anything.
 
     Raises FileNotFoundError for a user's folder that is missing or in no layout.

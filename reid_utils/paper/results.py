@@ -18,8 +18,8 @@ from reid_utils.files import read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIT_LIMIT = 20  # seconds
-LIBRARIES = ("numpy", "pandas", "scipy", "scikit-learn", "numba", "torch", "torchvision", "timm", "matplotlib")
-LIBRARIES += ("open_clip_torch",)
+LIBRARIES = ("numpy", "pandas", "scipy", "scikit-learn", "numba", "torch", "torchvision", "timm", "open_clip_torch",
+             "matplotlib")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,8 @@ def _with_controls(runs, start, rank, view):
     wide = {"layout": {"width": "auto"}, "style": {"description_width": "initial"}}
     whole = {"min": 1, "max": 100, "continuous_update": False}
     query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
-    run, processing = (
-        widgets.Dropdown(description=name, options=list(options), value=value, **wide)
-        for name, options, value in (("run", runs, start[0]), ("post-processing", POST_PROCESSINGS, start[1]))
-    )
+    run = widgets.Dropdown(description="run", options=list(runs), **wide)
+    processing = widgets.Dropdown(description="post-processing", options=list(POST_PROCESSINGS), value=start[1], **wide)
     sliders = [
         widgets.IntSlider(start[2], description="k1", **whole),
         widgets.IntSlider(start[3], description="k2", **whole),

@@ -25,8 +25,7 @@ def set_statistics(manifest, sizes, note=None):
 
     height, width = np.asarray(sizes).T
     images = manifest[["split", "player"]].assign(height=height, width=width, aspect=height / width)
-    hidden = images.player.isna() | images.player.isin([-1, "-1", ""])
-    players = images[~hidden].groupby(["split", "player"], sort=False).size().reset_index(name="count")
+    players = images[images.player >= 0].groupby(["split", "player"], sort=False).size().reset_index(name="count")
     figure, axes = new_figure(TEXT_WIDTH, 3.6, 2, 2)
     looks = style.looks(images.split)
     titles = {"count": "images per player", "aspect": "height / width"}
