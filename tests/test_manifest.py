@@ -227,7 +227,7 @@ def test_held_out_fold_has_frame_00_as_query_and_a_matchable_gallery(data):
     assert set(query["role"]) == {"query"} and set(gallery["role"]) == {"gallery"}
     # Equal cameras would make every match junk.
     assert set(query["camera"]).isdisjoint(gallery["camera"])
-    with pytest.raises(ValueError, match="no fold 10: the folds are 0 to 9"):
+    with pytest.raises(ValueError, match=r"no fold 10: the folds are \[0, 1, .* 9\]"):
         manifests.fold_split(manifest, 10)
 
 
@@ -385,7 +385,7 @@ def test_challenge_truth_reads_both_forms_in_manifest_order(data, form, beside):
         (TRUTHS["by ids"][:-15], "gives no player for gallery/12"),
         (TRUTHS["by ids"] + "query,7,6,0\n", "two rows"),
         (TRUTHS["by ids"] + "train,8,6,0\n", "names train/8, which"),
-        (TRUTHS["by ids"].replace("7,5", "7,x"), "gives query/7 the player 'x'"),
+        (TRUTHS["by ids"].replace("7,5", "7,x"), "gives no player for query/7"),
     ],
 )
 def test_wrong_challenge_truth_is_an_error(data, text, message):

@@ -228,8 +228,8 @@ def test_epochs_without_a_measurement_are_points_that_no_line_joins():
 
 def test_each_of_many_series_has_a_look_of_its_own():
     looks = style.looks(range(70))
-    assert len({(looks["palette"][name], looks["markers"][name]) for name in range(70)}) == 70
-    assert len({looks["palette"][name] for name in range(10)}) == 10
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == 70
+    assert len({looks[name]["color"] for name in range(10)}) == 10
 
 
 def test_numbers_beside_bars_stay_inside_the_axis(rng):

@@ -10,7 +10,7 @@ from reid_utils.data.images import decode
 from reid_utils.data.layouts import beside, find_root
 
 
-def _histogram(image: np.ndarray, bands: int) -> np.ndarray:
+def _histogram(image, bands):
     """Square roots of 8×8×8 histograms of equal horizontal bands, float32 (bands × 512,), of length 1."""
     parts = []
     for band in np.array_split(image // 32, bands):
@@ -20,7 +20,8 @@ def _histogram(image: np.ndarray, bands: int) -> np.ndarray:
     return np.sqrt(np.concatenate(parts) / bands).astype(np.float32)
 
 
-def _describe(path: Path) -> dict[str, np.ndarray]:
+def _describe(path):
+    """{kind: histogram} of an image file."""
     image = cv2.cvtColor(decode(path), cv2.COLOR_RGB2BGR)
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
     return {
@@ -30,15 +31,14 @@ def _describe(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def colour_distances(data_dir, manifest) -> dict[str, np.ndarray]:
+def colour_distances(data_dir, manifest):
     """{kind: distances (Q, G) float32} of the test split by colour histograms: what needs no training.
 
     Kinds: 8×8×8 RGB and HSV histograms of the whole crop and of six horizontal bands; the distance is the negated
     Bhattacharyya coefficient. `manifest`: as from `load_manifest`. A gallery image of another group than the query's is
     at 1, behind all of its own.
     """
-    test = manifest[manifest["split"] == "test"]
-    sets = [test[test["role"] == role] for role in ("query", "gallery")]
+    sets = [manifest.query(f"split == 'test' and role == '{role}'") for role in ("query", "gallery")]
     apart = np.not_equal.outer(*(rows["group"].to_numpy() for rows in sets))
     described = [[_describe(Path(data_dir) / path) for path in rows["path"]] for rows in sets]
     query, gallery = ({kind: np.stack([row[kind] for row in rows]) for kind in rows[0]} for rows in described)
@@ -51,8 +51,7 @@ def colour_distances(data_dir, manifest) -> dict[str, np.ndarray]:
 
 def blur(image, level):
     """Gaussian blur; level: its standard deviation in per cent of the crop's height."""
-    sigma = level / 100 * image.shape[0]
-    return cv2.GaussianBlur(image, (0, 0), sigma) if sigma > 0 else image.copy()
+    return cv2.GaussianBlur(image, (0, 0), level / 100 * image.shape[0]) if level else image
 
 
 def occlude(image, level, seed=0):
@@ -60,13 +59,11 @@ def occlude(image, level, seed=0):
 
     The place follows from `seed` alone, so that a growing level grows the same block's area around one point.
     """
-    height, width = image.shape[:2]
-    side = np.sqrt(level / 100)
-    block = round(height * side), round(width * side)
-    share = np.random.default_rng(seed).random(2)
-    top, left = round((height - block[0]) * share[0]), round((width - block[1]) * share[1])
+    height, width = block = [round(length * np.sqrt(level / 100)) for length in image.shape[:2]]
+    free = np.subtract(image.shape[:2], block)
+    top, left = map(round, free * np.random.default_rng(seed).random(2))
     damaged = image.copy()
-    damaged[top : top + block[0], left : left + block[1]] = 127
+    damaged[top : top + height, left : left + width] = 127
     return damaged
 
 
@@ -81,8 +78,8 @@ def downscale(image, level):
 
 def compress(image, level):
     """JPEG artefacts; level: 100 − quality, so 0 leaves the image as it is and 95 is quality 5."""
-    if level == 0:
-        return image.copy()
+    if not level:
+        return image
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 100 - level])
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

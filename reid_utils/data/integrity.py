@@ -9,17 +9,16 @@ from reid_utils.data.layouts import beside, find_root, layout_rows
 from reid_utils.files import file_hash
 
 
-def validate_images(data_dir, manifest, workers=1) -> None:
+def validate_images(data_dir, manifest, workers=1):
     """Decode every image of the manifest on `workers` threads; returns nothing.
 
     Raises what `images.decode` raises for the first file, in the manifest's order, that it refuses.
     """
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda path: decode(Path(data_dir) / path).shape, manifest["path"]):
-            pass
+        list(pool.map(lambda path: decode(Path(data_dir) / path).shape, manifest["path"]))
 
 
-def data_fingerprint(data_dir) -> str:
+def data_fingerprint(data_dir):
     """SHA-256 (hex) over the sorted (relative path, SHA-256 of the content) of all images, lists and cameras.csv.
 
     Paths are relative to the folder that has the layout, so a moved copy has the same fingerprint; the challenge truth

@@ -246,7 +246,7 @@ LAYOUTS = {
 }
 
 
-def find_layout(data_dir) -> tuple[str, Path]:
+def find_layout(data_dir):
     """(name of the layout, the folder that has it): `data_dir` itself, or the data_reid folder directly inside it.
 
     Raises FileNotFoundError where there is no image in a layout of `LAYOUTS`.
@@ -258,7 +258,7 @@ def find_layout(data_dir) -> tuple[str, Path]:
     raise FileNotFoundError(f"{data_dir} holds no {SIGNS}: give the folder that holds them")
 
 
-def find_root(data_dir) -> Path:
+def find_root(data_dir):
     """The folder of `find_layout` alone."""
     return find_layout(data_dir)[1]
 
@@ -280,7 +280,7 @@ def refuse_repeats(keys, paths, what):
         seen[key] = path
 
 
-def layout_rows(data_dir) -> pd.DataFrame:
+def layout_rows(data_dir):
     """COLUMNS of each image of a folder, whichever layout it has, by split and role; numbers are −1 where hidden.
 
     Paths are relative to the folder that has the layout. Where names do not say it, the sequence is the player (folds
@@ -305,10 +305,10 @@ def layout_rows(data_dir) -> pd.DataFrame:
     table[numbers] = table[numbers].apply(pd.to_numeric).fillna(-1).astype(int)
     table["group"] = table["sequence"] + 1 if layout.grouped else 0
     if layout.single:
-        labelled = table[table["split"] != "challenge"]
+        labelled = table.query("split != 'challenge'")
         keys = labelled[["split", *numbers[:3]]].itertuples(index=False)
         refuse_repeats(keys, labelled["path"], "the same player, sequence and frame")
-    ranked = table[table["split"] != "train"]
+    ranked = table.query("split != 'train'")
     ids = ranked["image_id"].mask(ranked["split"] == "challenge", ranked["image_id"].str.lstrip("0"))
     refuse_repeats(zip(ranked["split"], ranked["role"], ids, strict=True), ranked["path"], "the same image id")
     return table[COLUMNS]

@@ -15,7 +15,7 @@ _LABELLED = ((436, 8569), (50, 50), (50, 910))
 _PUBLISHED = {2023: ((None, 618), (None, 9505)), 2022: ((None, 468), (None, 8703))}
 
 
-def load_manifest(data_dir) -> pd.DataFrame:
+def load_manifest(data_dir):
     """One row an image, with the columns COLUMNS; by split, role and the numbers in the file name, never as listed.
 
     image_id (the file's stem), path (posix, relative to `data_dir`), split, role: str; player, sequence, frame, fold,
@@ -60,7 +60,7 @@ def _with_pairs(manifest, seen_once):
 def _check_players(manifest):
     """Raise ValueError for what no study can use, naming an image; warn of queries without a match."""
     train, query, gallery = (
-        manifest[(manifest["split"] == split) & (manifest["role"] == role)].groupby("player")["path"].first()
+        manifest.query(f"split == '{split}' and role == '{role}'").groupby("player")["path"].first()
         for split, role in SETS[:3]
     )
     if query.empty or gallery.empty:
@@ -84,20 +84,17 @@ def _check_players(manifest):
         )
 
 
-def assign_folds(manifest, n_folds=None) -> pd.DataFrame:
+def assign_folds(manifest, n_folds=None):
     """The manifest with `fold` 0 … n_folds − 1 for training rows, GroupKFold grouped by sequence.
 
     `n_folds` None: as many as there are sequences, ten at most; a number above that is lowered to it with a warning.
     With one sequence every fold is −1, and `fold_split` raises. Warns where a player has several sequences and so may
-    stand on both sides of a fold. Raises ValueError for `n_folds` below 2. Source: the published code's preprocessing
-    (there over training and test together).
+    stand on both sides of a fold. Source: the published code's preprocessing (there over training and test together).
     """
     from sklearn.model_selection import GroupKFold
 
-    train = manifest[manifest["split"] == "train"]
+    train = manifest.query("split == 'train'")
     possible = train["sequence"].nunique()
-    if n_folds is not None and n_folds < 2:
-        raise ValueError(f"n_folds is {n_folds}: give at least 2")
     if n_folds and possible < n_folds:
         warnings.warn(f"{possible} sequences, so {possible} folds instead of {n_folds}", stacklevel=2)
     count = min(n_folds or 10, possible)
@@ -112,29 +109,26 @@ def assign_folds(manifest, n_folds=None) -> pd.DataFrame:
     return manifest
 
 
-def fold_split(manifest, k) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def fold_split(manifest, k):
     """(training rows, query rows, gallery rows) of fold `k`: the held-out query is frame 00, its gallery the rest.
 
     Rows keep their manifest index; held-out rows get the role query or gallery, and camera 0 or 1 where all training
     rows have one camera (else nothing would match). Raises ValueError for a fold that is not there or has no frame 00.
     """
-    train = manifest[manifest["split"] == "train"]
+    train = manifest.query("split == 'train'")
     folds = sorted(set(train["fold"]) - {-1})
-    if not folds:
-        raise ValueError("folds need training images of at least 2 sequences: use the test split instead")
     if k not in folds:
-        raise ValueError(f"there is no fold {k}: the folds are {folds[0]} to {folds[-1]}")
-    held_out = train[train["fold"] == k]
-    asked = held_out["frame"] == 0
-    if not asked.any():
+        raise ValueError(f"there is no fold {k}: the folds are {folds}, of training images of at least 2 sequences")
+    query = train.query(f"fold == {k} and frame == 0").assign(role="query")
+    gallery = train.query(f"fold == {k} and frame != 0").assign(role="gallery")
+    if query.empty:
         raise ValueError(f"fold {k} has no image of frame 00 to be a query: take another fold")
-    query, gallery = held_out[asked].assign(role="query"), held_out[~asked].assign(role="gallery")
     if train["camera"].nunique() == 1:
         query["camera"], gallery["camera"] = 0, 1
     return train[train["fold"] != k], query, gallery
 
 
-def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.DataFrame]:
+def training_and_validation(manifest, train_on="train"):
     """(labels of all images, validation rows) of a manifest: what a training learns from and what it is scored on.
 
     `train_on`: "train" (the official split), "train+test" (every labelled image: the challenge entry), "fold K" (the
@@ -143,9 +137,9 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
     order: the player 0…P−1, or −1 where an image is not trained on. Validation rows have the roles query and gallery
     and keep their manifest index. Raises ValueError for any other `train_on` and for a fold that is not there.
     """
-    training = manifest[manifest["split"] == "train"]
-    validation = manifest[manifest["split"] == "test"]
-    fold = re.fullmatch(r"fold ([0-9]+)(?: of ([0-9]+))?", train_on)
+    training = manifest.query("split == 'train'")
+    validation = manifest.query("split == 'test'")
+    fold = re.fullmatch(r"fold ([0-9]+)(?: of ([2-9]|[1-9][0-9]+))?", train_on)
     if fold:
         folded = assign_folds(manifest, int(fold[2])) if fold[2] else manifest
         training, *held_out = fold_split(folded, int(fold[1]))
@@ -159,42 +153,43 @@ def training_and_validation(manifest, train_on="train") -> tuple[np.ndarray, pd.
     return labels, validation
 
 
-def is_nobody(manifest) -> pd.Series:
+def is_nobody(manifest):
     """Which images (bool) show no player that is known: hidden ones and junk (−1), distractors (0 that no query is)."""
-    asked = manifest.loc[manifest["role"] != "gallery", "player"]
+    asked = manifest.query("role != 'gallery'")["player"]
     return (manifest["player"] == -1) | (manifest["player"] == 0) & (0 not in set(asked))
 
 
 def _sizes(manifest):
-    """Yield (set, identities or None where hidden, images) of all sets."""
+    """Yield (identities or None where hidden, images) of each of SETS."""
     known = set(manifest.loc[~is_nobody(manifest), "player"])
-    for name, (split, role) in zip(_SETS, SETS, strict=True):
-        players = manifest.loc[(manifest["split"] == split) & (manifest["role"] == role), "player"]
-        yield name, None if split == "challenge" else len(known & set(players)), len(players)
+    for split, role in SETS:
+        players = manifest.query(f"split == '{split}' and role == '{role}'")["player"]
+        yield None if split == "challenge" else len(known & set(players)), len(players)
 
 
-def counts(manifest) -> pd.DataFrame:
+def counts(manifest):
     """Identities and images of each set: columns set, identities (Int64, missing where hidden), images."""
-    rows = [size for size in _sizes(manifest) if size[-1]]
-    return pd.DataFrame(rows, columns=["set", "identities", "images"]).astype({"identities": "Int64"})
+    table = pd.DataFrame(_sizes(manifest), columns=["identities", "images"], dtype="Int64")
+    table.insert(0, "set", _SETS)
+    return table[table["images"] > 0]
 
 
 def _differences(manifest, year):
-    pairs = zip(_sizes(manifest), _LABELLED + _PUBLISHED[year], strict=True)
-    found = ((name, own, known) for (name, *own), known in pairs if (*own,) != known)
-    return [f"{name} {_in_words(*own)} instead of {_in_words(*known)}" for name, own, known in found]
+    """What is other than in the published set of a year, as texts."""
+    sets = zip(_SETS, _sizes(manifest), _LABELLED + _PUBLISHED[year], strict=True)
+    return [f"{name} {_in_words(*own)} instead of {_in_words(*known)}" for name, own, known in sets if own != known]
 
 
 def _in_words(identities, images):
     return f"{images} images" if identities is None else f"{images} images of {identities} players"
 
 
-def published_year(manifest) -> int | None:
+def published_year(manifest):
     """The year of the challenge (2022 or 2023) whose published Synergy Re-ID set has these very counts, or None."""
     return next((year for year in _PUBLISHED if not _differences(manifest, year)), None)
 
 
-def check_counts(manifest) -> str:
+def check_counts(manifest):
     """One line: which published Synergy Re-ID set the counts equal, or what differs from the nearer one."""
     year = min(_PUBLISHED, key=lambda year: len(_differences(manifest, year)))
     differences = "; ".join(_differences(manifest, year))
@@ -202,7 +197,7 @@ def check_counts(manifest) -> str:
     return f"counts differ from {name}: {differences}" if differences else f"counts equal those of {name}"
 
 
-def set_name(data_dir, manifest) -> str:
+def set_name(data_dir, manifest):
     """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name.
 
     A folder that only calls itself so is shown as "folder NAME": a set is known by its counts, not by its name.
@@ -212,7 +207,8 @@ def set_name(data_dir, manifest) -> str:
         return "rendered data"
     if year := published_year(manifest):
         return f"Synergy, challenge {year}"
-    name = (root.resolve().parent.name if root.name == "data_reid" else root.resolve().name) or "data"
+    place = root.resolve()
+    name = (place.parent if root.name == "data_reid" else place).name or "data"
     return f"folder {name}" if name.casefold().startswith(("synergy", "rendered data")) else name
 
 
@@ -243,14 +239,10 @@ def _numbers(source, table, column, images):
         )
     refuse_repeats(table["path"], f"{source}: " + table["path"], "two rows")
     numbers = table.set_index("path")[column]
-    faults = [
-        f"gives {path} the {column} {number!r}: give a whole number from 0 up"
-        for path, number in numbers.items()
-        if not re.fullmatch("[0-9]{1,9}", number)
-    ]
-    known, own = numbers.index, pd.Index(images)
-    faults += [f"names {path}, which is no image here: correct it" for path in known.difference(own)]
-    faults += [f"gives no {column} for {path}: add its row" for path in own.difference(known)]
+    wanted = numbers.reindex(images, fill_value="")
+    missing = wanted.index[~wanted.str.fullmatch("[0-9]{1,9}")]
+    faults = [f"names {path}, which is no image here: correct it" for path in numbers.index.difference(images)]
+    faults += [f"gives no {column} for {path}, a whole number from 0 up: correct or add its row" for path in missing]
     if faults:
         raise ValueError(f"{source} {faults[0]}")
     return numbers.astype(int)
@@ -269,7 +261,7 @@ def read_cameras(root, manifest):
     return manifest["path"].map(cameras).fillna(manifest["camera"]).astype(int)
 
 
-def challenge_truth(data_dir) -> pd.DataFrame | None:
+def challenge_truth(data_dir):
     """The challenge set's identities from `challenge_truth.csv`; None where there is no such file.
 
     The file lies in the folder that holds reid_training or beside that folder, and has the columns path and player

@@ -28,7 +28,7 @@ RETRIES = 3
 TIMEOUTS_S = (10, 60)
 
 
-def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept_md5=None) -> Path:
+def prepare_data(data="rendered", root="runs/data", rendering=None, accept_md5=None):
     """The absolute folder that has one of the layouts, made first where `data` asks for it.
 
     "rendered": renders with the keyword arguments `rendering` into a folder of `root` named after them; "synergy":
@@ -47,7 +47,7 @@ def prepare_data(data="rendered", root=Path("runs/data"), rendering=None, accept
     return folder
 
 
-def planned_data_dir(data="rendered", root=Path("runs/data"), rendering=None) -> Path:
+def planned_data_dir(data="rendered", root="runs/data", rendering=None):
     """The absolute folder that `prepare_data` returns for the same arguments, without making anything.
 
     Raises FileNotFoundError for a user's folder that is missing or in no layout.
@@ -82,7 +82,7 @@ def _rendered_name(rendering):
     return f"rendered-{digest([RENDERER_VERSION, settings])[:10]}"
 
 
-def download_synergy(target_dir, accept_md5=None, url=URL) -> Path:
+def download_synergy(target_dir, accept_md5=None, url=URL):
     """The data_reid folder of the Synergy Re-ID set under `target_dir`, downloaded and extracted where it is not there.
 
     A zip that lies at target_dir/synergyreid_data.zip is used without network. Zip and folder take their names only
@@ -136,7 +136,7 @@ def _check_md5(path, accepted):
         )
 
 
-def extract_data(zip_path, data_dir) -> Path:
+def extract_data(zip_path, data_dir):
     """Extract the one data set in `zip_path` as `data_dir`, whole or not at all; returns `data_dir`.
 
     Nothing leaves the folder: zipfile drops what leads out of it and writes links as plain files. Raises ValueError

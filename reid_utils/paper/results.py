@@ -1,6 +1,5 @@
 """What a notebook leaves behind: its folders, results.json, tables as csv and md, arrays."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -14,22 +13,13 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
+from reid_utils.code import installed_versions
 from reid_utils.files import read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIT_LIMIT = 20  # seconds
-LIBRARIES = {  # module: distribution
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "numba": "numba",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "open_clip": "open_clip_torch",
-    "matplotlib": "matplotlib",
-}
+LIBRARIES = ("numpy", "pandas", "scipy", "scikit-learn", "numba", "torch", "torchvision", "timm", "open_clip_torch",
+             "matplotlib")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ def write_results(run, settings, **values):
         "values": _plain(values),
         "data_fingerprint": fingerprint,
         "files": sorted({path.relative_to(run.figures.parent).as_posix() for path in run.files}),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **installed_versions(*LIBRARIES)},
         "git": _git_state(),
         "device": _device(),
         "seconds": round(time.monotonic() - run.started, 2),
@@ -118,12 +108,6 @@ def _listed(value):
     if hasattr(value, "tolist"):  # numpy scalars and arrays, pandas series, tensors
         return value.tolist()
     raise NotImplementedError(f"a {type(value).__name__}")
-
-
-def _versions():
-    """Versions of Python and of the libraries imported so far."""
-    used = {name: importlib.metadata.version(name) for module, name in LIBRARIES.items() if module in sys.modules}
-    return {"python": platform.python_version(), **used}
 
 
 def _git_state():
@@ -163,8 +147,7 @@ def _peak_memory():
 def load_results(folder):
     """The content of a run's results.json. Raises FileNotFoundError naming the run to execute first."""
     path = Path(folder) / "results.json"
-    content = read_json(path)
-    if content is None:
+    if (content := read_json(path)) is None:
         raise FileNotFoundError(f"{path} does not exist; execute the run {Path(folder).name} first")
     return content
 
@@ -189,13 +172,12 @@ def write_table(run, name, frame, notes=()):
 
 def markdown_table(frame):
     """A DataFrame as a Markdown pipe table (str): columns of numbers right-aligned, missing cells blank."""
-    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
-    shown = frame.astype(object).map(_cell).rename(columns=_cell)
-    align = ["right" if each else "left" for each in numeric]
+    align = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in frame]
+    shown = frame.astype(object).map(cell_text).rename(columns=cell_text)
     return shown.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n" if align else ""
 
 
-def _cell(value):
+def cell_text(value):
     """A table cell as text: two decimals, or two significant digits below 0.1; a bar in it is escaped."""
     if pd.isna(value):
         return ""

@@ -46,10 +46,11 @@ def fusion_table(runs, of_single):
     rows, baselines, shared = {}, {}, set()
     for run in fusions:
         suffix = f", {run['entry']}" if run["entry"] != fusions[0]["entry"] else ""
-        own = {name + suffix: row(run, name) for name in scored(run)}
-        best = max(run["settings"]["models"], key=lambda name: own[name + suffix]["mAP"].mean())
-        for name, label in zip(scored(run), own, strict=True):
-            if not np.array_equal(rows.setdefault(label, own[label])["aps"], own[label]["aps"], equal_nan=True):
+        own = {name: row(run, name) for name in scored(run)}
+        best = max(run["settings"]["models"], key=lambda name: own[name]["mAP"].mean())
+        for name, arrays in own.items():
+            label = name + suffix
+            if not np.array_equal(rows.setdefault(label, arrays)["aps"], arrays["aps"], equal_nan=True):
                 raise ValueError(f"{run['run']} and {rows[label]['run']} both have the row {label!r}")
             baselines.setdefault(label, best + suffix)
             # Seed s of a fusion holds seed s of its models: with the best among them, the two rows are paired.

@@ -123,9 +123,11 @@ def _others(fields, label, named_by, replaced):
 
 def _text(template, fields, words):
     """A name made of fields, in the words that the statement has for their values."""
-    values = {name: fields[name] for name in _named_by(template)}
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    return template.format(**{name: words.get(name, {}).get(text, text) for name, text in texts.items()})
+    texts = {}
+    for name in _named_by(template):
+        text = fields[name] if isinstance(fields[name], str) else json.dumps(fields[name])
+        texts[name] = words.get(name, {}).get(text, text)
+    return template.format(**texts)
 
 
 def _named_by(template):
@@ -163,7 +165,7 @@ def _epochs(run, score):
     if score != "none":
         return {}
     start, best, last = (
-        100 * np.mean(run["scores"].get(f"{each}|mAP", np.nan)) for each in ("untrained", "best", "none")
+        100 * np.mean(run["scores"].get(f"{name}|mAP", np.nan)) for name in ("untrained", "best", score)
     )
     return {"zero-shot": start, "best on test": best, "flattery": best - last}
 

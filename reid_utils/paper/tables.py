@@ -83,9 +83,8 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         for number, line in enumerate(self.comparison.to_dict("records"), start=1):
             name = line["row"]
             line |= {column: float(np.mean(self.rows[name][column])) for column in ("mAP", "rank1", "rank5", "mINP")}
-            shown = {"no.": number, "row": name} | {
-                column: round(100 * line[key], 2) for column, key in _PER_CENT.items()
-            }
+            shown = {"no.": number, "row": name}
+            shown |= {column: round(100 * line[key], 2) for column, key in _PER_CENT.items()}
             shown["p (Holm)"] = p_text(line["p_holm"], line["p"] <= line["p_floor"])
             shown |= {"seeds": line["seeds"], "queries": line["queries"], "differ": line["informative"]}
             lines.append(shown | {key: round(value, 3) for key, value in self.extra.get(name, {}).items()})
@@ -94,31 +93,29 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     @property
     def compared(self):
         """Which rows are compared with which, to answer the question, as a sentence."""
-        numbers = {name: str(number) for number, name in enumerate(self.rows, start=1)}
-        of = {
-            base: [numbers[name] for name, other in self.baselines.items() if other == base != name] for base in numbers
-        }
-        each = [f"{', '.join(of[base])} with row {number}" for base, number in numbers.items() if of[base]]
-        return (
-            f"Compared: {'; '.join(each)}, to answer: {self.question}"
-            if each
-            else f"No two rows here answer: {self.question}"
-        )
+        numbers = {name: number for number, name in enumerate(self.rows, start=1)}
+        compared = {}
+        for name, base in self.baselines.items():
+            if base != name:
+                compared.setdefault(numbers[base], []).append(str(numbers[name]))
+        if not compared:
+            return f"No two rows here answer: {self.question}"
+        each = [f"{', '.join(of)} with row {number}" for number, of in sorted(compared.items())]
+        return f"Compared: {'; '.join(each)}, to answer: {self.question}"
 
     def commands(self, command):
         """The commands that make the rows again, a line for each stretch of rows of one run."""
-        lines, start = [], 0
+        lines, stop = [], 0
         for run, members in groupby(row["run"] for row in self.rows.values()):
-            stop = start + len(list(members))
-            numbers = f"Row {stop}" if stop == start + 1 else f"Rows {start + 1}–{stop}"
+            start, stop = stop + 1, stop + len(list(members))
+            numbers = f"Row {stop}" if stop == start else f"Rows {start}–{stop}"
             lines.append(f"{numbers}: `{command} --only '{run}'`")
-            start = stop
         return lines
 
 
 _PER_CENT = {"mAP": "mAP", "rank-1": "rank1", "rank-5": "rank5", "mINP": "mINP", "mAP low": "low", "mAP high": "high"}
-_ALONE = ("difference", "diff_low", "diff_high", "queries_low", "queries_high", "smallest", "seed_sd")
-_PER_CENT |= {name.replace("_", " "): name for name in _ALONE}
+_ALONE = "difference diff_low diff_high queries_low queries_high smallest seed_sd"
+_PER_CENT |= {name.replace("_", " "): name for name in _ALONE.split()}
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "

@@ -25,7 +25,7 @@ def crop_reader(data_dir, paths):
 
 def worst_first(aps):
     """Queries by average precision, worst first: aps (Q,) -> indices; a query without a match (NaN) is left out."""
-    return [int(q) for q in np.argsort(aps, kind="stable") if not np.isnan(aps[q])]
+    return np.argsort(aps, kind="stable")[: np.isfinite(aps).sum()].tolist()  # NaN comes last
 
 
 def ranked_query(before, after, features, q):
@@ -91,7 +91,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
         return distances, average_precisions(distances, *labels_of(runs[run]))
 
     def view(settings, q):
-        features, (before, old), (after, new) = runs[settings[0]], rank(settings[0], "none"), rank(*settings)
+        run, processing, k1, k2, weight = settings
+        features, (before, old), (after, new) = runs[run], rank(run, "none"), rank(*settings)
         names, image = image_names(features, "gallery"), image_names(features, "query")[q]
         ranking = list(ranked_query(before, after, features, q).itertuples())
         cards = [_card(read_image("query", image), BLACK, "query", f"AP {old[q]:.2f} → {new[q]:.2f}")]
@@ -100,7 +101,8 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
             text = f"d {row.distance:.3f}<br>{moved(row.rank, row.was)}"
             cards.append(_card(read_image("gallery", names[row.image]), colour, f"{sign} rank {row.rank}", text))
         ranks = [f"{row.rank}&nbsp;({moved(row.rank, row.was)})" for row in ranking if row.is_match]
-        title = f"player {features.query_players[q]}, query {image}; {settings[0]}, {_described(*settings[1:])}"
+        how = processing if processing == "none" else f"{processing} (k1 {k1}, k2 {k2}, w {weight:g})"
+        title = f"player {features.query_players[q]}, query {image}; {run}, {how}"
         return (
             f'<div style="font:13px sans-serif"><b>{html.escape(title)}</b>'
             f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>'
@@ -113,11 +115,6 @@ def explore(runs, read_image, post_processing="hard", k1=20, k2=6, jaccard_weigh
     return _with_controls(runs, start, rank, view)
 
 
-def _described(processing, k1, k2, weight):
-    """A post-processing in words."""
-    return processing if processing == "none" else f"{processing} (k1 {k1}, k2 {k2}, w {weight:g})"
-
-
 def _with_controls(runs, start, rank, view):
     """Controls above the view, tied together -> ipywidgets.VBox."""
     import ipywidgets as widgets
@@ -125,10 +122,8 @@ def _with_controls(runs, start, rank, view):
     wide = {"layout": {"width": "auto"}, "style": {"description_width": "initial"}}
     whole = {"min": 1, "max": 100, "continuous_update": False}
     query, shown = widgets.Dropdown(description="query", **wide), widgets.HTML()
-    run, processing = (
-        widgets.Dropdown(description=name, options=list(options), value=value, **wide)
-        for name, options, value in (("run", runs, start[0]), ("post-processing", POST_PROCESSINGS, start[1]))
-    )
+    run = widgets.Dropdown(description="run", options=list(runs), **wide)
+    processing = widgets.Dropdown(description="post-processing", options=list(POST_PROCESSINGS), value=start[1], **wide)
     sliders = [
         widgets.IntSlider(start[2], description="k1", **whole),
         widgets.IntSlider(start[3], description="k2", **whole),

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from reid_utils.paper.results import cell_text
 from reid_utils.ranking.statistics import p_text
 from reid_utils.views.style import BLACK, BLUE, TEXT_WIDTH, finish, new_figure, printable
 
@@ -70,10 +71,9 @@ def _draw_rows(scores, changes, heights, frame):
         ax.hlines(heights, frame[low], frame[high], colors=np.where(is_baseline, BLACK, BLUE), linewidth=1)
         for rows, sign in zip((is_baseline, differs, ~(is_baseline | differs)), _SIGNS.values(), strict=True):
             ax.plot(frame[value][rows], heights[rows], linestyle="none", zorder=3, **sign)
-    for y, is_first, p, at_floor in zip(heights, is_baseline, frame.p_holm, frame.at_floor, strict=True):
-        p = "" if is_first else p_text(p, at_floor)
-        text = p if isinstance(p, str) else f"{p:.2g}" if 0 < p < 0.1 else f"{p:.2f}"
-        changes.text(1.02, y, text, transform=changes.get_yaxis_transform(), va="center", fontsize="small")
+    style = {"transform": changes.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+    for y, p, at_floor in zip(heights, frame.p_holm, frame.at_floor, strict=True):
+        changes.text(1.02, y, cell_text(p_text(p, at_floor)), **style)
 
 
 def _legend(with_thick):

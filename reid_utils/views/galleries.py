@@ -27,8 +27,7 @@ def sequence_samples(rows, note=None):
     rows: list of (title, list of RGB uint8 images of any size), none empty. Returns a text-width Figure with one axes
     per row.
     """
-    strips = [[part for image in images for part in (np.asarray(scaled(image)), _GAP)] for _, images in rows]
-    strips = [np.concatenate(parts[:-1], axis=1) for parts in strips]
+    strips = [np.hstack([part for image in images for part in (_GAP, scaled(image))][1:]) for _, images in rows]
     widest = max(strip.shape[1] for strip in strips)
     # Rows share one scale; a long row may not make the crops tower over the page.
     height = min(TEXT_WIDTH * _CROP_PIXELS / widest, 1.6) + _TITLE_INCHES

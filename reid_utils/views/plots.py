@@ -25,20 +25,19 @@ def set_statistics(manifest, sizes, note=None):
 
     height, width = np.asarray(sizes).T
     images = manifest[["split", "player"]].assign(height=height, width=width, aspect=height / width)
-    images["split"] = images.split.map(printable)
-    hidden = images.player.isna() | images.player.isin([-1, "-1", ""])
-    players = images[~hidden].groupby(["split", "player"], sort=False).size().reset_index(name="count")
+    players = images[images.player >= 0].groupby(["split", "player"], sort=False).size().reset_index(name="count")
     figure, axes = new_figure(TEXT_WIDTH, 3.6, 2, 2)
-    colours = style.looks(images.split)["palette"]
-    titles = {"count": "images per player", "aspect": "height / width", "height": "height (pixels)"}
-    for ax, (column, title) in zip(axes.flat, {**titles, "width": "width (pixels)"}.items(), strict=True):
+    looks = style.looks(images.split)
+    titles = {"count": "images per player", "aspect": "height / width"}
+    titles |= {"height": "height (pixels)", "width": "width (pixels)"}
+    for ax, (column, title) in zip(axes.flat, titles.items(), strict=True):
         counted, table = ("players", players) if column == "count" else ("images", images)
-        for split, colour in colours.items():
+        for split, look in looks.items():
             values = table.loc[table.split == split, column]
-            sns.ecdfplot(values, stat="percent", ax=ax, color=colour, linestyle="-", label=split)
+            sns.ecdfplot(values, stat="percent", ax=ax, color=look["color"], linestyle="-", label=split)
         ax.set(xlabel=title, ylabel=f"{counted} ≤ x (%)")
         ax.set_xlim(0)
-    if absent := [split for split in colours if split not in set(players.split)]:
+    if absent := [split for split in looks if split not in set(players.split)]:
         axes[0, 0].set_title(f"{', '.join(absent)}: players hidden", fontsize="small", loc="right")
     style.legend_above(figure, axes[0, 1])
     return finish(figure, note)
@@ -59,9 +58,9 @@ def training_curves(history, note=None):
         for label, lines in percent.dropna(subset=[column]).groupby("label", sort=False):
             measured = lines.pivot_table(index="epoch", columns="seed", values=column)
             measured = measured.reindex(range(measured.index.min(), measured.index.max() + 1))
-            look = {"color": looks["palette"][label], "linestyle": "-", "markeredgewidth": 0}
-            ax.plot(measured, linewidth=0.5, alpha=0.5, marker=".", markersize=3, **look)
-            ax.plot(measured.mean(axis=1), marker=looks["markers"][label], label=label, **look)
+            look = {"linestyle": "-", "markeredgewidth": 0, **looks[label]}
+            ax.plot(measured, linewidth=0.5, alpha=0.5, markersize=3, **{**look, "marker": "."})
+            ax.plot(measured.mean(axis=1), label=label, **look)
         ax.set(xlabel="epoch", ylabel=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
     if "label" in history:
@@ -140,10 +139,9 @@ def _pair_histogram(groups, **settings):
     """Filled steps over shared bins, told apart by colour."""
     import seaborn as sns
 
-    groups = {f"{printable(name)} ({np.size(values):,} pairs)": np.ravel(values) for name, values in groups.items()}
+    groups = {f"{name} ({np.size(values):,} pairs)": np.ravel(values) for name, values in groups.items()}
     figure, ax = new_figure(COLUMN_WIDTH, 2.2)
-    colours = dict(zip(groups, style.PALETTE, strict=False))
-    sns.histplot(groups, element="step", palette=colours, alpha=0.4, ax=ax, **settings)
+    sns.histplot(groups, element="step", palette=style.PALETTE[: len(groups)], alpha=0.4, ax=ax, **settings)
     sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure, ax
 
@@ -175,9 +173,9 @@ def embedding_map(maps, dispersion, note=None):
     figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps), squeeze=False)
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         for name in names:
-            look = {"color": looks["palette"][name], "marker": looks["markers"][name], "label": printable(name)}
             of_player = np.asarray(points)[np.asarray(players) == name].T
-            ax.scatter(*of_player, s=9, alpha=0.7, linewidths=0, rasterized=len(points) > _MANY_POINTS, **look)
+            many = len(points) > _MANY_POINTS
+            ax.scatter(*of_player, s=9, alpha=0.7, linewidths=0, rasterized=many, label=name, **looks[name])
         ax.set_title(f"{title}\nmean query distance {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", box_aspect=1)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -226,20 +224,15 @@ def robustness_curves(frame, note=None):
     frame: DataFrame with damage (its name and unit), level, label, mAP, low, high (fractions). Returns a text-width
     Figure with one axes per kind of damage.
     """
-    kinds = frame.damage.unique()
-    columns = min(len(kinds), 4)
-    rows = -(-len(kinds) // columns)
-    figure, axes = new_figure(TEXT_WIDTH, 0.3 + 2.0 * rows, rows, columns, sharey=True, squeeze=False)
+    figure, (axes,) = new_figure(TEXT_WIDTH, 2.3, 1, frame.damage.nunique(), sharey=True, squeeze=False)
     looks = style.looks(frame.label)
-    for ax, kind in zip(axes.flat, kinds, strict=False):
-        for label, line in frame[frame.damage == kind].sort_values("level").groupby("label", sort=False):
-            look = {"color": looks["palette"][label], "linestyle": "-"}
-            ax.plot(line.level, 100 * line.mAP, marker=looks["markers"][label], label=label, **look)
-            ax.fill_between(line.level, 100 * line.low, 100 * line.high, alpha=0.15, linewidth=0, **look)
+    for ax, (kind, of_kind) in zip(axes, frame.groupby("damage", sort=False), strict=True):
+        for label, line in of_kind.sort_values("level").groupby("label", sort=False):
+            ax.plot(line.level, 100 * line.mAP, linestyle="-", label=label, **looks[label])
+            low, high = 100 * line.low, 100 * line.high
+            ax.fill_between(line.level, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
         ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
-    for ax in axes.flat[len(kinds) :]:
-        ax.axis("off")
-    style.legend_above(figure, axes[0, 0])
+    style.legend_above(figure, axes[0])
     return finish(figure, note)
 
 
@@ -249,15 +242,13 @@ def repaired_queries(before, after, labels, note=None):
     before, after: (queries,) fractions, NaN where a query has no match (left out); labels: names of the two axes.
     Returns a column-width Figure.
     """
-    before, after = np.asarray([before, after], dtype=float)
+    percent = 100 * np.asarray([before, after], dtype=float)
     figure, ax = new_figure(COLUMN_WIDTH, 3.3)
-    change = np.sign(after - before)
-    for name, sign, colour, marker in (
-        ("better", 1, style.MATCH, "^"), ("worse", -1, style.MISMATCH, "v"), ("same", 0, GREY, "o")
-    ):  # fmt: skip
-        chosen = change == sign
-        points, label = (100 * before[chosen], 100 * after[chosen]), f"{name} ({chosen.sum()})"
-        ax.scatter(*points, s=14, color=colour, marker=marker, alpha=0.7, label=label)
+    signs = {"better": (1, style.MATCH, "^"), "worse": (-1, style.MISMATCH, "v"), "same": (0, GREY, "o")}
+    for name, (sign, colour, marker) in signs.items():
+        chosen = np.sign(np.subtract(after, before)) == sign
+        label = f"{name} ({chosen.sum()})"
+        ax.scatter(*percent[:, chosen], s=14, color=colour, marker=marker, alpha=0.7, label=label)
     ax.axline((0, 0), slope=1, color=GREY, linestyle="-", linewidth=0.8, zorder=0)
     ax.set(xlabel=f"{labels[0]} (%)", ylabel=f"{labels[1]} (%)", aspect="equal")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.2)

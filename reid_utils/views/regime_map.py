@@ -18,12 +18,12 @@ def regime_map(curves, note=None):
     The y axes are fitted to the lines and the first one's band; other bands may be cut. Returns a text-width Figure.
     """
     curves = curves.assign(**100 * curves[["effect", "low", "high"]])
-    panels, colours = curves.groupby("claim", sort=False), looks(curves["images"])["palette"]
+    panels, styles = curves.groupby("claim", sort=False), looks(curves["images"])
     cells = _CELLS[: -(-(len(panels) - 1) // 3)]
     figure = blank_figure(TEXT_WIDTH, 0.9 + 1.6 * len(cells))
     axes = list(figure.subplot_mosaic("\n".join(cells)).values())
     for ax, (claim, of_claim) in zip(axes, panels, strict=False):
-        _panel(ax, of_claim, colours, claim)
+        _panel(ax, of_claim, styles, claim)
     for ax in axes[len(panels) :]:
         ax.remove()
     figure.supxlabel("mAP of the single model (%)", fontsize="medium")
@@ -34,10 +34,10 @@ def regime_map(curves, note=None):
     return finish(figure, note)
 
 
-def _panel(ax, curves, colours, claim):
+def _panel(ax, curves, styles, claim):
     """One claim's curves, with the y axis fitted to all lines and the first one's band."""
     for width, (images, curve) in zip((1.8, 0.9, 0.9, 0.9), curves.groupby("images", sort=False), strict=False):
-        look = {"color": colours[images], "linestyle": "-"}
+        look = {"color": styles[images]["color"], "linestyle": "-"}
         ax.plot(curve.mAP, curve.effect, linewidth=width, label=f"{images} gallery images per player", **look)
         ax.fill_between(curve.mAP, curve.low, curve.high, alpha=0.15, linewidth=0, **look)
     first = curves[curves.images == curves.images.iloc[0]]

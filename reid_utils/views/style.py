@@ -100,10 +100,10 @@ def finish(figure, note=None):
 
 
 def looks(names):
-    """A colour and a marker for each name, in order of appearance; the first 70 pairs, the first 10 colours differ."""
-    names, n = list(dict.fromkeys(names)), len(PALETTE)
-    markers = {name: MARKERS[(k + k // n) % len(MARKERS)] for k, name in enumerate(names)}
-    return {"palette": {name: PALETTE[k % n] for k, name in enumerate(names)}, "markers": markers}
+    """{name: its colour and marker} in order of appearance; the first 70 pairs, the first 10 colours differ."""
+    n = len(PALETTE)
+    numbered = enumerate(dict.fromkeys(names))
+    return {name: {"color": PALETTE[k % n], "marker": MARKERS[(k + k // n) % len(MARKERS)]} for k, name in numbered}
 
 
 def legend_above(figure, ax):
