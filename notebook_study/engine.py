@@ -219,7 +219,7 @@ def _result(run_id, future):
     """What an ended future came to -> Outcome."""
     try:
         return future.result()
-    except StudyError:
+    except (StudyError, PermissionError):  # nobody else's run would fare better in this folder
         raise
     except CancelledError:
         raise StudyError(

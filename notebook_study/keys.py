@@ -41,7 +41,7 @@ def key_parts(run, notebook, lock, threads, upstream, data, portable=False, cont
 
 def _libraries(notebook, lock):
     """Names (sorted) of what a lock pins, and of whatever else the notebook itself imports."""
-    text = lock.read_text(encoding="utf-8") if lock.exists() else ""
+    text = lock.read_text(encoding="utf-8-sig") if lock.exists() else ""
     named = {*re.findall(r"^[A-Za-z0-9][\w.-]*", text, re.MULTILINE)}
     named |= {name.partition(".")[0] for name in _notebook_imports(notebook)}
     return sorted(named - {*_rules()["packages"]})
@@ -49,7 +49,7 @@ def _libraries(notebook, lock):
 
 def _rules():
     """The table [tool.notebook_study] of the repository's pyproject.toml: which modules decide a run's result."""
-    return tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["notebook_study"]
+    return tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8-sig"))["tool"]["notebook_study"]
 
 
 def run_keys(runs, notebooks, lock, threads, data, portable=False, contents=lambda run: ()):

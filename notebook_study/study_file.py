@@ -145,7 +145,7 @@ def read_study(path):
     """Read and check a study file -> Study. Raises StudyError for anything unknown, missing or of the wrong type."""
     path = Path(path)
     try:
-        study = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8"), path.name), Study)
+        study = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8-sig"), path.name), Study)
     except FileNotFoundError:
         raise StudyError(f"study file {path} does not exist") from None
     except UnicodeDecodeError as error:
@@ -225,7 +225,7 @@ def read_cells(path):
     try:
         return [
             (cell["cell_type"], "".join(cell["source"]), tuple(cell.get("metadata", {}).get("tags", ())))
-            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            for cell in json.loads(path.read_text(encoding="utf-8-sig"))["cells"]
         ]
     except (ValueError, TypeError, KeyError):
         raise StudyError(f"notebook {path} is not readable; save it again from JupyterLab") from None

@@ -61,7 +61,7 @@ def imported_code(names, packages, root, left_out=(), kept=()):
 @functools.cache
 def _read_module(module, path):
     """The code_digest of a module and the names that it may import, its package among them."""
-    source, parent = path.read_text(encoding="utf-8"), module.rpartition(".")[0]
+    source, parent = path.read_text(encoding="utf-8-sig"), module.rpartition(".")[0]
     return code_digest(source), imported_names(source, module if path.name == "__init__.py" else parent) | {parent}
 
 

@@ -159,6 +159,19 @@ def test_infinity_that_marks_no_group_is_refused(row):
 
 
 @QUIET
+def test_an_unknown_group_is_no_group_and_one_side_alone_is_refused():
+    model = MODELS[1]
+    unknown = replace(model, query_groups=np.where(PLAYERS < 5, -1, model.query_groups), gallery_groups=np.where(
+        GALLERY < 10, -1, model.gallery_groups))  # fmt: skip
+    distances = distances_of(unknown)
+    assert np.isinf(distances[:10]).all() and np.isfinite(distances[10]).any()
+    assert not pairs_of(unknown)[0][:10].any()
+    given = Features(**vars(unknown) | {"query": None, "gallery": None, "distances": np.ones(distances.shape)})
+    assert np.isinf(distances_of(given)[:10]).all()
+    with pytest.raises(ValueError, match="go together"):
+        distances_of(replace(model, query_groups=None))
+
+
 def test_an_operating_point_ranks_within_groups():
     (single, effect) = next(each[1:] for each in effects_at(MODELS) if each[0] == "hard − none")
     parts = [

@@ -81,6 +81,7 @@ def test_installed_versions_count_and_not_how_the_lock_is_written(package, monke
     before = key_of(package)
     assert set(before["packages"]) == {"pyyaml"}
     lock.write_bytes(lock.read_bytes().replace(b"\n", b"\r\n").replace(b"6.0", b"7.0").replace(b"PyYAML", b"pyyaml"))
+    lock.write_bytes(b"\xef\xbb\xbf" + lock.read_bytes())  # a byte order mark, from an editor
     assert keys.changes(before, key_of(package)) == []
     added = key_of(package, "from reid_utils.ranking import metrics\nimport numpy")  # a library that no lock names
     assert set(added["packages"]) == {"pyyaml", "numpy"}

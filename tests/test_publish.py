@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from reid_utils.files import read_json, write_json
-from reid_utils.paper.claims import verdicts_beside
 from reid_utils.paper.results import REPOSITORY
 from tools import publish as press
 from tools.publish import (
@@ -19,6 +18,7 @@ from tools.publish import (
     people_section,
     publish,
     results_section,
+    verdicts_beside,
 )
 
 FIGURES, RESULTS = REPOSITORY / "figures", REPOSITORY / "docs" / "results.md"

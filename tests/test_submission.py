@@ -67,6 +67,7 @@ def test_reading_back(tmp_path):
         ("0,1,2\n1e300,0.1,0.2\n", "query ids must be .* exact in their type float64"),
         ("0;1;2\n5;0.1;x\n", r"d\.csv is not a distance CSV"),
         ("0;1\n1;1,234\n", r"is 1,234 a thousand or a fraction\? write a point"),
+        ("0;1\n1;-1,234\n", r"is -1,234 a thousand or a fraction"),
         ("0;1;2\n1;1.234;0,5\n", r"is 0,5 a thousand or a fraction\? write a point"),
         ('"0","1","2"\n"1","0,5"\n', r"d\.csv is not a distance CSV"),
         ("0,1,2\n", "and then a row for each query"),

@@ -11,13 +11,14 @@ import yaml
 from notebook_study.plan import expand
 from notebook_study.study_file import declared_in, read_study
 from reid_utils.paper import statements
-from reid_utils.paper.claims import finding, paper_claims, read_findings, verdict
+from reid_utils.paper.claims import finding, paper_claims, verdict
 from reid_utils.paper.results import start_run
 from reid_utils.paper.rows import fusion_table, published_rows, training_history
 from reid_utils.paper.statements import make_table
 from reid_utils.paper.tables import SCORES, Table, pool_folds, show
 from reid_utils.ranking.methods import FUSIONS
 from reid_utils.ranking.statistics import paired_difference
+from tools.publish import read_findings
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 SETTINGS = {

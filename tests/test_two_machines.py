@@ -9,9 +9,10 @@ import pytest
 from notebook_study.study_file import read_study
 from reid_utils.files import load_arrays
 from reid_utils.paper import statements
-from reid_utils.paper.claims import paper_claims, sign, verdict
+from reid_utils.paper.claims import paper_claims, verdict
 from reid_utils.paper.rows import fusion_table
 from reid_utils.paper.statements import make_table
+from tools.publish import sign
 
 HERE = Path(__file__).resolve().parent
 SECOND = HERE.parents[1] / "shared" / "second_machine"

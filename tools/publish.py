@@ -18,11 +18,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from notebook_study.folders import StudyFolders
 from reid_utils.files import read_json, write_json, write_text
-from reid_utils.paper.claims import RULE, compare_verdicts, findings_text, read_findings, sign
+from reid_utils.paper.claims import RULE
 from reid_utils.paper.results import REPOSITORY, load_results, markdown_table
 
 LAST = "06_paper_tables"
@@ -128,6 +129,69 @@ def about_figures(study):
         "A figure's name begins with the run that drew it. Vector versions of those without one here lie in "
         f"`runs/{study['study']}/figures` after a run.\n"
     )
+
+
+def read_findings(folder):
+    """The findings below a study's folder, or figures: tables/findings.csv with every cell as text."""
+    return pd.read_csv(folder / "tables" / "findings.csv", dtype=str, keep_default_na=False)
+
+
+def findings_text(findings, rule):
+    """Findings (rows as `read_findings` gives them) as the README has them: Markdown, the difference in one column.
+
+    rule: what a verdict needed when they were made.
+    """
+
+    def ranges(text, *columns):
+        return [text.format(*map(float, line)) if all(line) else "" for line in findings[[*columns]].to_numpy()]
+
+    mark = np.where(findings["regime"] == "", "", " †")
+    shown = findings[["claim", "compared"]].assign(verdict=findings["verdict"] + mark)
+    shown["difference (95 %)"] = ranges("{:.2f} ({:.2f} to {:.2f})", "difference", "diff low", "diff high")
+    if "rerun low" in findings:
+        shown["a rerun (95 %)"] = ranges("{:.2f} to {:.2f}", "rerun low", "rerun high")
+    here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
+    outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
+    shown = shown.join(findings["p (Holm)"])
+    return (
+        f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
+        "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one claim, in "
+        f"the tables over all rows of a table. {rule}{outside if len(here) else ''}\n"
+    )
+
+
+def sign(verdict):
+    """1 for a claim that is supported, −1 for one that is contradicted, 0 for an open one."""
+    return verdict.startswith("supported") - verdict.startswith("contradicted")
+
+
+_KINDS = ("contradicted", "missing", "lost", "won")
+
+
+def verdicts_beside(folder, other):
+    """The findings of two folders that hold tables/findings.csv, each once, with what became of the first's verdict.
+
+    Returns a DataFrame with claim, compared, first, second and became: "" (as it was), "contradicted" (opposite
+    verdicts), "missing" (one folder has no such finding), "lost" (open in the second folder) or "won" (open in the
+    first).
+    """
+    keys = ["claim", "compared"]
+    first, second = (read_findings(each).set_index(keys)["verdict"] for each in (folder, other))
+    frame = pd.concat({"first": first, "second": second}, axis=1, sort=False).reset_index()
+    was, now = (frame[side].map(sign, na_action="ignore").astype(float) for side in ("first", "second"))
+    became = [was * now < 0, (was * now).isna(), was.abs() > now.abs(), was != now]
+    return frame.assign(became=np.select(became, _KINDS, ""))
+
+
+def compare_verdicts(folder, other):
+    """Print two studies' findings beside each other -> whether no verdict is contradicted."""
+    frame = verdicts_beside(folder, other)
+    print(frame.to_string(index=False, na_rep="no such finding"))
+    decided = frame["first"].dropna().map(sign).abs().sum()
+    counts = {kind: (frame["became"] == kind).sum() for kind in _KINDS}
+    of_all = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    print(f"{len(frame)} findings, {decided} of them decided in {folder}; in {other}: {of_all}")
+    return not counts["contradicted"]
 
 
 def results_section(figures):

@@ -140,7 +140,7 @@ def _whole(ids, name):
     return ids.tolist()
 
 
-_GROUPED = re.compile(r"[1-9]\d{0,2},\d{3}")  # 1,234 is a thousand and more, or a little more than one
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,234 is a thousand and more, or a little more than one
 
 
 def _read_table(path):

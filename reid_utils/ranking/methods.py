@@ -18,7 +18,7 @@ from reid_utils.ranking.distances import (
 )
 from reid_utils.ranking.feature_files import csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
-from reid_utils.ranking.metrics import labels_of, matches, rank_matches
+from reid_utils.ranking.metrics import known, labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
 from reid_utils.ranking.reranking import rerank, rerank_sweep
 
@@ -84,12 +84,14 @@ def post_processings_of(features):
 def groups_of(features):
     """The queries and gallery images of each group that has both: pairs of index arrays; of slices without groups.
 
-    Raises ValueError where no group has both.
+    A query or image of an unknown group is in none. Raises ValueError where no group has both, or one side has groups.
     """
     sides = features.query_groups, features.gallery_groups
-    if sides[0] is None:
+    if any(side is None for side in sides):
+        if sides[0] is not sides[1]:
+            raise ValueError("query_groups and gallery_groups go together; give both or none")
         return [(slice(None), slice(None))]
-    groups = np.intersect1d(*sides)
+    groups = np.intersect1d(*(side[known(side)] for side in sides))
     if not len(groups):
         raise ValueError("no group has both queries and gallery images; check query_groups and gallery_groups")
     return [tuple(np.flatnonzero(side == group) for side in sides) for group in groups]
@@ -136,7 +138,12 @@ def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
         return within_groups(features, rank)
     if features.query_groups is None:
         return features.distances
-    return np.where(features.query_groups[:, None] == features.gallery_groups, features.distances, np.inf)
+    return np.where(_same_group(features), features.distances, np.inf)
+
+
+def _same_group(features):
+    groups = features.query_groups[:, None]
+    return (groups == features.gallery_groups) & known(groups)
 
 
 def pairs_of(features):
@@ -147,7 +154,7 @@ def pairs_of(features):
     genuine, junk = matches(*labels_of(features))
     ranked = ~junk
     if features.query_groups is not None:
-        ranked &= features.query_groups[:, None] == features.gallery_groups
+        ranked &= _same_group(features)
     return genuine & ranked, ~genuine & ranked
 
 

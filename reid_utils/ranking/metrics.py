@@ -45,6 +45,7 @@ def as_ids(values, name):
         ids = np.asarray(values, object)
         texts = {isinstance(value, str) for value in ids.flat}
         ids = ids if len(texts) > 1 else np.array(ids.tolist())
+    ids = np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids  # as HDF5 keeps text
     ids = ids.ravel() if ids.ndim == 2 and 1 in ids.shape else ids  # MATLAB has no (n,)
     if ids.dtype.kind == "U":
         return ids
