@@ -303,3 +303,18 @@ def test_folders_of_players_below_the_sets_are_told_from_soccernet(tmp_path, set
     put(tmp_path, "elsewhere/1.jpg")
     with pytest.raises(ValueError, match=r"elsewhere/1.jpg lies in none of the folders train, val, test, query"):
         manifests.load_manifest(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_called_minus_one_holds_junk_as_such_names_do(tmp_path):
+    for p in ("1", "-1"):
+        put(tmp_path / "sets", *(f"gallery/{p}/{k}.jpg" for k in range(2)))
+    put(tmp_path / "sets", "train/9/0.jpg", "train/9/1.jpg", "query/1/2.jpg")
+    assert rows(manifests.load_manifest(tmp_path / "sets"), "test", "gallery")["player"].tolist() == [-1, -1, 2, 2]
+    put(tmp_path / "halved", *(f"{p}/{k}.jpg" for p in ("-1", "1", "2", "3", "4") for k in range(2)))
+    halved = manifests.load_manifest(tmp_path / "halved")
+    assert halved.query("player == -1")["role"].tolist() == ["gallery"] * 2
+    assert halved.query("split == 'train'")["player"].unique().tolist() == [1, 2]
+    put(tmp_path / "sets", "query/-1/5.jpg")
+    with pytest.raises(ValueError, match="query/-1/5.jpg shows junk or no known player"):
+        manifests.load_manifest(tmp_path / "sets")
