@@ -318,3 +318,16 @@ def test_a_folder_called_minus_one_holds_junk_as_such_names_do(tmp_path):
     put(tmp_path / "sets", "query/-1/5.jpg")
     with pytest.raises(ValueError, match="query/-1/5.jpg shows junk or no known player"):
         manifests.load_manifest(tmp_path / "sets")
+
+
+@pytest.mark.parametrize("names", [("image_train", "image_query", "image_test"), ("bbox_train", "bbox_test")])
+def test_folders_of_an_unknown_layout_are_not_taken_as_players(tmp_path, names):
+    put(tmp_path, *(f"{name}/000{p}_c1_{k}.jpg" for name in names for p in (1, 2) for k in range(2)))
+    with pytest.raises(ValueError, match=rf"{sorted(names)[0]}/0001_c1_0.jpg lies in a folder named as a set is"):
+        manifests.load_manifest(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_players_whose_names_hold_a_sets_letters_are_players(tmp_path):
+    put(tmp_path, *(f"{name}/{k}.jpg" for name in ("trainer", "contest 1", "Valentin", "vale_b") for k in range(2)))
+    assert manifests.load_manifest(tmp_path)["player"].nunique() == 4

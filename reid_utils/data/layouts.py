@@ -134,6 +134,8 @@ def _by_folders(root, layout, halved=False):
     asked = table["role"].isin(_ASKED)
     _refuse(root, table, asked.any() & (table["role"] == ""), "lies in neither query nor gallery")
     if folder.nunique() > 1:
+        wrong = ~placed & folder.str.contains(rf"(?i)(?:^|[-_ /])(?:{'|'.join(_PARTS)})(?:$|[-_ /])")
+        _refuse(root, table, wrong, "lies in a folder named as a set is, but not train, val, test, query or gallery")
         _refuse(root, table, folder == "", "lies in no player's folder, as others do")
         if len(set(zip(folder, number, strict=True))) > max(folder.nunique(), number.nunique()):
             warnings.warn(f"{root}: players are the folders around crops, not the numbers in names", stacklevel=4)
