@@ -331,3 +331,14 @@ def test_folders_of_an_unknown_layout_are_not_taken_as_players(tmp_path, names):
 def test_players_whose_names_hold_a_sets_letters_are_players(tmp_path):
     put(tmp_path, *(f"{name}/{k}.jpg" for name in ("trainer", "contest 1", "Valentin", "vale_b") for k in range(2)))
     assert manifests.load_manifest(tmp_path)["player"].nunique() == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*test queries")
+def test_folders_that_recur_within_folders_are_told(tmp_path, recwarn):
+    put(tmp_path, *(f"{part}/000{p}/c1/{k}.jpg" for part in ("query", "gallery") for p in (3, 4) for k in range(2)))
+    with pytest.warns(UserWarning, match="0003/c1 is taken as a player: move crops up"):
+        manifests.load_manifest(tmp_path)
+    put(tmp_path / "once", *(f"{part}/a/{p}/1.jpg" for part in ("query", "gallery") for p in (3, 4)))
+    recwarn.clear()
+    manifests.load_manifest(tmp_path / "once")
+    assert not any("is taken as" in str(warning.message) for warning in recwarn)

@@ -139,6 +139,9 @@ def _by_folders(root, layout, halved=False):
         _refuse(root, table, folder == "", "lies in no player's folder, as others do")
         if len(set(zip(folder, number, strict=True))) > max(folder.nunique(), number.nunique()):
             warnings.warn(f"{root}: players are the folders around crops, not the numbers in names", stacklevel=4)
+        if folder.map(os.path.basename).nunique() < folder.nunique():
+            nested = next(name for name in folder if "/" in name)
+            warnings.warn(f"{root}: {nested} is taken as a player: move crops up if a part of it is none", stacklevel=4)
     else:
         wrong = (number != "").any() & ~number.str.fullmatch("-1|[0-9]{1,9}").astype(bool)
         _refuse(root, table, wrong, "does not begin with a player's number of at most nine digits and _")
