@@ -194,7 +194,8 @@ REFUSED = {
     "Synergy without training", "junk in the query", "junk in training", "a name without a number",
     "a number of 22 digits", "a number below -1", "a crop outside the players", "a crop outside the sets",
     "a query alone", "a single image", "a player on both sides", "a GIF", "no ending", "one id twice", "alpha",
-    "16 bit", "16 bit in training", "sets of an unknown layout", "CMYK", "grey", "palette", "another format's ending", "nothing",
+    "16 bit", "16 bit in training", "sets of an unknown layout", "CMYK", "grey", "palette",
+    "another format's ending", "nothing",
 }  # fmt: skip
 
 

@@ -316,7 +316,7 @@ def test_a_folder_called_minus_one_holds_junk_as_such_names_do(tmp_path):
     assert halved.query("player == -1")["role"].tolist() == ["gallery"] * 2
     assert halved.query("split == 'train'")["player"].unique().tolist() == [1, 2]
     put(tmp_path / "sets", "query/-1/5.jpg")
-    with pytest.raises(ValueError, match="query/-1/5.jpg shows junk or no known player"):
+    with pytest.raises(ValueError, match=r"query/-1/5\.jpg shows junk or no known player"):
         manifests.load_manifest(tmp_path / "sets")
 
 

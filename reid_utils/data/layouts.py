@@ -123,7 +123,8 @@ def _by_folders(root, layout, halved=False):
     """Rows of any folder of crops: of its folders train, val, test, query and gallery, where it has them.
 
     A crop's player is the folder around it, where there are several, else the number before the first "_" of its name,
-    else unknown (−1); a folder -1 holds junk. Without query and gallery a player's first image is the query, and unknown ones are both.
+    else unknown (−1); a folder -1 holds junk. Without query and gallery a player's first image is the query, and
+    unknown ones are both.
     `halved`: the first half of the players trains where no folder says who does.
     """
     found = [path for path in _files(root) if path.parent != root or path.suffix.lower() not in _NOTES]
@@ -270,7 +271,7 @@ def find_root(data_dir):
 
 
 def _numbered(table, within):
-    """Players numbered from 1 (Series), those of training first, then by the numbers in their names; NaN for NaN and "-1"."""
+    """Players numbered from 1 (Series), training first, then by the numbers in names; NaN stays, "-1" becomes NaN."""
     keys = within + "/" + table["player"]
     known = table.assign(key=keys, later=table["split"] != "train")[table["player"].fillna("-1") != "-1"]
     known = known.drop_duplicates("key")
