@@ -185,13 +185,17 @@ ODD = {  # files of a folder: what a study and the command must both take or bot
     "grey": [*FEW, "3_L.jpg", "3_b.jpg"],
     "palette": [*FEW, "3_P.png", "3_b.jpg"],
     "another format's ending": [*FEW, "3_TIFF.jpg", "3_b.jpg"],
+    "16 bit in training": ["train/3_I;16.png", "train/3_b.jpg", *(f"test/{name}" for name in FEW)],
+    "a gallery folder of junk": ["query/1/a.jpg", "gallery/1/b.jpg", "gallery/-1/c.jpg"],
+    "sets of an unknown layout": [f"image_{part}/{name}" for part in ("query", "test") for name in FEW],
     "nothing": [],
 }
 REFUSED = {
     "Synergy without training", "junk in the query", "junk in training", "a name without a number",
     "a number of 22 digits", "a number below -1", "a crop outside the players", "a crop outside the sets",
     "a query alone", "a single image", "a player on both sides", "a GIF", "no ending", "one id twice", "alpha",
-    "16 bit", "CMYK", "grey", "palette", "another format's ending", "nothing",
+    "16 bit", "16 bit in training", "sets of an unknown layout", "CMYK", "grey", "palette",
+    "another format's ending", "nothing",
 }  # fmt: skip
 
 

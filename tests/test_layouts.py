@@ -303,3 +303,42 @@ def test_folders_of_players_below_the_sets_are_told_from_soccernet(tmp_path, set
     put(tmp_path, "elsewhere/1.jpg")
     with pytest.raises(ValueError, match=r"elsewhere/1.jpg lies in none of the folders train, val, test, query"):
         manifests.load_manifest(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_called_minus_one_holds_junk_as_such_names_do(tmp_path):
+    for p in ("1", "-1"):
+        put(tmp_path / "sets", *(f"gallery/{p}/{k}.jpg" for k in range(2)))
+    put(tmp_path / "sets", "train/9/0.jpg", "train/9/1.jpg", "query/1/2.jpg")
+    assert rows(manifests.load_manifest(tmp_path / "sets"), "test", "gallery")["player"].tolist() == [-1, -1, 2, 2]
+    put(tmp_path / "halved", *(f"{p}/{k}.jpg" for p in ("-1", "1", "2", "3", "4") for k in range(2)))
+    halved = manifests.load_manifest(tmp_path / "halved")
+    assert halved.query("player == -1")["role"].tolist() == ["gallery"] * 2
+    assert halved.query("split == 'train'")["player"].unique().tolist() == [1, 2]
+    put(tmp_path / "sets", "query/-1/5.jpg")
+    with pytest.raises(ValueError, match=r"query/-1/5\.jpg shows junk or no known player"):
+        manifests.load_manifest(tmp_path / "sets")
+
+
+@pytest.mark.parametrize("names", [("image_train", "image_query", "image_test"), ("bbox_train", "bbox_test")])
+def test_folders_of_an_unknown_layout_are_not_taken_as_players(tmp_path, names):
+    put(tmp_path, *(f"{name}/000{p}_c1_{k}.jpg" for name in names for p in (1, 2) for k in range(2)))
+    with pytest.raises(ValueError, match=rf"{sorted(names)[0]}/0001_c1_0.jpg lies in a folder named as a set is"):
+        manifests.load_manifest(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_players_whose_names_hold_a_sets_letters_are_players(tmp_path):
+    put(tmp_path, *(f"{name}/{k}.jpg" for name in ("trainer", "contest 1", "Valentin", "vale_b") for k in range(2)))
+    assert manifests.load_manifest(tmp_path)["player"].nunique() == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*test queries")
+def test_folders_that_recur_within_folders_are_told(tmp_path, recwarn):
+    put(tmp_path, *(f"{part}/000{p}/c1/{k}.jpg" for part in ("query", "gallery") for p in (3, 4) for k in range(2)))
+    with pytest.warns(UserWarning, match="0003/c1 is taken as a player: move crops up"):
+        manifests.load_manifest(tmp_path)
+    put(tmp_path / "once", *(f"{part}/a/{p}/1.jpg" for part in ("query", "gallery") for p in (3, 4)))
+    recwarn.clear()
+    manifests.load_manifest(tmp_path / "once")
+    assert not any("is taken as" in str(warning.message) for warning in recwarn)

@@ -5,10 +5,14 @@
 
 import argparse
 import json
+import os
+import warnings
 
 import torch
 
+from reid_utils.data.integrity import validate_images
 from reid_utils.data.layouts import find_layout
+from reid_utils.data.manifest import load_manifest
 from reid_utils.files import replacing
 from reid_utils.learning.features import crops_of, features_of_files, save_features, trained_encoder
 from reid_utils.learning.processes import default_device
@@ -58,6 +62,14 @@ def export_onnx(encoder, path, described=None):
         onnx.save(model, temporary)
 
 
+def _check_other_splits(folder, split):
+    """Raise for an image that a study of the folder refuses, where there are splits besides the one to be decoded."""
+    with warnings.catch_warnings(action="ignore"):  # `crops_of` gave them
+        manifest = load_manifest(folder)
+    if (manifest["split"] != split).any():
+        validate_images(folder, manifest, os.cpu_count() or 1)
+
+
 def main(arguments=None):
     """The command line: features of a folder of crops, or an ONNX file, from the weights of a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -77,6 +89,7 @@ def main(arguments=None):
             export_onnx(encoder, given.onnx, run)
         if given.folder:
             rows = crops_of(given.folder, given.split)
+            _check_other_splits(given.folder, given.split)
             encoder = encoder.to(default_device())
             features = features_of_files(encoder, given.folder, rows["path"].tolist(), run.get("flip_features", False))
             save_features(given.out, rows, features, given.weights)

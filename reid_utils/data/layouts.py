@@ -123,7 +123,8 @@ def _by_folders(root, layout, halved=False):
     """Rows of any folder of crops: of its folders train, val, test, query and gallery, where it has them.
 
     A crop's player is the folder around it, where there are several, else the number before the first "_" of its name,
-    else unknown (−1). Without query and gallery a player's first image is the query, and unknown ones are both.
+    else unknown (−1); a folder -1 holds junk. Without query and gallery a player's first image is the query, and
+    unknown ones are both.
     `halved`: the first half of the players trains where no folder says who does.
     """
     found = [path for path in _files(root) if path.parent != root or path.suffix.lower() not in _NOTES]
@@ -134,19 +135,25 @@ def _by_folders(root, layout, halved=False):
     asked = table["role"].isin(_ASKED)
     _refuse(root, table, asked.any() & (table["role"] == ""), "lies in neither query nor gallery")
     if folder.nunique() > 1:
+        wrong = ~placed & folder.str.contains(rf"(?i)(?:^|[-_ /])(?:{'|'.join(_PARTS)})(?:$|[-_ /])")
+        _refuse(root, table, wrong, "lies in a folder named as a set is, but not train, val, test, query or gallery")
         _refuse(root, table, folder == "", "lies in no player's folder, as others do")
         if len(set(zip(folder, number, strict=True))) > max(folder.nunique(), number.nunique()):
             warnings.warn(f"{root}: players are the folders around crops, not the numbers in names", stacklevel=4)
+        if folder.map(os.path.basename).nunique() < folder.nunique():
+            nested = next(name for name in folder if "/" in name)
+            warnings.warn(f"{root}: {nested} is taken as a player: move crops up if a part of it is none", stacklevel=4)
     else:
         wrong = (number != "").any() & ~number.str.fullmatch("-1|[0-9]{1,9}").astype(bool)
         _refuse(root, table, wrong, "does not begin with a player's number of at most nine digits and _")
         table["player"] = number.replace("", "-1").astype(int)
+    junk = table["player"].isin([-1, "-1"])
     if halved and not placed.any():
-        people = table["player"].unique()
+        people = table["player"][~junk].unique()
         table.loc[table["player"].isin(people[: len(people) // 2]), ["split", "role"]] = "train"
     table["split"] = table["split"].replace("", "test")
     if not asked.any():
-        later = table.duplicated(["split", "player"]) | (table["player"] == -1)
+        later = table.duplicated(["split", "player"]) | junk
         table["role"] = table["role"].mask(table["split"] == "test", np.where(later, "gallery", "query"))
         if (table["player"] == -1).all():
             return pd.concat([table.assign(role="query"), table])
@@ -264,9 +271,10 @@ def find_root(data_dir):
 
 
 def _numbered(table, within):
-    """Players numbered from 1 (Series), those of training first, then by the numbers in their names; NaN stays."""
+    """Players numbered from 1 (Series), training first, then by the numbers in names; NaN stays, "-1" becomes NaN."""
     keys = within + "/" + table["player"]
-    known = table.assign(key=keys, later=table["split"] != "train").dropna(subset="player").drop_duplicates("key")
+    known = table.assign(key=keys, later=table["split"] != "train")[table["player"].fillna("-1") != "-1"]
+    known = known.drop_duplicates("key")
     order = sorted(zip(known["later"], known["player"].map(by_numbers), known["key"], strict=True))
     return keys.map({key: number for number, (*_, key) in enumerate(order, 1)})
 
