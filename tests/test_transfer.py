@@ -1,6 +1,7 @@
 """Notebook 08: what an encoder trained on one set is worth on another."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from reid_utils.data.integrity import data_fingerprint
 from reid_utils.files import read_json, write_json
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import build_encoder, save_weights, starting_encoder
+from reid_utils.ranking import statistics
 from rendered_players.dataset import render_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,3 +93,18 @@ def test_a_set_that_is_no_longer_what_was_trained_on_is_refused(tmp_path, state)
         next(data.rglob("*.jpeg")).write_bytes(b"another")
     with pytest.raises(papermill.PapermillExecutionError, match=f"{told} .*run was trained on; put the set back there"):
         _execute(tmp_path, [run])
+
+
+def test_queries_of_one_sequence_are_one_draw(tmp_path):
+    cells = ("".join(cell["source"]) for cell in read_json(NOTEBOOK)["cells"])
+    (source,) = (source for source in cells if "statistics.mean_interval(" in source)
+    sequences, rng = np.repeat(np.arange(6), 4), np.random.default_rng(0)
+    rows = pd.DataFrame({"role": ["gallery"] * 3 + ["query"] * 24, "sequence": [9, 9, 9, *sequences]})
+    aps = {("set", on): np.repeat(rng.random((2, 6)), 4, axis=1) for on in ("nothing", "set")}
+    names = {"np": np, "pd": pd, "statistics": statistics, "aps": aps, "rows": {"set": rows}}
+    names |= {"run": SimpleNamespace(folder=tmp_path), "scores": {pair: [{"rank1": 1.0}] for pair in aps}}
+    exec(source, names)
+    line = names["table"].set_index("trained on").loc["set"]
+    gain = statistics.paired_difference(aps["set", "set"], aps["set", "nothing"], True, groups=sequences)
+    wanted = *statistics.mean_interval(aps["set", "set"], groups=sequences), gain["low"], gain["high"]
+    assert list(line[["low", "high", "gain low", "gain high"]]) == [round(100 * value, 2) for value in wanted]
