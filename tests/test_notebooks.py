@@ -305,3 +305,39 @@ def test_training_beats_no_training_on_real_crops(tmp_path):
     (results,) = tmp_path.glob("smoke-*/results/02*/results.json")
     gain = json.loads(results.read_text())["values"]["gain"]
     assert gain["low"] > 0
+
+
+def _cell_with(stem, text):
+    (cell,) = (cell for cell in _code(ROOT / "notebooks" / f"{stem}.ipynb") if text in "".join(cell["source"]))
+    return "".join(cell["source"])
+
+
+@pytest.mark.parametrize("stem", ["05b_errors", "07_regime_map"])
+def test_an_encoder_is_rebuilt_with_the_normalisation_of_its_training(tmp_path, stem):
+    import torch
+
+    from reid_utils.learning import features, processes
+    from reid_utils.learning.models import IMAGENET_MEAN, build_encoder, save_weights
+
+    settings = {"backbone": "test_resnet", "image_size": [32, 16], "projection": False, "normalisation": "imagenet"}
+    built = build_encoder(**settings)
+    next(built.parameters()).data.fill_(0.25)
+    save_weights(tmp_path / "weights.safetensors", built, settings | {"flip_features": True})
+    names = {"features": features, "processes": processes, "settings": settings, "places": {"id": tmp_path}}
+    names |= {"folders": [tmp_path], "seeds": [0], "kept_stages": 1, "upstream": [{"settings": settings}]}
+    names["files"] = {(0, tmp_path): [tmp_path / "weights.safetensors"]}
+    exec(_cell_with(stem, "encoders = {"), names)
+    encoder, run = names["trained"]["id"] if stem == "05b_errors" else names["encoders"][0, 0][0]
+    assert tuple(encoder.mean) == tuple(IMAGENET_MEAN) != tuple(build_encoder("test_resnet").mean)
+    assert torch.all(next(encoder.parameters()) == 0.25) and run["flip_features"]
+
+
+@pytest.mark.parametrize("stem", ["05b_errors", "07_regime_map"])
+def test_features_are_extracted_as_the_training_extracts_them(stem):
+    calls = [
+        node
+        for cell in _code(ROOT / "notebooks" / f"{stem}.ipynb")
+        for node in ast.walk(ast.parse("".join(cell["source"])))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "features.extract_features"
+    ]
+    assert calls and all("['flip_features']" in ast.unparse(call.keywords[0]) for call in calls)

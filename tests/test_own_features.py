@@ -13,6 +13,7 @@ from conftest import ROOT
 from reid_utils.ranking import write_distance_csv
 from reid_utils.ranking.feature_files import load_features, load_folder, load_models, same_images, scorable
 from reid_utils.ranking.methods import score_features, write_entry
+from reid_utils.ranking.statistics import mean_interval
 
 QUERY, GALLERY = np.array([0, 1]), np.array([0, 1, 1])
 
@@ -128,6 +129,18 @@ def test_an_entry_is_the_fusion_of_means_over_seeds(tmp_path):
     np.testing.assert_allclose(entries["test"], expected, rtol=1e-5)
 
 
+def _execute(notebook, features, folder, **parameters):
+    """The values in results.json of notebook 03 or 04 on a folder of files."""
+    done = str(folder / "done.ipynb")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", f"{notebook}.ipynb", done]
+    command += ["-p", "features", str(features), "-p", "out", str(folder / "out")]
+    command += [text for name, value in parameters.items() for text in ("-p", name, value)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((folder / "out" / "results" / notebook / "results.json").read_text())["values"]
+
+
 @pytest.mark.parametrize("notebook", ["03_post_processing", "04_fusion"])
 def test_the_smallest_folder_with_a_hidden_split_goes_through(tmp_path, notebook):
     features = tmp_path / "features"
@@ -135,17 +148,26 @@ def test_the_smallest_folder_with_a_hidden_split_goes_through(tmp_path, notebook
     for name in ("first", "second", "third"):
         save(features / f"{name}.npz")
     save(features / "challenge.npz", query_players=np.array([-1, -1]), gallery_players=np.array([-1, -1, -1]))
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "--no-progress-bar",
-        f"{notebook}.ipynb",
-        str(tmp_path / "done.ipynb"),
-    ]
-    command += ["-p", "features", str(features), "-p", "out", str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((tmp_path / "out" / "results" / notebook / "results.json").read_text())
-    assert not any("challenge" in line["row"] + line.get("group", "") for line in results["values"]["comparison"])
+    values = _execute(notebook, features, tmp_path)
+    assert not any("challenge" in line["row"] + line.get("group", "") for line in values["comparison"])
+
+
+@pytest.mark.parametrize("notebook", ["03_post_processing", "04_fusion"])
+def test_queries_of_a_group_are_one_draw_and_models_without_cameras_are_named(tmp_path, notebook):
+    features = tmp_path / "features"
+    features.mkdir()
+    groups = np.repeat(np.arange(6), 4)
+    players = np.arange(24) % 12
+    sides = {"query_cameras": np.ones(24, int), "gallery_cameras": np.full(24, 2)}
+    sides |= {"query_groups": groups, "gallery_groups": groups}
+    save(features / "a.npz", players, players, **sides, query_images=np.arange(24), gallery_images=np.arange(24))
+    write_distance_csv(features / "bare.csv", np.random.default_rng(1).random((24, 24)), players, players)
+    plain = {"post_processing": "none"} if notebook == "04_fusion" else {}
+    values = _execute(notebook, features, tmp_path, **plain)
+    aps = score_features(load_features(features / "a.npz"))["aps"]
+    low, high = mean_interval(aps, groups=groups)
+    assert (low, high) != mean_interval(aps)
+    (line,) = (of for of in values["comparison"] if (of["row"], of.get("group")) in (("none", "a"), ("a", None)))
+    assert (line["low"], line["high"]) == pytest.approx((low, high))
+    told = (tmp_path / "done.ipynb").read_text()
+    assert ("own camera count: bare" in told) == (notebook == "03_post_processing")
