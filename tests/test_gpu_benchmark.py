@@ -16,7 +16,7 @@ def test_the_tiny_benchmark_goes_through_all_its_tables(capsys):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     for start in (["float32", "–"], ["bf16", "–"], ["float32", "deterministic"], ["test_byobnet", "32×16"]):
         (row,) = (row for row in rows if row[:2] == start)
-        assert all(float(cell) > 0 for cell in row[2:])
+        assert all(float(cell) > 0 for cell in row[2:-1]) and float(row[-1]) >= 0  # the last may be a GPU's memory
 
 
 def test_half_precision_features_of_trained_weights_are_scored(small_study, capsys):
