@@ -118,7 +118,9 @@ def fold_split(manifest, k):
     train = manifest.query("split == 'train'")
     folds = sorted(set(train["fold"]) - {-1})
     if k not in folds:
-        raise ValueError(f"there is no fold {k}: the folds are {folds}, of training images of at least 2 sequences")
+        raise ValueError(
+            f"there is no fold {k}: the folds are {folds}; with fewer than 2 training sequences use the test split instead"
+        )
     query = train.query(f"fold == {k} and frame == 0").assign(role="query")
     gallery = train.query(f"fold == {k} and frame != 0").assign(role="gallery")
     if query.empty:
