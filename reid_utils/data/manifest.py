@@ -119,7 +119,8 @@ def fold_split(manifest, k):
     folds = sorted(set(train["fold"]) - {-1})
     if k not in folds:
         raise ValueError(
-            f"there is no fold {k}: the folds are {folds}; with fewer than 2 training sequences use the test split instead"
+            f"there is no fold {k}: the folds are {folds}; with fewer than 2 training sequences there are none: "
+            "use the test split instead"
         )
     query = train.query(f"fold == {k} and frame == 0").assign(role="query")
     gallery = train.query(f"fold == {k} and frame != 0").assign(role="gallery")
