@@ -119,7 +119,7 @@ def fold_split(manifest, k):
     folds = sorted(set(train["fold"]) - {-1})
     if k not in folds:
         raise ValueError(
-            f"there is no fold {k}: the folds are {folds}; with fewer than 2 training sequences there are none: "
+            f"there is no fold {k}: the folds are {folds}, which need at least 2 sequences in training; else "
             "use the test split instead"
         )
     query = train.query(f"fold == {k} and frame == 0").assign(role="query")
