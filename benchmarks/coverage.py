@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from reid_utils.files import load_arrays
+from reid_utils.paper.claims import verdict
 from reid_utils.ranking.statistics import mean_interval, paired_difference
+from tools.publish import sign
 
 # Standard deviations in points of mAP, of the quick study with eight seeds: a difference over queries; a row over
 # queries, over seeds, seeds × queries.
@@ -156,11 +158,6 @@ def draw_study(components, seeds, queries, truth, rng):
     return trained(change / 2), trained(-change / 2)
 
 
-def verdict(found):
-    """1 for supported, -1 for contradicted, 0 for open, at the corrected level (a dict of `paired_difference`)."""
-    return int(found["p"] < 0.05 / COMPARISONS) * ((found["rerun_low"] > 0) - int(found["rerun_high"] < 0))
-
-
 def rerun(components, seeds, queries, spread, rng, pairs):
     """Pairs of studies -> (pairs, 6) bool: truth held, rerun held; a verdict, not found, lost, contradicted again."""
     lines = []
@@ -169,7 +166,7 @@ def rerun(components, seeds, queries, spread, rng, pairs):
             paired_difference(*draw_study(components, seeds, queries, truth, rng), alpha=0.05 / COMPARISONS)
             for _ in range(2)
         )
-        said, again = verdict(first), verdict(second)
+        said, again = (sign(verdict(each, COMPARISONS * each["p"])) for each in (first, second))
         lines.append(
             (
                 first["low"] <= truth / 200 <= first["high"],

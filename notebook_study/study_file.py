@@ -95,6 +95,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 4e-5 is a number, as it is in YAML 1.2, and a key that stands twice is a mistake."""
 
     def construct_mapping(self, node, deep=False):
+        """A mapping; a key that stands twice is an error, where YAML takes the last."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

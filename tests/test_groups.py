@@ -168,6 +168,9 @@ def test_an_unknown_group_is_no_group_and_one_side_alone_is_refused():
     assert not pairs_of(unknown)[0][:10].any()
     given = Features(**vars(unknown) | {"query": None, "gallery": None, "distances": np.ones(distances.shape)})
     assert np.isinf(distances_of(given)[:10]).all()
+    fields = {name: value for name, value in vars(unknown).items() if value is not None}  # a plain dict will do
+    np.testing.assert_array_equal(distances_of(fields), distances)
+    assert labels_of(fields).query_players is unknown.query_players
     with pytest.raises(ValueError, match="go together"):
         distances_of(replace(model, query_groups=None))
 

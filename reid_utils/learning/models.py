@@ -139,7 +139,10 @@ def _no_weights(backbone, local, error):
     import timm
 
     if local is not None:
-        return ValueError(f"{local} does not fit the backbone ({_reason(error)}); fetch the file of this very backbone")
+        return ValueError(
+            f"{local} does not fit the backbone ({_reason(error)}); give the file of this very backbone, as "
+            ".safetensors or as torch.save writes a state_dict"
+        )
     if "/" in backbone:
         repository = _open_clip_weights(backbone).get("hf_hub", "").rstrip("/")
     else:

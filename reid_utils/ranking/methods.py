@@ -16,7 +16,7 @@ from reid_utils.ranking.distances import (
     shared_galleries,
     squared_euclidean,
 )
-from reid_utils.ranking.feature_files import csv_ids, load_features, write_distance_csv
+from reid_utils.ranking.feature_files import Features, csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
 from reid_utils.ranking.metrics import known, labels_of, matches, rank_matches
 from reid_utils.ranking.neighbours import nearest_columns
@@ -126,13 +126,14 @@ def sweep_of(features, variant, k1s, k2s, jaccard_weights):
 
 
 def distances_of(features, name="none", k1=20, k2=6, jaccard_weight=0.7):
-    """Distances (Q, G) of `Features`: those given, else the features' after the post-processing `name`.
+    """Distances (Q, G) of `Features`, or a mapping of its fields: those given, else the features' after `name`.
 
     With groups each is re-ranked on its own, since a query is ranked within its group; the rest is at +inf. Raises
     ValueError for a name that is not in `POST_PROCESSINGS`.
     """
     if name not in POST_PROCESSINGS:
         raise ValueError(f"post-processing {name!r} is unknown; known: {', '.join(POST_PROCESSINGS)}")
+    features = Features(**features) if isinstance(features, dict) else features
     if features.query is not None:
         rank = partial(POST_PROCESSINGS[name], k1=k1, k2=k2, jaccard_weight=jaccard_weight)
         return within_groups(features, rank)

@@ -31,8 +31,9 @@ class Labels(NamedTuple):
 
 
 def labels_of(model):
-    """The labels of `Features`, for `score(distances, *labels_of(model))`."""
-    return Labels(*(getattr(model, name) for name in Labels._fields))
+    """The labels of `Features`, or of a mapping of its fields, for `score(distances, *labels_of(model))`."""
+    given = model if isinstance(model, dict) else vars(model)
+    return Labels(*map(given.get, Labels._fields))
 
 
 def as_ids(values, name):
