@@ -15,6 +15,8 @@ from reid_utils.data.images import (
     parse_augmentation,
     sharpen,
 )
+from reid_utils.learning.loading import epoch_batches
+from reid_utils.learning.training import Recipe
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -68,6 +70,13 @@ def test_pk_batches_hold_as_many_images_of_each_player():
     players = _players([20, 2, 9, 11, 5])
     for batch in pk_batches(players, 3, 4, 0, 1):
         assert sorted(np.unique(players[batch], return_counts=True)[1]) == [4, 4, 4]
+
+
+@pytest.mark.parametrize("loss", ["infonce", "id", "triplet", "id+triplet"])
+def test_an_epoch_shows_equally_many_images_under_every_loss(loss):
+    labels, encoder = _players([10] * 64), SimpleNamespace(mean=(0, 0, 0), std=(1, 1, 1))
+    data = epoch_batches(np.zeros((640, 8, 4, 3), np.uint8), labels, encoder, Recipe(loss=loss), 1)
+    assert sum(len(data[b][2]) for b in range(len(data))) == 1280
 
 
 def test_partners_are_other_images_of_the_same_player_and_all_get_their_turn():

@@ -7,7 +7,7 @@ import pytest
 from test_tables import trained
 
 from notebook_study.study_file import read_study
-from reid_utils.learning.training import best_learning_rate
+from reid_utils.learning.seeds import best_settings
 from reid_utils.paper import statements
 from reid_utils.paper.claims import paper_claims
 from reid_utils.paper.statements import make_table
@@ -98,16 +98,23 @@ def test_tables_of_real_people_set_every_row_beside_its_own_start(monkeypatch):
     assert (claims["diff low"] > 0).all()
 
 
-def _tuned(rate, score, loss="id"):
-    return {"settings": {"learning_rate": rate, "loss": loss}, "values": {"scores": {"none": {"mAP": score}}}}
+def _tuned(rate, score, loss="id", head_rate=1.0):
+    settings = {"learning_rate": rate, "head_rate": head_rate, "loss": loss}
+    return {"settings": settings, "values": {"scores": {"none": {"mAP": score}}}}
 
 
-def test_the_best_rate_wins_and_of_equals_the_smaller():
-    assert best_learning_rate([_tuned(1e-4, 0.2), _tuned(3e-3, 0.5), _tuned(1e-3, 0.5)]) == 1e-3
+def test_the_best_of_the_tuned_settings_wins_and_of_equals_the_smaller_rate():
+    tried = [_tuned(1e-4, 0.2), _tuned(3e-3, 0.5), _tuned(1e-3, 0.5, head_rate=0.1), _tuned(3e-3, 0.4, head_rate=0.1)]
+    assert best_settings(tried) == {"learning_rate": 1e-3, "head_rate": 0.1}
+
+
+def test_a_best_rate_at_the_rim_of_those_tried_is_told():
+    with pytest.warns(UserWarning, match="the best learning rate, 0.01, is at the rim"):
+        best_settings([_tuned(1e-4, 0.2), _tuned(1e-3, 0.4), _tuned(1e-2, 0.5)])
 
 
 def test_tuning_runs_of_two_kinds_and_none_at_all_are_refused():
-    with pytest.raises(ValueError, match="differ in more than their learning rate"):
-        best_learning_rate([_tuned(1e-4, 0.2), _tuned(1e-3, 0.2, "infonce")])
+    with pytest.raises(ValueError, match="differ in more than learning_rate, head_rate, margin"):
+        best_settings([_tuned(1e-4, 0.2), _tuned(1e-3, 0.2, "infonce")])
     with pytest.raises(ValueError, match=r"learning_rate is 0, .* name those runs as inputs"):
-        best_learning_rate([])
+        best_settings([])

@@ -61,15 +61,16 @@ def _draw_players(left, size, must, rng):
 def pk_batches(players, n_players, n_images, seed, epoch):
     """Batches of `n_players` players with `n_images` images each, for the triplet loss.
 
-    Returns an (n_batches, n_players · n_images) int64 array; a player with too few images repeats some. An epoch visits
-    about as many images as there are. Raises ValueError with fewer players than `n_players`.
+    Returns an (n_batches, n_players · n_images) int64 array; a player with too few images repeats some. An epoch shows
+    as many images as one of pairs does, about two for each that there is, so that equal epochs are equal work for every
+    loss. Raises ValueError with fewer players than `n_players`.
     """
     rng = np.random.default_rng([_ORDER, seed, epoch])
     members = _images_of(players)
     if len(members) < n_players:
         raise ValueError(f"triplet batches need {n_players} players but there are {len(members)}; lower n_players")
     batches = []
-    for _ in range(max(1, len(players) // (n_players * n_images))):
+    for _ in range(max(1, 2 * len(players) // (n_players * n_images))):
         drawn = (members[p] for p in rng.choice(len(members), n_players, replace=False))
         batches.append([rng.choice(images, n_images, replace=len(images) < n_images) for images in drawn])
     return np.reshape(batches, (-1, n_players * n_images))

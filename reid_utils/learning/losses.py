@@ -76,10 +76,10 @@ class Objective(nn.Module):
     `logit_scale`: where that starts, the encoder's own.
     """
 
-    def __init__(self, loss, n_players, dim, label_smoothing=0.1, logit_scale=INITIAL_LOGIT_SCALE):
+    def __init__(self, loss, n_players, dim, label_smoothing=0.1, margin=0.3, logit_scale=INITIAL_LOGIT_SCALE):
         super().__init__()
         self.weights, self.sides = parse_loss(loss), 2 if takes_pairs(loss) else 1
-        self.label_smoothing = label_smoothing
+        self.settings = {"label_smoothing": label_smoothing, "margin": margin}
         self.learnt = {part for name in self.weights for part in _takes(name)}
         if "logit_scale" in self.learnt:
             self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
@@ -98,7 +98,7 @@ class Objective(nn.Module):
     def forward(self, features, labels):
         """Loss of a batch; with InfoNCE the first half of `features` are queries, the second their partners."""
         given = dict(zip(("query", "gallery"), features.chunk(2), strict=False))
-        given |= {"features": features, "labels": labels, "label_smoothing": self.label_smoothing}
+        given |= {"features": features, "labels": labels, **self.settings}
         given |= {**dict(self.named_parameters(recurse=False)), **dict(self.named_children())}
         terms = {name: {part: given[part] for part in _takes(name) if part in given} for name in self.weights}
         return sum(weight * LOSSES[name](**terms[name]) for name, weight in self.weights.items())

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from reid_utils.ranking.methods import POST_PROCESSINGS, score_features
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("numpy", "open_clip_torch", "opencv-python-headless", "timm", "torch")  # that compute the weights
+TUNED = ("learning_rate", "head_rate", "margin")  # settings that tuning runs may differ in
 _HOW = ("weights_dir", "gradient_checkpointing")  # where the weights lie and how gradients are computed, not which
 
 
@@ -107,6 +109,27 @@ def check_seeds(seeds):
     if not (seeds and whole and len({*seeds}) == len(seeds)):
         raise ValueError(f"seeds is {seeds!r}; give whole numbers from 0 on, each once, as in [0, 1, 2]")
     return seeds
+
+
+def best_settings(results):
+    """{setting: value} of TUNED of the tuning run with the best mAP (plain distances, last epoch).
+
+    `results`: contents of results.json, one a tuning run. Warns where the best learning rate is the smallest or largest
+    that was tried: a better one may lie beyond. Raises ValueError where there is no run, or where they differ in more
+    than TUNED.
+    """
+    if not results:
+        raise ValueError("learning_rate is 0, the best of tuning runs: name those runs as inputs, or give a rate")
+    settings = [{**result["settings"], **dict.fromkeys(TUNED)} for result in results]
+    if any(own != settings[0] for own in settings):
+        raise ValueError(f"the tuning runs differ in more than {', '.join(TUNED)}; name runs that differ in these alone")
+    best = min(
+        results, key=lambda result: (-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"])
+    )["settings"]
+    rates = sorted({result["settings"]["learning_rate"] for result in results})
+    if len(rates) > 2 and best["learning_rate"] in (rates[0], rates[-1]):
+        warnings.warn(f"the best learning rate, {best['learning_rate']:g}, is at the rim of those tried", stacklevel=2)
+    return {name: best[name] for name in TUNED if name in best}
 
 
 def validation_scores(encoder, sets, recipe):

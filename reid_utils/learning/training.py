@@ -47,7 +47,7 @@ class Recipe:
 
     Learning rates are per step; `warmup_epochs` of linear warm-up come first, then `schedule` ("polynomial" of power 2,
     "cosine", "linear" or "constant") down to `final_learning_rate`; the ID loss's classifier learns at `head_rate`
-    times the encoder's rate. A step takes the gradient of `accumulation`
+    times the encoder's rate. `margin` is the triplet loss's. A step takes the gradient of `accumulation`
     batches, and each batch finds its negatives among itself alone: accumulating makes a step steadier, it does not give
     InfoNCE the negatives of a larger batch. `clip_norm`: largest norm of a step's gradient (0: not clipped).
     `decay_all`: weight decay on every parameter, as the paper; else none on norms, biases and the logit scale.
@@ -75,6 +75,7 @@ class Recipe:
     decay_all: bool = True
     clip_norm: float = 0.0
     label_smoothing: float = 0.1
+    margin: float = 0.3
     precision: str = "auto"
     compile: bool = False
     cudnn_benchmark: bool = False
@@ -104,23 +105,6 @@ class Recipe:
 def determining(recipe):
     """The settings that determine the weights: all but those that only say how the work is done."""
     return {name: value for name, value in vars(recipe).items() if name not in (*HOW, *BESIDE)}
-
-
-def best_learning_rate(results):
-    """The learning rate with the best mAP (plain distances, last epoch) of several runs; the smaller of two equals.
-
-    `results`: contents of results.json, one a tuning run. Raises ValueError where there is none, or where they differ
-    in more than the learning rate.
-    """
-    if not results:
-        raise ValueError("learning_rate is 0, the best of tuning runs: name those runs as inputs, or give a rate")
-    settings = [{**result["settings"], "learning_rate": 0} for result in results]
-    if any(own != settings[0] for own in settings):
-        raise ValueError("the tuning runs differ in more than their learning rate; name runs that differ in it alone")
-    best = min(
-        results, key=lambda result: (-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"])
-    )
-    return best["settings"]["learning_rate"]
 
 
 def learning_rate_at(step, total_steps, warmup_steps, recipe):
@@ -213,7 +197,9 @@ def prepare(encoder, recipe, players):
     """What a run trains beside its encoder -> (parts with a state, the encoder as the processes share it, half)."""
     set_backends(recipe.cudnn_benchmark, recipe.deterministic)
     device = next(encoder.parameters()).device
-    objective = Objective(recipe.loss, players, encoder.dim, recipe.label_smoothing, logit_scale=encoder.logit_scale)
+    objective = Objective(
+        recipe.loss, players, encoder.dim, recipe.label_smoothing, recipe.margin, logit_scale=encoder.logit_scale
+    )
     optimiser = build_optimiser(encoder, objective.to(device), recipe)
     half = half_precision(recipe.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
