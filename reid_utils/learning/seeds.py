@@ -122,7 +122,9 @@ def best_settings(results):
         raise ValueError("learning_rate is 0, the best of tuning runs: name those runs as inputs, or give a rate")
     settings = [{**result["settings"], **dict.fromkeys(TUNED)} for result in results]
     if any(own != settings[0] for own in settings):
-        raise ValueError(f"the tuning runs differ in more than {', '.join(TUNED)}; name runs that differ in these alone")
+        raise ValueError(
+            f"the tuning runs differ in more than {', '.join(TUNED)}; name runs that differ in these alone"
+        )
     best = min(
         results, key=lambda result: (-result["values"]["scores"]["none"]["mAP"], result["settings"]["learning_rate"])
     )["settings"]
