@@ -19,7 +19,7 @@ def validate_images(data_dir, manifest, workers=1):
 
 
 def data_fingerprint(data_dir):
-    """SHA-256 (hex) over the sorted (relative path, SHA-256 of the content) of all images, lists and cameras.csv.
+    """SHA-256 (hex) over the sorted (relative path, SHA-256 of the content) of all images, lists, cameras and groups.
 
     Paths are relative to the folder that has the layout, so a moved copy has the same fingerprint; the challenge truth
     is no part of it.
@@ -27,8 +27,7 @@ def data_fingerprint(data_dir):
     root = find_root(data_dir)
     files = {path: root / path for path in layout_rows(root)["path"]}
     files |= {path.name: path for path in root.glob("list_*.txt")}
-    cameras = beside(root, "cameras.csv")
-    if cameras:
-        files["cameras.csv"] = cameras
+    given = (beside(root, name) for name in ("cameras.csv", "groups.csv"))
+    files |= {file.name: file for file in given if file}
     lines = "".join(f"{name}\0{file_hash(file)}\n" for name, file in sorted(files.items()))
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()

@@ -22,9 +22,9 @@ def load_manifest(data_dir):
     camera: int, −1 where hidden, for `fold` outside training, and for `player` where the benchmark's gallery has junk.
     A query is ranked against the gallery of its `group` (int) alone, where that is not 0. `layouts` says what each
     layout makes of its names. A `cameras.csv` with the columns path (relative to the folder that has the layout) and
-    camera, there or beside that folder, replaces the cameras. The challenge split may be absent; files that operating
-    systems leave behind are passed over. Warns about a test query without a gallery image and about fewer than ten
-    sequences.
+    camera, there or beside that folder, replaces the cameras; a `groups.csv` the groups. The challenge split may be
+    absent; files that operating systems leave behind are passed over. Warns about a test query without a gallery image
+    and about fewer than ten sequences.
 
     Raises FileNotFoundError for a missing or empty folder; ValueError for a file name off the pattern, a
     duplicate, a player both in training and test, and a training player with one image: no pair can be drawn for it,
@@ -36,9 +36,8 @@ def load_manifest(data_dir):
     _check_players(manifest)
     manifest = _with_pairs(manifest, LAYOUTS[layout].seen_once)
     prefix = root.relative_to(data_dir)
-    manifest = manifest.assign(
-        camera=read_cameras(root, manifest), path=[(prefix / path).as_posix() for path in manifest["path"]]
-    )
+    given = {column: _given(root, manifest, column) for column in ("camera", "group")}
+    manifest = manifest.assign(**given, path=[(prefix / path).as_posix() for path in manifest["path"]])
     return assign_folds(manifest)[COLUMNS]
 
 
@@ -251,17 +250,17 @@ def _numbers(source, table, column, images):
     return numbers.astype(int)
 
 
-def read_cameras(root, manifest):
-    """The camera of each row (Series of int): from cameras.csv where it lies there, else as the manifest has it."""
-    source = beside(root, "cameras.csv")
+def _given(root, manifest, column):
+    """The camera or group of each row (Series of int): from its side file where there is one, else the manifest's."""
+    source = beside(root, f"{column}s.csv")
     if source is None:
-        return manifest["camera"]
+        return manifest[column]
     table = _read_table(source)
     # A split that the file leaves out whole keeps the convention; half a split would mix two meanings.
     named = manifest["path"].isin(table.get("path", []))
     covered = manifest["split"].isin(manifest["split"][named])
-    cameras = _numbers(source, table, "camera", manifest["path"][covered])
-    return manifest["path"].map(cameras).fillna(manifest["camera"]).astype(int)
+    numbers = _numbers(source, table, column, manifest["path"][covered])
+    return manifest["path"].map(numbers).fillna(manifest[column]).astype(int)
 
 
 def challenge_truth(data_dir):
