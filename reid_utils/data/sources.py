@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from reid_utils.data.layouts import SIGNS, find_layout
-from reid_utils.files import digest, is_clutter
+from reid_utils.data.layouts import SIGNS, find_layout, layout_rows
+from reid_utils.files import digest, is_clutter, write_text
 
 # 2022: published in the challenge toolkit; 2023: from a participant's fork, not confirmed.
 KNOWN_MD5 = {2022: "05715857791e2e88b2f11e4037fbec7d", 2023: "98fe8b85c154923742b7c14418f2b2d7"}
@@ -31,7 +31,8 @@ TIMEOUTS_S = (10, 60)
 def prepare_data(data="rendered", root="runs/data", rendering=None, accept_md5=None):
     """The absolute folder that has one of the layouts, made first where `data` asks for it.
 
-    "rendered": renders with the keyword arguments `rendering` into a folder of `root` named after them; "synergy":
+    "rendered": renders with the keyword arguments `rendering` into a folder of `root` named after them, where
+    `gallery_players` puts that many test players each into a gallery of their own (see `groups.csv`); "synergy":
     downloads into root/synergy (see `download_synergy` for `accept_md5`); anything else is a folder in one of the
     layouts and is only looked for. Several processes may call it at once: one does the work, the others wait. Raises
     FileNotFoundError for a folder that is missing or in no layout, ValueError for wrong rendering settings, and what
@@ -41,10 +42,22 @@ def prepare_data(data="rendered", root="runs/data", rendering=None, accept_md5=N
     if str(data) == "rendered":
         from rendered_players.dataset import render_dataset
 
-        render_dataset(out_dir=folder, **(rendering or {}))
+        settings = dict(rendering or {})
+        each = settings.pop("gallery_players", 0)
+        render_dataset(out_dir=folder, **settings)
+        if each and not (folder / "groups.csv").exists():
+            _part_galleries(folder, each)
     elif str(data) == "synergy":
         download_synergy(folder.parent, accept_md5=accept_md5)
     return folder
+
+
+def _part_galleries(folder, each):
+    """Write groups.csv: test players, in order, `each` to a gallery. Games are whole where `each` is a multiple of 8."""
+    test = layout_rows(folder).query("split == 'test'")
+    group = test["player"].rank(method="dense").sub(1) // each + 1
+    text = test[["path"]].assign(group=group.astype(int)).to_csv(index=False, lineterminator="\n")
+    write_text(folder / "groups.csv", text)
 
 
 def planned_data_dir(data="rendered", root="runs/data", rendering=None):
@@ -72,6 +85,7 @@ def _rendered_name(rendering):
 
     parameters = inspect.signature(render_dataset).parameters
     settings = {name: parameter.default for name, parameter in parameters.items() if name != "out_dir"}
+    settings["gallery_players"] = 0
     unknown = sorted(set(rendering) - set(settings))
     if unknown:
         raise ValueError(f"rendering has no setting {unknown[0]}: it has {', '.join(settings)}")
@@ -79,6 +93,8 @@ def _rendered_name(rendering):
     del settings["workers"]
     if settings["difficulty"] == parameters["difficulty"].default:
         del settings["difficulty"]  # sets of the default are older than the setting, and keep their name
+    if not settings["gallery_players"]:
+        del settings["gallery_players"]
     return f"rendered-{digest([RENDERER_VERSION, settings])[:10]}"
 
 

@@ -14,7 +14,7 @@ from reid_utils.data.images import load_images
 from reid_utils.data.integrity import data_fingerprint
 from reid_utils.data.manifest import load_manifest, training_and_validation
 from reid_utils.data.sources import prepare_data
-from reid_utils.files import digest, file_hash, write_text
+from reid_utils.files import digest, file_hash, read_json, write_text
 from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import find_weights
 from reid_utils.learning.training import HOW, Recipe
@@ -41,6 +41,12 @@ class Sets:
     evaluated: dict[str, pd.DataFrame]
     described: dict
 
+    @property
+    def query_groups(self):
+        """What queries share their distractors by, (Q,) int64: a gallery where they have one, else their sequence."""
+        queries = self.evaluated["test"].query("role == 'query'")
+        return queries["group" if queries["group"].any() else "sequence"].to_numpy()
+
 
 def choose_sets(manifest, images, fingerprint, train_on="train", pool=None):
     """The sets of a run: `train_on` as `training_and_validation` takes it, or training images from elsewhere.
@@ -58,6 +64,15 @@ def choose_sets(manifest, images, fingerprint, train_on="train", pool=None):
     challenge = manifest[(manifest["split"] == "challenge") & (not train_on.startswith("fold"))]
     evaluated = {"test": validation, "challenge": challenge} if len(challenge) else {"test": validation}
     return Sets(tuple(training), images, evaluated, described)
+
+
+def images_seen(recipe, batches, start=""):
+    """How many images, repeats counted, a training shows its encoder.
+
+    batches: an epoch's; start: a run's results folder that the training starts from, whose images count too.
+    """
+    before = (read_json(Path(start) / "results.json") if start else None) or {"values": {}}
+    return recipe.epochs * len(batches) * len(batches[0][2]) + before["values"].get("images_seen", 0)
 
 
 def load_pool(rendering, size, runs):

@@ -1,65 +1,77 @@
 """The paper's claims, each put to the test on the tables of a study.
 
-A comparison is a pair of rows over the same queries; p-values are Holm-corrected over the comparisons of one family, as
-all augmentations against none are.
+A comparison is a pair of rows over the same queries; p-values are Holm-corrected over the comparisons of one family,
+those of one table unless the study file names another.
 """
 
 from math import inf, isnan
 
 import pandas as pd
 
+from reid_utils.paper.lengths import is_of_trainings
+from reid_utils.paper.tables import ALIKE
 from reid_utils.ranking.regimes import outside_regime
 from reid_utils.ranking.statistics import holm, p_text, paired_difference
 
 LEVEL = 0.05  # of the corrected p
+UNEQUAL = "open (unequal numbers of images)"
 ONE_LENGTH = "open (one length of training)"  # trainings may change places with longer training
+TURNS = "open (depends on training length)"
 COLUMNS = ["claim", "compared", "verdict", "difference", "diff low", "diff high", "rerun low", "rerun high"]
-COLUMNS += ["p (Holm)", "smallest", "regime"]
+COLUMNS += ["at twice the length", "p (Holm)", "smallest", "regime"]
 
 
-def paper_claims(tables):
+def paper_claims(tables, lengths=None):
     """Every claim that the tables of a study test, one line a comparison.
 
-    tables: {name: Table}. Returns a DataFrame with claim, compared, verdict (supported, contradicted, open),
-    difference and its 95 % interval in points of mAP, the 95 % prediction interval of a rerun with new seeds and new
-    players, the corrected p, the smallest difference that would be found, and regime: what to say where a single
-    model's plain mAP lies below what the paper speaks of. Blank where the claim is not about that.
+    tables: {name: Table}; lengths: as `lengths_of` gives them. Returns a DataFrame with claim, compared, verdict
+    (supported, contradicted, open), difference and its 95 % interval in points of mAP, the 95 % prediction interval of
+    a rerun with new seeds and new players, the difference at twice the length of training, the corrected p, the
+    smallest difference that would be found, and regime: what to say where the models' plain mAP lies below what the
+    paper speaks of. Blank where there is none.
     """
+    longer = {} if lengths is None else lengths.set_index(["claim", "compared", "epochs"])["difference"]
     families = {}
     for table in tables.values():
         for each in table.claims:
             pair = table.rows[each.ours], table.rows[each.theirs]
-            families.setdefault((each.family or table.name, each.of), []).append((each, *pair))
+            epochs = table.fields[each.ours]["epochs"] if is_of_trainings(table, each) else None
+            families.setdefault(each.family or table.name, []).append((each, *pair, epochs))
     lines = []
-    for name, of in sorted(families, key=lambda key: key[0] not in tables):  # those over several tables last
-        family = families[name, of]
-        lines += _tested(family) if of == "aps" else [_by_seed(of, *pair) for pair in family]
+    for name in sorted(families, key=lambda name: name not in tables):  # those over several tables last
+        lines += _tested(families[name], longer)
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _tested(family):
-    """The lines of a family of comparisons, a list of (Comparison, row, row that it should beat)."""
+def _tested(family, longer):
+    """The lines of a family: a list of (Comparison, row, row that it should beat, epochs where trainings differ)."""
     alpha = LEVEL / len(family)
-    same = [ours["run"] == theirs["run"] for _, ours, theirs in family]  # networks, ranked in two ways
     found = [
-        paired_difference(ours["aps"], theirs["aps"], shared, alpha=alpha, groups=ours["groups"])
-        for (_, ours, theirs), shared in zip(family, same, strict=True)
+        paired_difference(ours["aps"], theirs["aps"], ours["run"] == theirs["run"], alpha=alpha, groups=ours["groups"])
+        for _, ours, theirs, _ in family
     ]
     lines = []
-    for (of, *_), shared, each, p in zip(family, same, found, holm([each["p"] for each in found]), strict=True):
+    for (of, ours, theirs, epochs), each, p in zip(family, found, holm([each["p"] for each in found]), strict=True):
         points = [round(100 * each[name], 2) for name in ("difference", "low", "high", "rerun_low", "rerun_high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
-        end = round(100 * each["smallest"], 2), outside_regime(of.single)
-        decided = verdict(each, p) if shared else ONE_LENGTH
-        lines.append((of.claim, of.compared, decided, *points, shown, *end))
+        end = shown, round(100 * each["smallest"], 2), outside_regime(of.single)
+        decided, twice = verdict(each, p), None
+        if epochs:
+            twice = longer.get((of.claim, of.compared, 2 * epochs))
+            decided = _of_trainings(decided, each["difference"], twice, ours["images"] / theirs["images"])
+        lines.append((of.claim, of.compared, decided, *points, twice, *end))
     return lines
 
 
-def _by_seed(name, of, ours, theirs):
-    """The line of a comparison of arrays with one value a seed, such as the dispersion of features."""
-    more = ours[name][:, None] > theirs[name][None, :]  # the seeds of two rows are not paired
-    decided = f"{ONE_LENGTH[:-1]}; {more.sum()} of {more.size} pairs of seeds)"
-    return of.claim, of.compared, decided, *[None] * 7, ""
+def _of_trainings(decided, difference, twice, images):
+    """A verdict on two trainings: it needs equal images, and the same sign at twice the length."""
+    if not 1 / ALIKE <= images <= ALIKE:
+        return UNEQUAL
+    if decided == "open":
+        return decided
+    if twice is None:
+        return ONE_LENGTH
+    return decided if twice * difference > 0 else TURNS
 
 
 def verdict(difference, p):
@@ -98,6 +110,6 @@ def finding(claim, difference, single=inf):
 
 RULE = (
     "A claim is supported or contradicted if the corrected p is below 5 % and the 95 % prediction interval of a rerun "
-    "with new seeds and new players lies on one side of zero. Otherwise, and with one seed, it is open; so is a "
-    "comparison of trainings, which would have to hold at twice the length too."
+    "with new seeds and new players lies on one side of zero. Otherwise, and with one seed, it is open. A comparison of "
+    "trainings needs equal numbers of images too, and the same sign at twice the length of training."
 )

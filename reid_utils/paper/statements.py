@@ -5,16 +5,16 @@ run's entry in the study file) and `score` (such as none, hard). docs/extending.
 """
 
 import json
-from math import inf
 from string import Formatter
 from typing import Any
 
 import msgspec
 import numpy as np
-from scipy.spatial.distance import pdist
+from scipy.special import stdtrit
 
-from reid_utils.paper.tables import Comparison, Table, row, scored
+from reid_utils.paper.tables import ALIKE, Comparison, Table, row, scored
 from reid_utils.ranking.feature_files import load_features
+from reid_utils.ranking.methods import distances_of, pairs_of
 
 SELECTION = "Selection of the epoch: the last one."
 
@@ -34,7 +34,6 @@ class Claim(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     compared: str = ""
     single: dict[str, Any] | None = None
     family: str = ""
-    of: str = "aps"
 
 
 class Statement(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,7 +42,8 @@ class Statement(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     where: the fields of its rows, a value each or a list of those accepted; without `entry`, runs of entries without a
     name. row: a row's name as a format of fields; words: {field: {value: what the name says}}. against: a row's
     baseline is the row that has the same fields in its name but for the first of these replacements that gives another
-    row. columns: further ones, of COLUMNS.
+    row. controls: the fields of negative controls, which repeat another row with other seeds and are not corrected for.
+    columns: further ones, of COLUMNS.
     """
 
     question: str
@@ -52,6 +52,7 @@ class Statement(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     where: dict[str, Any] = {}
     words: dict[str, dict[str, str]] = {}
     against: list[dict[str, Any]] = []
+    controls: dict[str, Any] | None = None
     columns: list[str] = []
     claims: list[Claim] = []
     notes: list[str] = []
@@ -74,6 +75,7 @@ def make_table(name, stated, runs):
             baselines[label] = next(found, label)  # no pair is compared twice
         notes = [SELECTION, *filter(None, (COLUMNS[column][1] for column in stated.columns)), *stated.notes]
         claims = [line for claim in stated.claims for line in _comparisons(claim, stated, rows, fields, named_by)]
+        controls = {label for label in rows if stated.controls and _has(fields[label], stated.controls)}
     except msgspec.ValidationError as error:
         raise ValueError(f"table {name}: {error}") from None
     except KeyError as error:
@@ -82,7 +84,12 @@ def make_table(name, stated, runs):
         ) from None
     shared = frozenset(label for label, base in baselines.items() if rows[label]["run"] == rows[base]["run"])
     notes += [] if rows else [f"No run of {stated.notebook} has {json.dumps(stated.where)}."]
-    return Table(name, stated.question, stated.notebook, rows, baselines, shared, fields, claims, extra, notes)
+    seen = [row["images"] for row in rows.values()]
+    if seen and max(seen) > ALIKE * min(seen):
+        notes.append("Rows saw unequal numbers of images in training: compare those that saw equally many.")
+    return Table(
+        name, stated.question, stated.notebook, rows, baselines, shared, fields, claims, extra, notes, controls
+    )
 
 
 def _rows(name, stated, runs):
@@ -139,19 +146,31 @@ def _comparisons(claim, stated, rows, fields, named_by):
     for ours in rows:
         if not _has(fields[ours], claim.rows):
             continue
-        of_single = [] if claim.single is None else [*_others(fields, ours, named_by, claim.single), ours]
-        single = float(rows[of_single[0]]["mAP"].mean()) if of_single else inf
+        of_single = [] if claim.single is None else [*_others(fields, ours, named_by, claim.single), ours][:1]
         for theirs in _others(fields, ours, named_by, claim.against):
             named = _text(claim.compared, fields[theirs], stated.words) or f"{ours} against {theirs}"
-            yield Comparison(claim.claim, named, ours, theirs, single, claim.family, claim.of)
+            single = max(float(rows[label]["mAP"].mean()) for label in of_single or (ours, theirs))
+            yield Comparison(claim.claim, named, ours, theirs, single, claim.family)
 
 
-def dispersion(run, score):
-    """Mean pairwise distance of the query features, a seed each: {"dispersion": (S,)}."""
+def between_within(run, score):
+    """Mean distance between images of different players over that of one player's, a seed each, with its interval."""
     folders, seeds = run.get("folders", [run["folder"]]), run["settings"]["seeds"]
-    files = [[folder / f"seed{seed}" / "test.npz" for folder in folders] for seed in seeds]
-    means = [np.mean([pdist(load_features(file).query).mean() for file in of_seed]) for of_seed in files]
-    return {"dispersion": np.array(means)}
+    ratios = []
+    for seed in seeds:
+        models = [load_features(folder / f"seed{seed}" / "test.npz") for folder in folders]
+        distances = [np.sqrt(np.maximum(distances_of(model), 0)) for model in models]
+        masks = zip(*(pairs_of(model) for model in models), strict=True)
+        same, other = (np.concatenate([of[m] for of, m in zip(distances, side, strict=True)]).mean() for side in masks)
+        ratios.append(other / same)
+    half = stdtrit(len(seeds) - 1, 0.975) * np.std(ratios, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else np.nan
+    mean = np.mean(ratios)
+    return {"between/within": np.array(ratios), "ratio low": mean - half, "ratio high": mean + half}
+
+
+def _images(run, score):
+    """Thousands of images that the training showed, repetitions counted, those of its start included."""
+    return {"images (1000)": run["values"]["images_seen"] / 1000}
 
 
 def _cost(run, score):
@@ -171,10 +190,12 @@ def _epochs(run, score):
 
 
 COLUMNS = {  # name in a statement: (values of a run's score, {column: number or (S,)}; what to say below the table)
-    "dispersion": (
-        dispersion,
-        "dispersion: mean pairwise distance of the query features, every query another player; 2 is opposite",
+    "between/within": (
+        between_within,
+        "between/within: mean distance between images of different players over that between images of one player, with "
+        "a 95 % interval over seeds",
     ),
+    "images": (_images, ""),
     "cost": (_cost, ""),
     "epochs": (
         _epochs,

@@ -3,7 +3,6 @@
 import re
 from functools import cached_property
 from itertools import groupby
-from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,23 +16,23 @@ from reid_utils.paper.results import load_results, write_table
 from reid_utils.ranking.statistics import compare_rows, enough_groups, holm, p_text
 
 SCORES = ("aps", "firsts", "mAP", "rank1", "rank5", "mINP")
+ALIKE = 1.01  # numbers of images in training that differ by no more than this factor are equal
 ALL_FOLDS = "every fold"  # train_on of what `pool_folds` puts together
 
 
 class Comparison(NamedTuple):
     """Two rows of a table that decide a claim: `ours` should beat `theirs`.
 
-    single: mAP of the single model by which the claim's regime is judged (inf: the claim is not about that). family:
-    comparisons that share Holm's correction ("": those of the table). of: the arrays that are compared.
+    single: mAP of the single model by which the claim's regime is judged. family: comparisons that share Holm's
+    correction ("": those of the table).
     """
 
     claim: str
     compared: str
     ours: str
     theirs: str
-    single: float = inf
+    single: float
     family: str = ""
-    of: str = "aps"
 
 
 class Table(msgspec.Struct, frozen=True, dict=True):
@@ -44,7 +43,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     `run`, the id of the run that made the row. baselines: {row: the row it is compared with, itself for none}. shared:
     the rows that rank with the networks of their baseline, so that their seeds are paired. fields: {row: {field:
     value}} (see `statements`). claims: list of Comparison. extra: {row: {column: number}}, columns put last. notes:
-    lines below it.
+    lines below it. controls: rows that repeat their baseline with other seeds; they stay out of Holm's correction.
     """
 
     name: str
@@ -57,19 +56,23 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     claims: list = []
     extra: dict = {}
     notes: list = []
+    controls: set = set()
 
     @cached_property
     def comparison(self):
-        """`compare_rows` of every row against its baseline, Holm's correction over the whole table (DataFrame)."""
+        """`compare_rows` of every row against its baseline, Holm's correction over all but the controls (DataFrame)."""
         if not self.rows:
             return pd.DataFrame(columns=["row", "mAP", "difference", "p", "p_holm", "queries"])
-        alpha = 0.05 / max(1, sum(base != name for name, base in self.baselines.items()))
+        tests = sum(base != name and name not in self.controls for name, base in self.baselines.items())
         parts = []
         for name, base in self.baselines.items():
             aps = {each: self.rows[each]["aps"] for each in (base, name)}
-            parts.append(compare_rows(aps, base, name in self.shared, alpha=alpha, groups=self.groups).tail(1))
+            parts.append(
+                compare_rows(aps, base, name in self.shared, alpha=0.05 / max(1, tests), groups=self.groups).tail(1)
+            )
         table = pd.concat(parts, ignore_index=True)
-        return table.assign(p_holm=holm(table["p"]))
+        corrected = holm(table["p"].where(~table["row"].isin(self.controls)))
+        return table.assign(p_holm=np.where(np.isnan(corrected), table["p"], corrected))
 
     @property
     def groups(self):
@@ -119,14 +122,16 @@ _PER_CENT |= {name.replace("_", " "): name for name in _ALONE.split()}
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
-    "this comparison finds with a power of 80 %, after correction for the number of rows. differ: "
+    "this comparison finds with a power of 80 %, after correction for the number of rows. p (Holm): corrected over the "
+    "rows of this table that have a baseline, but for those called again. differ: "
     "queries on which the two rows differ at all."
 )
 
 
 def show(run, table, command):
     """Write a Table as tables/<name>.csv and .md, with its notes and the commands of its rows -> what a cell shows."""
-    drawn = [] if table.groups is None else [f"Queries of one sequence are one draw ({len(np.unique(table.groups))})."]
+    clusters = 0 if table.groups is None else len(np.unique(table.groups))
+    drawn = [f"Standard errors are clustered by gallery or sequence ({clusters} clusters)."] if clusters else []
     notes = [*table.notes, INTERVALS, *drawn, table.compared, *table.commands(command)]
     return write_table(run, table.name, table.printable, notes)
 
@@ -207,13 +212,14 @@ def scored(run):
 
 
 def row(result, name):
-    """One row's arrays: what a run's scores hold under `name`; and the run's id, settings and queries' `groups`.
+    """One row's arrays: what a run's scores hold under `name`; the run's id, settings, images and queries' `groups`.
 
-    groups (Q,): the sequences that queries belong to, None where the run knows none or too few.
+    groups (Q,): the galleries or sequences that queries belong to, None where the run knows none or too few.
     """
     arrays = {key: result["scores"][f"{name}|{key}"] for key in SCORES}
     groups = enough_groups(result["scores"].get("groups"))
-    return arrays | {"groups": groups, "run": result["run"], "settings": result["settings"]}
+    images = result["values"].get("images_seen", 1)  # 1: nothing is trained by this run
+    return arrays | {"groups": groups, "run": result["run"], "settings": result["settings"], "images": images}
 
 
 def study_command(folder):
