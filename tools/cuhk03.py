@@ -31,8 +31,10 @@ def people_of_release(path, boxes="labeled"):
 
     boxes: "labeled" or "detected". Raises ValueError for another file, ImportError without h5py.
     """
-    import h5py
-
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{path} is read with h5py, which is not installed: pip install h5py") from None
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path} is no MATLAB 7.3 file: give cuhk-03.mat as its authors release it")
     file = h5py.File(path)
@@ -73,8 +75,8 @@ def people_of_folder(source):
 def split_people(count, tested=300, tuning=100, train=None, seed=0):
     """Numbers 1 … count of people (int arrays) in a random order of the seed -> {"tested", "tuning", "training"}.
 
-    `train` None: all others train. The people tested do not depend on `tuning` and `train`. Raises ValueError for numbers
-    that do not go.
+    `train` None: all others train. The people tested do not depend on `tuning` and `train`. Raises ValueError where
+    these numbers do not go.
     """
     sizes = {"tested": tested, "tuning": tuning, "training": count - tested - tuning if train is None else train}
     if min(sizes.values()) < 1 or sum(sizes.values()) > count:
