@@ -109,6 +109,7 @@ def test_each_form_gives_the_same_people_whole_in_three_sets_apart(form, tmp_pat
         assert (seen == [1, IMAGES]).all(axis=None)
     about = pd.read_csv(tmp_path / "made" / "people.csv", index_col="player")
     assert {name: set(rows.index) for name, rows in about.groupby("set")} == sets
+    assert about["source"].nunique() == PEOPLE and about["images"].eq(IMAGES).all()
 
 
 def test_the_first_image_is_the_query_and_training_players_make_folds(tmp_path):
@@ -118,6 +119,14 @@ def test_the_first_image_is_the_query_and_training_players_make_folds(tmp_path):
     assert all(decode(tmp_path / "made/tested" / path).tobytes() in first for path in query["path"])
     training, *held_out = fold_split(made, 0)
     assert not set(training["player"]) & set(pd.concat(held_out)["player"])
+
+
+def test_people_csv_says_who_is_who_in_the_source(tmp_path):
+    source = folders(tmp_path / "source")
+    made = make(source, tmp_path / "made")["tested"].query("role == 'query'").set_index("player")["path"]
+    about = pd.read_csv(tmp_path / "made" / "people.csv", index_col="player")["source"]
+    for player, path in made.items():
+        assert (source / about[player]).read_bytes() == (tmp_path / "made/tested" / path).read_bytes()
 
 
 def test_training_images_lie_on_the_disk_once_where_it_has_hard_links(tmp_path, monkeypatch):
@@ -181,7 +190,7 @@ def test_groups_are_part_of_the_data_sets_identity(tmp_path):
 def test_people_of_one_image_are_left_out_with_a_line(tmp_path, capsys):
     source = put(flat(tmp_path / "source"), {"0100_00.png": (100, 0)})
     made = make(source, tmp_path / "made")
-    assert "fewer than two images: 1 people (first: source, person 100)" in capsys.readouterr().out
+    assert "fewer than two images: 1 people (first: 0100_00.png)" in capsys.readouterr().out
     assert len(people_in(made["tested"], "train")) == 12
 
 

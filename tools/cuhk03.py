@@ -54,7 +54,7 @@ def _write_cell(file, cell, target):
 
 
 def people_of_folder(source):
-    """The people of a folder of crops, by the numbers in names -> {name: images} as `people_of_release`.
+    """The people of a folder of crops -> {path of a person's first image: images}, as `people_of_release`.
 
     Raises what `layouts.layout_rows` raises, ValueError where no name tells a person.
     """
@@ -63,10 +63,10 @@ def people_of_folder(source):
     people = {}
     for place in parts or [root]:
         rows = layout_rows(place)
-        for person, paths in rows[~is_nobody(rows)].groupby("player")["path"]:
+        for _, paths in rows[~is_nobody(rows)].groupby("player")["path"]:
             paths = sorted(paths, key=lambda path: (by_numbers(Path(path).name), path))
             images = [(Path(path).suffix.lower(), partial(shutil.copyfile, place / path)) for path in paths]
-            people[f"{place.name}, person {person}"] = images
+            people[(place / paths[0]).relative_to(root).as_posix()] = images
     if not people:
         raise ValueError(f"no name in {source} tells a person: name crops person_image, or give each person a folder")
     return people
