@@ -189,7 +189,25 @@ def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
         manifests.load_manifest(data)
 
 
-@pytest.mark.parametrize("name", ["cameras.csv", "challenge_truth.csv"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_groups_csv_gives_test_images_their_gallery(data, beside):
+    source = (data.parent if beside else data) / "groups.csv"
+    names = [f"reid_test/{r}_050_{f:02d}.jpeg" for r, f in [("query/101", 0), ("gallery/101", 1), ("gallery/101", 2)]]
+    names += [name.replace("/101", "/102") for name in names]
+    rows = [f"{name},{1 if '/101' in name else 7}" for name in names]
+    source.write_text("\n".join(["path,group", *rows]))
+    manifest = manifests.load_manifest(data)
+    assert manifest.loc[manifest["split"] == "test", "group"].tolist() == [1, 7, 1, 1, 7, 7]
+    assert not manifest.loc[manifest["split"] != "test", "group"].any()
+    source.write_text("\n".join(["path,group", *rows[1:]]))
+    with pytest.raises(ValueError, match=r"groups\.csv gives no group for reid_test/query/101_050_00\.jpeg"):
+        manifests.load_manifest(data)
+    source.write_text("\n".join(["path,camera", *rows]))
+    with pytest.raises(ValueError, match="needs path and group"):
+        manifests.load_manifest(data)
+
+
+@pytest.mark.parametrize("name", ["cameras.csv", "challenge_truth.csv", "groups.csv"])
 @pytest.mark.parametrize(
     "content",
     [b"", b"path,camera\n\xe9,1\n", b'path,player\n"a,1\n', b"path,camera\nx,1,2\n", b"path,player\nx,1\ny,2,3\n"],
@@ -197,7 +215,7 @@ def test_cameras_csv_replaces_the_convention_for_the_splits_it_covers(data):
 def test_side_files_that_are_no_csv_are_named(data, name, content):
     (data / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is no readable CSV") as caught:
-        manifests.load_manifest(data) if name == "cameras.csv" else manifests.challenge_truth(data)
+        manifests.challenge_truth(data) if name == "challenge_truth.csv" else manifests.load_manifest(data)
     assert "\n" not in str(caught.value)
 
 
@@ -343,6 +361,10 @@ def test_fingerprint_follows_content_names_and_cameras_alone(data, tmp_path):
     (data / "cameras.csv").write_text("path,camera\n")
     with_cameras = fingerprint()
     assert with_cameras != first
+    (data.parent / "groups.csv").write_text("path,group\n")
+    with_groups = fingerprint()
+    assert with_groups not in (first, with_cameras)
+    (data.parent / "groups.csv").unlink()
     put(data, "reid_training/004_002_01.jpeg", data=JPEG[:-3] + b"a" + JPEG[-2:])
     changed = fingerprint()
     assert changed not in (first, with_cameras)

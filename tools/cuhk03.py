@@ -31,8 +31,10 @@ def people_of_release(path, boxes="labeled"):
 
     boxes: "labeled" or "detected". Raises ValueError for another file, ImportError without h5py.
     """
-    import h5py
-
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{path} is read with h5py, which is not installed: pip install h5py") from None
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path} is no MATLAB 7.3 file: give cuhk-03.mat as its authors release it")
     file = h5py.File(path)
@@ -52,7 +54,7 @@ def _write_cell(file, cell, target):
 
 
 def people_of_folder(source):
-    """The people of a folder of crops, by the numbers in names -> {name: images} as `people_of_release`.
+    """The people of a folder of crops -> {path of a person's first image: images}, as `people_of_release`.
 
     Raises what `layouts.layout_rows` raises, ValueError where no name tells a person.
     """
@@ -61,10 +63,10 @@ def people_of_folder(source):
     people = {}
     for place in parts or [root]:
         rows = layout_rows(place)
-        for person, paths in rows[~is_nobody(rows)].groupby("player")["path"]:
+        for _, paths in rows[~is_nobody(rows)].groupby("player")["path"]:
             paths = sorted(paths, key=lambda path: (by_numbers(Path(path).name), path))
             images = [(Path(path).suffix.lower(), partial(shutil.copyfile, place / path)) for path in paths]
-            people[f"{place.name}, person {person}"] = images
+            people[(place / paths[0]).relative_to(root).as_posix()] = images
     if not people:
         raise ValueError(f"no name in {source} tells a person: name crops person_image, or give each person a folder")
     return people
@@ -73,8 +75,8 @@ def people_of_folder(source):
 def split_people(count, tested=300, tuning=100, train=None, seed=0):
     """Numbers 1 … count of people (int arrays) in a random order of the seed -> {"tested", "tuning", "training"}.
 
-    `train` None: all others train. The people tested do not depend on `tuning` and `train`. Raises ValueError for numbers
-    that do not go.
+    `train` None: all others train. The people tested do not depend on `tuning` and `train`. Raises ValueError where
+    these numbers do not go.
     """
     sizes = {"tested": tested, "tuning": tuning, "training": count - tested - tuning if train is None else train}
     if min(sizes.values()) < 1 or sum(sizes.values()) > count:
