@@ -53,7 +53,7 @@ def prepare_data(data="rendered", root="runs/data", rendering=None, accept_md5=N
 
 
 def _part_galleries(folder, each):
-    """Write groups.csv: test players, in order, `each` to a gallery. Games are whole where `each` is a multiple of 8."""
+    """Write groups.csv: test players in order, `each` to a gallery. A multiple of 8 keeps games whole."""
     test = layout_rows(folder).query("split == 'test'")
     group = test["player"].rank(method="dense").sub(1) // each + 1
     text = test[["path"]].assign(group=group.astype(int)).to_csv(index=False, lineterminator="\n")

@@ -30,13 +30,12 @@ def paper_claims(tables, lengths=None):
     smallest difference that would be found, and regime: what to say where the models' plain mAP lies below what the
     paper speaks of. Blank where there is none.
     """
-    longer = {} if lengths is None else lengths.set_index(["claim", "compared", "epochs"])["difference"]
+    longer = {} if lengths is None else lengths.set_index(["claim", "compared", "times"])["difference"]
     families = {}
     for table in tables.values():
         for each in table.claims:
             pair = table.rows[each.ours], table.rows[each.theirs]
-            epochs = table.fields[each.ours]["epochs"] if is_of_trainings(table, each) else None
-            families.setdefault(each.family or table.name, []).append((each, *pair, epochs))
+            families.setdefault(each.family or table.name, []).append((each, *pair, is_of_trainings(table, each)))
     lines = []
     for name in sorted(families, key=lambda name: name not in tables):  # those over several tables last
         lines += _tested(families[name], longer)
@@ -44,20 +43,20 @@ def paper_claims(tables, lengths=None):
 
 
 def _tested(family, longer):
-    """The lines of a family: a list of (Comparison, row, row that it should beat, epochs where trainings differ)."""
+    """The lines of a family: a list of (Comparison, row, row that it should beat, whether trainings differ)."""
     alpha = LEVEL / len(family)
     found = [
         paired_difference(ours["aps"], theirs["aps"], ours["run"] == theirs["run"], alpha=alpha, groups=ours["groups"])
         for _, ours, theirs, _ in family
     ]
     lines = []
-    for (of, ours, theirs, epochs), each, p in zip(family, found, holm([each["p"] for each in found]), strict=True):
+    for (of, ours, theirs, trainings), each, p in zip(family, found, holm([each["p"] for each in found]), strict=True):
         points = [round(100 * each[name], 2) for name in ("difference", "low", "high", "rerun_low", "rerun_high")]
         shown = p_text(p, each["p"] <= each["p_floor"])
         end = shown, round(100 * each["smallest"], 2), outside_regime(of.single)
         decided, twice = verdict(each, p), None
-        if epochs:
-            twice = longer.get((of.claim, of.compared, 2 * epochs))
+        if trainings:
+            twice = longer.get((of.claim, of.compared, 2.0))
             decided = _of_trainings(decided, each["difference"], twice, ours["images"] / theirs["images"])
         lines.append((of.claim, of.compared, decided, *points, twice, *end))
     return lines
@@ -110,6 +109,6 @@ def finding(claim, difference, single=inf):
 
 RULE = (
     "A claim is supported or contradicted if the corrected p is below 5 % and the 95 % prediction interval of a rerun "
-    "with new seeds and new players lies on one side of zero. Otherwise, and with one seed, it is open. A comparison of "
-    "trainings needs equal numbers of images too, and the same sign at twice the length of training."
+    "with new seeds and new players lies on one side of zero. Otherwise, and with one seed, it is open. A comparison "
+    "of trainings needs equal numbers of images too, and the same sign at twice the length of training."
 )

@@ -1,28 +1,33 @@
-"""Does a comparison of trainings hold for longer training? The same two recipes at every length that a study ran (T8)."""
+"""Does a comparison of trainings hold for longer training? Two recipes at every length that a study ran (T8)."""
 
 import pandas as pd
 
 from reid_utils.paper.tables import Comparison, row
 from reid_utils.ranking.statistics import paired_difference
 
-COLUMNS = ["claim", "compared", "epochs", "images (1000)", "difference", "diff low", "diff high"]
+COLUMNS = ["claim", "compared", "times", "epochs", "images (1000)", "difference", "diff low", "diff high"]
+NOTE = (
+    "Differences are points of mAP with 95 % intervals over seeds and queries; images in thousands, repeats counted. "
+    "Each length is a training of its own, with its own schedule."
+)
 # Settings that may differ between two lengths of one recipe: tuned anew, or of no effect on what is compared.
-_FREE = {"epochs", "seeds", "entry", "start_weights", "learning_rate", "head_rate", "margin", "validate_every"}
+_FREE = {"epochs", "seeds", "entry", "score", "learning_rate", "head_rate", "margin", "validate_every"}
 _FREE |= {"keep_epochs", "every_post_processing", "workers", "checkpoint_minutes", "check_steps", "processes"}
 
 
 def lengths_of(tables, runs):
     """T8: every comparison of trainings, at each length that both rows were trained for.
 
-    tables: {name: Table}, runs: as `gather` gives them. Returns a DataFrame with COLUMNS, by comparison and length;
-    each length is a training of its own, with its own schedule. Differences and 95 % intervals in points of mAP.
+    tables: {name: Table}, runs: as `gather` gives them. Returns a DataFrame with COLUMNS, by comparison and length, for
+    comparisons with two lengths or more. times: the length in multiples of that in the table; epochs and images are those
+    of the row that should win. Differences and 95 % intervals in points of mAP.
     """
     lines = []
     for table in tables.values():
         for claim in table.claims:
             if is_of_trainings(table, claim):
                 lines += _lines(table, claim, runs["02_training"])
-    frame = pd.DataFrame(lines, columns=COLUMNS).drop_duplicates(["claim", "compared", "epochs"])
+    frame = pd.DataFrame(lines, columns=COLUMNS).drop_duplicates(["claim", "compared", "times"])
     return frame.groupby(["claim", "compared"], sort=False).filter(lambda lengths: len(lengths) > 1)
 
 
@@ -33,24 +38,25 @@ def is_of_trainings(table, claim: Comparison):
 
 def _lines(table, claim, trainings):
     ours, theirs = (_lengths(table.rows[name], table.fields[name], trainings) for name in (claim.ours, claim.theirs))
-    for epochs in sorted(ours.keys() & theirs.keys()):
-        pair = ours[epochs], theirs[epochs]
+    for times in sorted(ours.keys() & theirs.keys()):
+        pair = ours[times], theirs[times]
         found = paired_difference(*(each["aps"] for each in pair), groups=pair[0]["groups"])
         points = [round(100 * found[name], 2) for name in ("difference", "low", "high")]
-        yield (claim.claim, claim.compared, epochs, round(pair[0]["images"] / 1000, 1), *points)
+        length = pair[0]["settings"]["epochs"], round(pair[0]["images"] / 1000, 1)
+        yield (claim.claim, claim.compared, times, *length, *points)
 
 
 def _lengths(own, fields, trainings):
-    """{epochs: row} of the trainings that share a row's recipe but for its length, the row itself first."""
-    recipe = _recipe(fields)
-    alike = {fields["epochs"]: own}
+    """{length in multiples of the row's: row} of the trainings that share its recipe but for the length."""
+    recipe, alike = _recipe(fields), {1.0: own}
     for run in trainings:
         settings = run["settings"]
         if _recipe(settings) == recipe and f"{fields['score']}|aps" in run["scores"]:
-            alike.setdefault(settings["epochs"], row(run, fields["score"]))
+            alike.setdefault(settings["epochs"] / fields["epochs"], row(run, fields["score"]))
     return alike
 
 
 def _recipe(settings):
-    kept = {name: value for name, value in settings.items() if name not in _FREE | {"score"}}
-    return kept | {"started": bool(settings["start_weights"])}
+    return {name: value for name, value in settings.items() if name not in _FREE} | {
+        "start_weights": bool(settings["start_weights"])
+    }

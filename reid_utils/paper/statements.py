@@ -192,8 +192,8 @@ def _epochs(run, score):
 COLUMNS = {  # name in a statement: (values of a run's score, {column: number or (S,)}; what to say below the table)
     "between/within": (
         between_within,
-        "between/within: mean distance between images of different players over that between images of one player, with "
-        "a 95 % interval over seeds",
+        "between/within: mean distance between images of different players over that between images of one player, "
+        "with a 95 % interval over seeds",
     ),
     "images": (_images, ""),
     "cost": (_cost, ""),

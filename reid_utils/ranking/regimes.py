@@ -1,5 +1,8 @@
 """Where in accuracy a post-processing or a fusion helps: its effect as a curve over the single model's mAP.
 
+Accuracy may come from better models or from easier sets, and the two are not the same: curves are drawn within a level
+of difficulty, where models alone differ.
+
 An operating point is a model (or several, fused) over one test set. What a claim compares there is known a query; the
 curve smooths the points' mean effects over the logit of the single model's mAP. Its interval must hold for other test
 sets, other training seeds and other queries: all three are drawn anew together, each with random weights of mean 1
@@ -9,6 +12,7 @@ Statistics, 2012).
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr, stdtrit
 
 from reid_utils.ranking.feature_files import features_of
 from reid_utils.ranking.fusion import PAPER_FUSIONS
@@ -33,7 +37,8 @@ CLAIMS = {  # name: (ours, theirs)
 PUBLISHED = (0.727, 0.961, 0.976, 0.984)  # toolkit baseline; single models and entries of 2022 and 2023
 LEAST = 0.95  # mAP of a single model from which on the paper's claims are meant
 _RE_RANKINGS = ("none", "gaussian", "hard", "kreciprocal")
-_WORDS = {1: "helps", -1: "harms", 0: "cannot be told"}  # by the sign of an effect
+_SCORES = ("single", "effect")
+_WORDS = {1: "helps", -1: "harms", 0: "open"}  # by the sign of an effect
 _WIDTH = 0.35  # of the smoothing, in logits: 93.3 to 96.3 mAP about 95, 61.5 to 76.9 about 70
 _FEWEST_SETS = 3  # within the smoothing's reach; with fewer the curve would be a matter of one set's teams and scenes
 
@@ -68,51 +73,39 @@ def effects_at(models, post_processing="hard"):
     ]
 
 
-def points_in_set(features, test, gallery_images, few_players=(), post_processing="hard"):
+def points_in_set(features, test, post_processing="hard"):
     """The operating points of some models in one test set.
 
-    features: one (N, d) array a model; test: the set's rows of the manifest, (N,); gallery_images: numbers of gallery
-    images per player to keep (the earliest); few_players: how many players make further, easier galleries, each with
-    the first of these numbers. Returns a list of dicts: claim, images (a player), single and effect, (Q,) over all
-    queries of the set, NaN for those left out.
+    features: one (N, d) array a model; test: the set's rows of the manifest, (N,). Returns a list of dicts: claim,
+    single and effect, (Q,).
     """
-    rank = test.groupby(["role", "player"])["frame"].rank(method="first")[test["role"] == "gallery"].to_numpy()
     models = [features_of(test, of_model) for of_model in features]
-    sides = labels_of(models[0])[:2]
-    players = np.union1d(*sides)
-    galleries = [(images, len(players)) for images in gallery_images]
-    points = []
-    for images, most in galleries + [(gallery_images[0], few) for few in few_players]:
-        asked, held = (np.isin(side, players[:most]) for side in sides)
-        chosen = [model.subset(asked, held & (rank <= images)) for model in models]
-        for claim, *scores in effects_at(chosen, post_processing):
-            single, effect = np.full((2, len(asked)), np.nan)
-            single[asked], effect[asked] = scores
-            points.append({"claim": claim, "images": images, "single": single, "effect": effect})
-    return points
+    names = "claim", "single", "effect"
+    return [dict(zip(names, point, strict=True)) for point in effects_at(models, post_processing)]
 
 
 def curves_of(points, grid):
-    """The curve of each claim and number of gallery images per player.
+    """The curve of each claim and level.
 
-    points: dicts as `points_in_set` gives them, with set and seed besides. Returns a DataFrame: claim, images and the
-    columns of `effect_curve`.
+    points: dicts as `points_in_set` gives them, with level, set and seed besides; sets of unequal size are filled up.
+    Returns a DataFrame: claim, level and the columns of `effect_curve`.
     """
-    curves = []
-    for (claim, images), group in pd.DataFrame(points).groupby(["claim", "images"], sort=False):
-        scores = np.stack(group["single"]), np.stack(group["effect"])
-        curve = effect_curve(*scores, group["set"], group["seed"], grid)
-        curves.append(pd.DataFrame({"claim": claim, "images": images, **curve}))
+    curves, most = [], max(len(point["single"]) for point in points)
+    for (claim, level), group in pd.DataFrame(points).groupby(["claim", "level"], sort=False):
+        scores = ([np.pad(a, (0, most - len(a)), constant_values=np.nan) for a in group[name]] for name in _SCORES)
+        curve = effect_curve(*map(np.stack, scores), group["set"], group["seed"], grid)
+        curves.append(pd.DataFrame({"claim": claim, "level": level, **curve}))
     return pd.concat(curves, ignore_index=True)
 
 
-def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000):
+def effect_curve(single, effect, sets, seeds, grid, n_resamples=2000):
     """A claim's effect against the single model's mAP, with 95 % intervals.
 
     single, effect: (P, Q) a point and query, fractions, NaN where a query is not in the point; the columns of points of
     one set are the same queries. sets, seeds: (P,) which test set and which training seed a point belongs to; grid:
-    (K,) mAP to tell the effect at. Returns a DataFrame with mAP, effect, low, high and sets (how many lie within reach;
-    below three the effect is NaN).
+    (K,) mAP to give the effect at. Returns a DataFrame with mAP, effect, low, high and sets (how many lie within reach;
+    below three the effect is NaN). So few sets show too little of their spread: the percentiles are those that make
+    the bootstrap of as many normal draws as wide as Student's interval (Hesterberg, The American Statistician, 2015).
     """
     sets, seeds = (pd.factorize(labels, sort=True)[0] for labels in (sets, seeds))
     rng = np.random.default_rng(0)
@@ -124,10 +117,20 @@ def effect_curve(single, effect, sets, seeds, grid, n_resamples=1000):
     reach = np.abs(_logit(seen[0])[:, None] - _logit(grid)) <= 2 * _WIDTH
     counts = [len(np.unique(sets[near])) for near in reach.T]
     center = _smooth(seen[0][None], seen[1][None], np.ones((1, len(sets))), grid)[0]
-    low, high = np.percentile(_smooth(*means, weight, grid), (2.5, 97.5), axis=0)
-    curve = pd.DataFrame({"mAP": grid, "effect": center, "low": low, "high": high, "sets": counts})
+    drawn = _smooth(*means, weight, grid)
+    ends = [np.quantile(of, _tails(count)) for of, count in zip(drawn.T, counts, strict=True)]
+    curve = pd.DataFrame({"mAP": grid, "effect": center, "sets": counts})
+    curve[["low", "high"]] = ends
     curve.loc[curve["sets"] < _FEWEST_SETS, ["effect", "low", "high"]] = np.nan
     return curve
+
+
+def _tails(count):
+    """The two quantiles of a bootstrap over `count` sets that make a 95 % interval; see `effect_curve`."""
+    if count < _FEWEST_SETS:
+        return 0.0, 1.0
+    tail = ndtr(-np.sqrt(count / (count - 1)) * stdtrit(count - 1, 0.975))
+    return tail, 1 - tail
 
 
 def ranges_told(curve):
@@ -140,11 +143,11 @@ def ranges_told(curve):
 
 
 def sign_changes(curve):
-    """Where a curve of `effect_curve` crosses zero: a list of dicts, one a crossing.
+    """Where a curve of `effect_curve` changes its sign: a list of dicts, one a crossing that both sides confirm.
 
     Each has `at` (mAP of the single model), `low` and `high`, the last mAP before and the first after it at which the
-    effect's interval leaves out zero (the 95 % interval of the crossing; None on a side where it nowhere does), and
-    `told`, all that in words. Crossings within one interval that undo each other are none.
+    effect's interval leaves out zero, and `told`, all that in words. A crossing without such an mAP on both sides is
+    none, nor are crossings within one interval that undo each other.
     """
     curve = curve[curve["effect"].notna()]
     at, effect = curve["mAP"].to_numpy(), curve["effect"].to_numpy()
@@ -156,12 +159,10 @@ def sign_changes(curve):
         found.setdefault(limits, []).append((zero, np.sign(effect[k + 1])))
     crossings = []
     for (low, high), zeros in found.items():
-        if len(zeros) % 2:
+        if low is not None and high is not None and len(zeros) % 2:
             zero, sign = zeros[-1]
-            start = "the curve's beginning" if low is None else f"{100 * low:.1f}"
-            end = "the curve's end" if high is None else f"{100 * high:.1f}"
             told = f"turns from {_WORDS[-sign]} to {_WORDS[sign]} at {100 * zero:.1f} mAP"
-            told += f" (95 % interval: {start} to {end})"
+            told += f" (95 % interval: {100 * low:.1f} to {100 * high:.1f})"
             crossings.append({"at": zero, "low": low, "high": high, "told": told})
     return crossings
 
