@@ -51,8 +51,11 @@ def tables():
     runs = {"02_training": trainings, "03_post_processing": reranked}
     runs["04_fusion"] = [gathered("04_fusion__all", **ENTRY)]
     stated = read_study(HERE.parent / "studies" / "quick.yaml").tables
+    stated["T4"]["where"]["entry"].append("pretrained")
+    stated["T4"]["words"]["entry"] = {"pretrained": " pre-trained"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(statements.COLUMNS, "dispersion", (lambda run, score: {"dispersion": np.ones(3)}, ""))
+        patch.setitem(statements.COLUMNS, "between/within", (lambda run, score: {}, ""))
+        patch.setitem(statements.COLUMNS, "images", (lambda run, score: {}, ""))
         found = {name: make_table(name, stated[name], runs) for name in ("T1", "T2", "T3", "T4")}
     return found | {"T5": fusion_table(runs, found["T3"])}
 

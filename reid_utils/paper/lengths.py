@@ -19,8 +19,8 @@ def lengths_of(tables, runs):
     """T8: every comparison of trainings, at each length that both rows were trained for.
 
     tables: {name: Table}, runs: as `gather` gives them. Returns a DataFrame with COLUMNS, by comparison and length, for
-    comparisons with two lengths or more. times: the length in multiples of that in the table; epochs and images are those
-    of the row that should win. Differences and 95 % intervals in points of mAP.
+    comparisons with two lengths or more. times: the length in multiples of the table's; epochs and images are those of
+    the row that should win. Differences and 95 % intervals in points of mAP.
     """
     lines = []
     for table in tables.values():

@@ -39,10 +39,10 @@ def regime_map(curves, note=None):
 
 def _panel(ax, curves, styles, claim):
     """One claim's curves."""
-    rendered = curves["level"].str.startswith("rendered")
+    real = not curves["level"].str.startswith("rendered").all()
     for level, curve in curves.groupby("level", sort=False):
-        dashed = rendered[curve.index].all() and not rendered.all()
-        look = {"color": styles[level]["color"], "linestyle": "--" if dashed else "-"}
+        look = {"color": styles[level]["color"]}
+        look["linestyle"] = "--" if real and level.startswith("rendered") else "-"
         ax.plot(curve.mAP, curve.effect, label=level, **look)
         ax.fill_between(curve.mAP, curve.low, curve.high, alpha=0.15, linewidth=0, color=look["color"])
     low, high = np.nanmin([*curves.low, 0]), np.nanmax([*curves.high, 0])
