@@ -84,18 +84,14 @@ def test_tables_of_real_people_set_every_row_beside_its_own_start(monkeypatch):
     for run in runs:
         run.update(run=f"{run['run']}_{run['settings']['pretrained']}_{run['settings']['train_on']}", folder="")
     pooled = {"02_training": pool_folds(runs)}
-    stated = read_study(ROOT / "studies" / "people.yaml").tables
+    stated = read_study(ROOT / "studies" / "people_folds.yaml").tables
     losses, backbones = (make_table(name, stated[name], pooled) for name in ("T2", "T4"))
     assert losses.baselines["a from scratch: id+triplet"] == "a from scratch: infonce"
     assert losses.baselines["a: id+triplet"] == "a: infonce"
     assert set(losses.comparison["queries"]) == {80} and len(losses.rows) == 4
     assert backbones.baselines["a, plain"] == "a from scratch, plain"
     claims = paper_claims({"T2": losses, "T4": backbones}).set_index("claim").loc["pre-training helps"]
-    assert list(claims["compared"]) == [
-        "a: id+triplet against a from scratch: id+triplet",
-        "a, plain against a from scratch, plain",
-    ]
-    assert (claims["diff low"] > 0).all()
+    assert claims["compared"] == "a, plain against a from scratch, plain" and claims["diff low"] > 0
 
 
 def _tuned(rate, score, loss="id", head_rate=1.0):

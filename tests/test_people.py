@@ -1,6 +1,8 @@
-"""The study of real people: what its plan asks for."""
+"""The studies of real people: what their plans ask for."""
 
 from pathlib import Path
+
+import pytest
 
 from notebook_study.plan import expand
 from notebook_study.study_file import declared_parameters, read_study
@@ -8,15 +10,17 @@ from notebook_study.study_file import declared_parameters, read_study
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_fold_of_real_people_is_trained_with_the_rate_of_its_own_loss():
-    study = read_study(ROOT / "studies" / "people.yaml")
+@pytest.mark.parametrize("name", ["people", "people_folds"])
+def test_every_loss_of_real_people_has_one_rate_and_two_lengths(name):
+    study = read_study(ROOT / "studies" / f"{name}.yaml")
     declared = {path.stem: declared_parameters(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
-    runs = {run.id: run for run in expand(study, declared)}
-    folds = [run for run in runs.values() if run.group == "folds"]
-    assert len(folds) == 2 * 2 * 3 * 4
-    for run in folds:
-        read = [runs[name].parameters for name in run.inputs]
-        assert sorted(parameters["learning_rate"] for parameters in read) == [1e-3, 3e-3, 1e-2]
-        kind = [run.parameters[name] for name in ("backbone", "pretrained", "loss")]
-        assert all([parameters[name] for name in ("backbone", "pretrained", "loss")] == kind for parameters in read)
-    assert {tuple(run.parameters["seeds"]) for run in folds} == {(0, 1, 2)}
+    trainings = [run.parameters for run in expand(study, declared) if run.notebook == "02_training"]
+    rates, lengths = {}, {}
+    for each in trainings:
+        key = each["backbone"], each["pretrained"], each["loss"]
+        rates.setdefault(each["loss"], set()).add((each["learning_rate"], each.get("head_rate")))
+        lengths.setdefault(key, set()).add(each["epochs"])
+    assert all(len(of) == 1 for of in rates.values())
+    chief = [(backbone, True, loss) for backbone in ("mobilenetv2_100",) for loss in ("infonce", "id")]
+    assert all(max(lengths[key]) == 2 * min(lengths[key]) for key in chief)
+    assert {tuple(each["seeds"]) for each in trainings} == {(0, 1, 2)}
