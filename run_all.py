@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import shlex
 import signal
 import warnings
@@ -22,7 +23,7 @@ from pathlib import Path
 try:
     from notebook_study import engine, keys, machine, plan, progress, study_file, worker
     from notebook_study.folders import StudyFolders
-    from reid_utils.files import file_hash, folder_fingerprint, read_json, write_json
+    from reid_utils.files import file_hash, folder_fingerprint, read_json, write_json, write_text
 except ModuleNotFoundError as error:
     sys.exit(f"run_all: {error} in {sys.prefix} (~/.local does not count); give `make`, or .venv/bin/python run_all.py")
 
@@ -43,6 +44,7 @@ def options(arguments):
     add("study", nargs="?", default="quick", help="a name in studies/, or a yaml file (default: quick)")
     add("--data", help="rendered, synergy, or a folder in one of the layouts of docs/data.md")
     add("--features", type=Path, help="folder of your own features or distance CSVs: no training")
+    add("--images", type=Path, help="with --features: the folder of their images, for the ranked lists of notebook 05b")
     add("--only", metavar="GLOB", help="only runs whose id matches, and what they need")
     add("--set", action="append", default=[], metavar="key=value", help="override a parameter, threads or rendering.…")
     add("--dry-run", action="store_true", help="print the plan and end")
@@ -54,6 +56,8 @@ def options(arguments):
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise study_file.StudyError(f"--jobs must be at least 1, not {args.jobs}")
+    if args.images and not (args.features and args.images.is_dir()):
+        raise study_file.StudyError("--images must be a folder, and goes with --features")
     if str(args.runs.resolve()) != os.fsencode(args.runs.resolve()).decode(errors="replace"):
         raise study_file.StudyError(f"--runs {args.runs} is no name in UTF-8: give another folder")
     return args
@@ -62,7 +66,7 @@ def options(arguments):
 def command_of(args):
     """The command line that makes this study again, for a shell: without what only picks runs or places."""
     words = ["python", "run_all.py", args.study]
-    for name in ("data", "features"):
+    for name in ("data", "features", "images"):
         words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
     return shlex.join([*words, *(word for setting in args.set for word in ("--set", setting))])
 
@@ -108,9 +112,12 @@ def read_plan(args):
     """The study with its overrides, its runs, the ids asked for, the folders of its results."""
     study = study_file.read_study(study_file.find_study(args.study, ROOT / "studies"))
     declared = study_file.declared_in(study, NOTEBOOKS)
-    study = study_file.override(study, args.set, declared)
+    images = [f"images={json.dumps(str(args.images.resolve()))}"] if args.images else []
+    study = study_file.override(study, [*args.set, *images], declared)
     folders = StudyFolders(study_root(args.runs.resolve(), study.name, source_of(study, args), bool(args.features)))
     runs = plan.expand(study, declared, bool(args.features))
+    if args.features and not args.images:
+        runs = [run for run in runs if "images" not in declared[run.notebook]]
     return study, runs, plan.pick(runs, args.only), folders
 
 
@@ -128,6 +135,46 @@ def data_folder(args, study):
         print(progress.shown(f"data: {folder}{'' if folder.is_dir() else ' (being made)'}"), flush=True)
         folder = sources.prepare_data(*source)
     return folder, integrity.data_fingerprint(folder) + own if folder.is_dir() else None
+
+
+def check_features(args, notebooks):
+    """Read the features of one's own as the notebooks (a set of their names) will. Raises ValueError or OSError."""
+    from reid_utils.ranking import feature_files
+
+    models = feature_files.scorable(feature_files.load_folder(args.features))
+    if notebooks <= {"03_post_processing"}:
+        return
+    try:
+        models = feature_files.same_images(models)
+    except ValueError as error:
+        raise ValueError(f"{error}; models of other images need a folder of their own, or --only '03*'") from None
+    if args.images:
+        from reid_utils.views import explorer
+
+        model, read = next(iter(models.values())), explorer.named_reader(args.images)
+        for role in feature_files.SIDES:
+            names = getattr(model, f"{role}_images")
+            if names is None:
+                raise ValueError(f"no file in {args.features} names its images: add {role}_images to one")
+            read(role, names[0])
+
+
+def show_scores(runs, folders, write=True):
+    """Print what finished runs say of one's own features, in per cent, and write it as tables/scores.csv."""
+    import pandas as pd
+
+    lines = [
+        {"notebook": run.notebook, **line}
+        for run in runs
+        for line in (read_json(folders.results(run.id) / "results.json") or {}).get("values", {}).get("scores", [])
+    ]
+    if lines:
+        columns = ["notebook", "row", "mAP", "low", "high", "rank1", "rank5", "mINP"]
+        scores = pd.DataFrame(lines, columns=columns)
+        scores = scores.assign(**scores.select_dtypes("number").mul(100))
+        print(progress.shown(scores.to_string(index=False, float_format="%.2f")))
+        if write:
+            write_text(folders.tables / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
 
 
 def estimated(runs, study, folder):
@@ -193,6 +240,8 @@ def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
         print(
             progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run), *mixed(runs, folders), sep="\n"
         )
+        if args.features and not args.dry_run:
+            show_scores(runs, folders, write=False)
         return 0
     with engine.hold(folders) as command, contextlib.ExitStack() as stack:
         states, chosen, fresh = left()
@@ -215,6 +264,8 @@ def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
         outcomes = engine.execute(work, submit, progress.Progress(chosen, states, jobs))
     tables = progress.shown(f"tables in {folders.tables}")
     print(progress.summary_text(runs, states, outcomes), tables, *mixed(runs, folders), sep="\n")
+    if args.features:
+        show_scores(runs, folders)
     return int(any(result.name != "done" for result in outcomes.values()))
 
 
@@ -241,6 +292,8 @@ def main(arguments=None):
         os.environ.update(PYTHONSAFEPATH="1", PYTHONNOUSERSITE="1")  # for processes that render, too
         args = options(arguments)
         study, runs, picked, folders = read_plan(args)
+        if args.features:
+            check_features(args, {run.notebook for run in runs if run.id in picked})
         with contextlib.ExitStack() as stack:
             cluster = None
             if args.scheduler and not args.dry_run:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_study import (
@@ -373,3 +374,25 @@ def test_a_dry_run_of_the_paper_study_needs_no_data_and_no_network_and_writes_no
     planned = [line for line in lines if line.startswith("  to do")]
     assert f"{len(planned)} of {len(planned)} runs to execute" in lines[-1] and len(planned) > 20
     assert not list(tmp_path.iterdir())
+
+
+def test_faults_in_ones_own_features_end_in_one_line_before_any_kernel(tmp_path, capsys):
+    def told(*arguments):
+        assert run_all.main(["smoke", "--runs", str(tmp_path / "runs"), *map(str, arguments)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert not (tmp_path / "runs").exists()
+        return line
+
+    folder, arrays = tmp_path / "mine", {"query": np.eye(2), "gallery": np.eye(3, 2)}
+    folder.mkdir()
+    assert "holds no feature files" in told("--features", folder)
+    np.savez(folder / "a.npz", **arrays)
+    assert "a.npz: key 'query_players' is missing" in told("--features", folder)
+    np.savez(folder / "a.npz", **arrays, query_players=[0, 1], gallery_players=[0, 1, 1])
+    np.savez(folder / "b.npz", **arrays, query_players=[0, 2], gallery_players=[0, 1, 1])
+    assert "models of other images need a folder of their own, or --only '03*'" in told("--features", folder)
+    (folder / "b.npz").unlink()
+    assert "names its images: add query_images" in told("--features", folder, "--images", folder)
+    assert "--images must be a folder, and goes with --features" in told("--images", folder)
+    np.savez(folder / "a.npz", **arrays, query_players=[0, 1], gallery_players=[0, 1, 1], query_images=["q", "r"])
+    assert "0 images of" in told("--features", folder, "--images", folder)
