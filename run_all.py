@@ -15,7 +15,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import shlex
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -48,6 +50,7 @@ def options(arguments):
     add("--only", metavar="GLOB", help="only runs whose id matches, and what they need")
     add("--set", action="append", default=[], metavar="key=value", help="override a parameter, threads or rendering.…")
     add("--dry-run", action="store_true", help="print the plan and end")
+    add("--check", action="store_true", help="say what is missing (GPU, weights, data, disk) and end: 1 if anything is")
     add("--force", action="store_true", help="redo runs that are done, from nothing")
     add("--jobs", type=int, help="runs at once here (default: GPUs where runs ask for them, else processors in force)")
     add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster (tcp://host:port), over a shared folder")
@@ -177,26 +180,102 @@ def show_scores(runs, folders, write=True):
             write_text(folders.tables / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
 
 
-def estimated(runs, study, folder):
-    """The runs with the minutes that they would take on this data, where the study file says for how many images."""
-    if not (study.images and folder and Path(folder).is_dir()):
-        return runs
-    from reid_utils.data import manifest as manifests
+def estimated(runs, study, folder, has_gpu):
+    """The runs with the minutes that they would take here: on so many images, and on processors if there is no GPU."""
+    share = 1.0
+    if study.images and folder and Path(folder).is_dir():
+        from reid_utils.data import manifest as manifests
 
-    share = int((manifests.load_manifest(folder)["split"] == "train").sum()) / study.images
-    return [dataclasses.replace(run, minutes=run.minutes * max(1.0, share)) for run in runs]
+        share = max(share, int((manifests.load_manifest(folder)["split"] == "train").sum()) / study.images)
+    slower = {run.id: study.without_gpu if run.gpus and not has_gpu else 1.0 for run in runs}
+    return [dataclasses.replace(run, minutes=run.minutes * share * slower[run.id]) for run in runs]
+
+
+def settings_of(run):
+    """The parameters in force of a run: the notebook's, and the study's over them."""
+    return study_file.declared_parameters(NOTEBOOKS / f"{run.notebook}.ipynb") | run.parameters
+
+
+def weights_file(settings):
+    """The local file of the pretrained weights that these settings start from: a path, or None where it is missing."""
+    from reid_utils.learning.models import find_weights  # seconds, for torch
+
+    folder = settings.get("weights_dir")
+    return find_weights(settings["backbone"], folder and NOTEBOOKS / folder)
+
+
+def is_pretrained(settings):
+    """Whether a run starts from pretrained weights that are looked for by the backbone's name."""
+    return bool(settings.get("pretrained") and not settings.get("start_weights"))
 
 
 def pretrained_weights(run):
     """{what: SHA-256} of the local file that a run's pretrained encoder starts from; empty for any other run."""
-    settings = study_file.declared_parameters(NOTEBOOKS / f"{run.notebook}.ipynb") | run.parameters
-    if not settings.get("pretrained") or settings.get("start_weights"):
-        return {}
-    from reid_utils.learning.models import find_weights  # seconds, for torch
-
-    folder = settings.get("weights_dir")
-    path = find_weights(settings["backbone"], folder and NOTEBOOKS / folder)
+    settings = settings_of(run)
+    path = weights_file(settings) if is_pretrained(settings) else None
     return {"pretrained weights": _hash_once(path)} if path else {}
+
+
+def lacking(runs, has_gpu):
+    """Lines on what these runs ask for and this machine does not have: GPUs, files of pretrained weights."""
+    asking = sum(bool(run.gpus) for run in runs)
+    if asking and not has_gpu:
+        yield f"GPU: {asking} runs ask for one and none is visible (nvidia-smi -L, CUDA_VISIBLE_DEVICES)"
+    wanted = [settings for settings in map(settings_of, runs) if is_pretrained(settings)]
+    missing = sorted({settings["backbone"] for settings in wanted if weights_file(settings) is None})
+    if missing:
+        files = ", ".join(f"{name.replace('/', '_')}.safetensors" for name in missing)
+        yield f"weights: not in weights/ or weights_dir, so asked of the model hub by name: {files}"
+
+
+def disk_needed(runs, jobs):
+    """Bytes (int) that runs will write, roughly: weights, checkpoints of `jobs` trainings at once, and 100 MB each."""
+    import torch
+
+    from reid_utils.learning.models import build_encoder
+
+    trainings = [settings for settings in map(settings_of, runs) if "backbone" in settings]
+    logging.disable(logging.WARNING)  # open_clip's, of weights that are not needed to count them
+    with torch.device("meta"):
+        encoders = {name: build_encoder(name) for name in {settings["backbone"] for settings in trainings}}
+    logging.disable(logging.NOTSET)
+    sizes = {name: 4 * sum(of.numel() for of in encoder.parameters()) for name, encoder in encoders.items()}
+    kept = sum(2 * len(settings["seeds"]) * sizes[settings["backbone"]] for settings in trainings)
+    return kept + jobs * 6 * max(sizes.values(), default=0) + len(runs) * 10**8
+
+
+def check(args, study, runs, gpus):
+    """Print what runs need and is not there, without starting or fetching anything -> exit status, 1 if anything is."""
+    found = []
+    for line in _missing(args, study, runs, gpus):
+        found.append(line)
+        print(progress.shown(line), flush=True)
+    lacks = sum(line.startswith("missing") for line in found)
+    print(f"{lacks} missing" if lacks else "nothing is missing")
+    return int(bool(lacks))
+
+
+def _missing(args, study, runs, gpus):
+    """The lines of `check`."""
+    yield from (f"missing: {line}" for line in lacking(runs, bool(gpus or args.scheduler)))
+    try:
+        folder, _ = data_folder(argparse.Namespace(**vars(args) | {"dry_run": True}), study)
+        if folder and not folder.is_dir() and (args.data or study.data) == "synergy":
+            yield f"missing: data: {folder}; a start downloads it, or takes the challenge's zip from {folder.parent}"
+    except OSError as error:
+        yield f"missing: data: {error}"
+    place = next(place for place in (args.runs.resolve(), *args.runs.resolve().parents) if place.exists())
+    needed, free = disk_needed(runs, args.jobs or machine.default_jobs(runs, gpus)), shutil.disk_usage(place).free
+    disk = f"disk: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free in {place}"
+    yield f"missing: {disk}" if free < needed else disk
+
+
+def left_of(runs, picked, folders):
+    """The runs asked for (ids) and those that they read, without what has ever been done."""
+    wanted = set(picked)
+    for run in reversed(runs):
+        wanted |= {*run.inputs} if run.id in wanted else set()
+    return [run for run in runs if run.id in wanted and not folders.record(run.id).exists()]
 
 
 _hash_once = functools.cache(file_hash)
@@ -224,11 +303,10 @@ def check_images(folder, fingerprint, root, workers):
         write_json(root / "state" / "checked_images.json", fingerprint)
 
 
-def run_study(args, study, runs, picked, folders, cluster, folder, fingerprint):
+def run_study(args, study, runs, picked, folders, cluster, gpus, folder, fingerprint):
     """Find out what is left to do and do it, on a cluster as `connect` yields it or here (None) -> exit status."""
     deciding = ROOT / "requirements.lock", study.threads, fingerprint, study.portable, pretrained_weights
     key = keys.run_keys(runs, NOTEBOOKS, *deciding)
-    gpus = machine.visible_gpus(os.environ) if cluster is None and any(run.gpus for run in runs) else []
 
     def left():
         states = keys.run_states(runs, folders, key)
@@ -294,12 +372,20 @@ def main(arguments=None):
         study, runs, picked, folders = read_plan(args)
         if args.features:
             check_features(args, {run.notebook for run in runs if run.id in picked})
+        left = left_of(runs, picked, folders)
+        gpus = machine.visible_gpus(os.environ) if any(run.gpus for run in runs) and not args.scheduler else []
+        if args.check:
+            return check(args, study, left, gpus)
+        has_gpu = bool(gpus or args.scheduler)
+        for line in () if args.dry_run else lacking(left, has_gpu):
+            print(f"run_all: warning: {line}", file=sys.stderr, flush=True)
         with contextlib.ExitStack() as stack:
             cluster = None
             if args.scheduler and not args.dry_run:
                 cluster = stack.enter_context(engine.connect(args.scheduler))
             folder, fingerprint = data_folder(args, study)
-            return run_study(args, study, estimated(runs, study, folder), picked, folders, cluster, folder, fingerprint)
+            runs = estimated(runs, study, folder, has_gpu)
+            return run_study(args, study, runs, picked, folders, cluster, gpus, folder, fingerprint)
     except (ValueError, OSError) as error:
         place = error.filename if isinstance(error, PermissionError) else None
         shared = f"{place} may not be read or written by you; whoever made it may share it with the group "

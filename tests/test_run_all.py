@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -396,3 +397,35 @@ def test_faults_in_ones_own_features_end_in_one_line_before_any_kernel(tmp_path,
     assert "--images must be a folder, and goes with --features" in told("--images", folder)
     np.savez(folder / "a.npz", **arrays, query_players=[0, 1], gallery_players=[0, 1, 1], query_images=["q", "r"])
     assert "0 images of" in told("--features", folder, "--images", folder)
+
+
+def test_a_check_names_all_that_is_missing_and_starts_nothing(tmp_path, capsys, monkeypatch):
+    def told(*arguments):
+        status = run_all.main([*arguments, "--check", "--runs", str(tmp_path / "runs")])
+        assert not (tmp_path / "runs").exists()
+        return status, capsys.readouterr().out
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "resnet50.safetensors").write_text("1")
+    status, out = told("paper", "--set", f"weights_dir={tmp_path}")
+    weights, gpu = (
+        next(line for line in out.splitlines() if line.startswith(f"missing: {what}")) for what in ("weights", "GPU")
+    )
+    assert "31 runs ask for one" in gpu and status == 1 and "missing: data: " in out and "GB needed" in out
+    assert weights.count(".safetensors") == 6 and "eva_giant" in weights and "ViT-L-14-quickgelu_openai" in weights
+    assert "resnet50" not in weights
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert "missing: GPU" not in told("paper", "--only", "02*beitv2*none")[1]
+    status, out = told("micro")
+    assert status == 0 and out.splitlines()[-1] == "nothing is missing"
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10**6))
+    status, out = told("micro")
+    assert status == 1 and "missing: disk: about 0." in out
+    assert "missing: data: data folder" in told("micro", "--data", str(tmp_path / "none"))[1]
+
+
+def test_minutes_differ_with_and_without_a_gpu():
+    study = read_study(REPOSITORY / "studies" / "paper.yaml")
+    runs = [Run("a", "02_training", "", {}, (), 2.0, gpus=1), Run("b", "06_paper_tables", "", {}, (), 3.0)]
+    assert [run.minutes for run in run_all.estimated(runs, study, None, has_gpu=True)] == [2.0, 3.0]
+    assert [run.minutes for run in run_all.estimated(runs, study, None, has_gpu=False)] == [600.0, 3.0]
