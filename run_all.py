@@ -19,6 +19,7 @@ import logging
 import shlex
 import shutil
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -314,16 +315,19 @@ def run_study(args, study, runs, picked, folders, cluster, gpus, folder, fingerp
 
     states, chosen, fresh = left()
     jobs = cluster[1] if cluster else args.jobs or machine.default_jobs(chosen, gpus)
+    shown = [run for run in runs if run.id in picked or run in chosen]
     if args.dry_run or not chosen:  # a finished study can be looked at by who may not write there
         print(
-            progress.plan_text(runs, states, chosen, jobs, folders.root, args.dry_run), *mixed(runs, folders), sep="\n"
+            progress.plan_text(runs, states, chosen, jobs, folders.root, shown if args.dry_run else ()),
+            *mixed(runs, folders),
+            sep="\n",
         )
         if args.features and not args.dry_run:
             show_scores(runs, folders, write=False)
         return 0
     with engine.hold(folders) as command, contextlib.ExitStack() as stack:
         states, chosen, fresh = left()
-        print(progress.plan_text(runs, states, chosen, jobs, folders.root, details=False), flush=True)
+        print(progress.plan_text(runs, states, chosen, jobs, folders.root), flush=True)
         stale = sum(states[run.id].name == "stale" and run.id not in fresh for run in chosen)
         if stale:
             print(
@@ -339,9 +343,15 @@ def run_study(args, study, runs, picked, folders, cluster, gpus, folder, fingerp
             worker.make_job(run, key[run.id], folders, NOTEBOOKS, given, fresh=run.id in fresh, **fixed)
             for run in plan.in_order(chosen, states)
         ]
+        began = time.monotonic()
         outcomes = engine.execute(work, submit, progress.Progress(chosen, states, jobs))
     tables = progress.shown(f"tables in {folders.tables}")
-    print(progress.summary_text(runs, states, outcomes), tables, *mixed(runs, folders), sep="\n")
+    print(
+        progress.summary_text(shown, states, outcomes, time.monotonic() - began),
+        tables,
+        *mixed(runs, folders),
+        sep="\n",
+    )
     if args.features:
         show_scores(runs, folders)
     return int(any(result.name != "done" for result in outcomes.values()))

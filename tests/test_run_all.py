@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import shlex
 import shutil
 import signal
@@ -429,3 +430,15 @@ def test_minutes_differ_with_and_without_a_gpu():
     runs = [Run("a", "02_training", "", {}, (), 2.0, gpus=1), Run("b", "06_paper_tables", "", {}, (), 3.0)]
     assert [run.minutes for run in run_all.estimated(runs, study, None, has_gpu=True)] == [2.0, 3.0]
     assert [run.minutes for run in run_all.estimated(runs, study, None, has_gpu=False)] == [600.0, 3.0]
+
+
+def test_only_hides_the_runs_that_nobody_asked_for(tmp_path):
+    clone = make_clone(tmp_path)
+    _, plan_shown, _ = call(clone, "--only", "*none", "--dry-run")
+    _, said, _ = call(clone, "--only", "*none")
+    for text in (plan_shown, said):
+        assert "02_training__none" in text and "02_training__flip" not in text and "06_paper" not in text
+    assert "1 of 3 runs to execute" in plan_shown
+    assert re.search(r"^1 executed in \d+ s; the runs' own times add up to \d+ s, \d+ s of it starting", said, re.M)
+    _, said, _ = call(clone, "--only", "06*")  # which reads all: what it needs is shown with it
+    assert "02_training__flip" in said[said.index("run  ") :]
