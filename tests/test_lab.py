@@ -60,6 +60,8 @@ def test_git_sees_nothing_of_a_notebook_that_was_run_in_the_lab(tmp_path):
         done = subprocess.run([sys.executable, *command], cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     book = json.loads((tmp_path / "lab" / "01_data_exploration.ipynb").read_text())
-    assert any(cell.get("outputs") for cell in book["cells"])
+    outputs = [output for cell in book["cells"] for output in cell.get("outputs", [])]
+    assert any("colour histograms: mAP 60.1%" in "".join(output.get("text", "")) for output in outputs)  # docs/data.md
+    assert not [output for output in outputs if output.get("name") == "stderr"]  # no red box on a first look
     assert (tmp_path / "runs" / "lab" / "results" / "01_data_exploration" / "results.json").exists()
     assert git("status", "--porcelain") == ""

@@ -64,6 +64,12 @@ def test_the_imports_of_the_tables_notebook_are_at_most_12_lines():
     assert len(_code(path)[0]["source"]) <= 12
 
 
+@pytest.mark.parametrize("stem", ["01", "03", "04", "05", "05b", "08"])
+def test_imports_are_collapsed(stem):
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(f"{stem}_"))
+    assert "import" in "".join(_code(path)[0]["source"]) and _code(path)[0]["metadata"]["jupyter"]["source_hidden"]
+
+
 def _names_read(source):
     """Names that a cell, or a function or comprehension in it, takes from earlier cells."""
     whole = symtable.symtable(source, "cell", "exec")
