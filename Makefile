@@ -67,9 +67,10 @@ lint: env  # ruff
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-# .jupyter opens notebooks/README.md, rendered, as the way through the notebooks, and in the address that is printed
-# where no browser is found. The kernel is this environment's own, whatever others JUPYTER_PATH names.
-lab: env  # the notebooks in JupyterLab
+# .jupyter opens lab/README.md, rendered, as the way through the notebooks, and in the address that is printed where no
+# browser is found. The kernel is this environment's own, whatever others JUPYTER_PATH names.
+lab: env  # the notebooks in JupyterLab, as copies in lab/
+	$(BIN)/python tools/lab.py
 	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
 		JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(BIN)/python -P -m jupyterlab --ip=localhost --notebook-dir=. $$(test "$$(id -u)" != 0 || echo --allow-root)

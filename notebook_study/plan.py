@@ -13,6 +13,7 @@ from msgspec.structs import astuple, replace
 
 from notebook_study.folders import StudyFolders
 from notebook_study.study_file import GIVEN, Selection, StudyError, check_known, check_plain, declared_in, read_study
+from reid_utils.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -208,21 +209,30 @@ def in_order(runs, states):
 def find_inputs(notebook, only):
     """Result folders that `notebook` (its stem) reads, as texts.
 
-    Those of the `quick` study where it has finished them; else of the `lab` study, whose runs matching the glob `only`
-    are made first (about a minute, once). Raises RuntimeError naming the logs when one of them fails.
+    Those of a study that has finished them: `quick`, else the one started last, else `lab`, whose runs matching the
+    glob `only` are made where no study has them (about a minute, once). Raises RuntimeError naming the logs when one
+    of them fails.
     """
-    for name in ("quick", "lab"):
-        folders, study = StudyFolders(ROOT / "runs" / name), read_study(ROOT / "studies" / f"{name}.yaml")
-        runs = expand(study, declared_in(study, ROOT / "notebooks"))
-        inputs = next(run.inputs for run in runs if run.notebook == notebook)
-        if all(folders.record(run_id).exists() for run_id in inputs):
-            break
-    else:
+    if not any(_finished(notebook)):
         print(f"no finished study has what {notebook} reads: making the small runs of the lab study, about a minute")
-        command = [sys.executable, "run_all.py", "lab", "--only", only]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            told = (done.stderr or done.stdout).strip().splitlines()[-1]
-            raise RuntimeError(f"the lab study did not end well: {told} (logs: {folders.root}/logs)")
-    print(f"reading {len(inputs)} run(s) of the {name} study")
-    return [str(folders.results(run_id)) for run_id in inputs]
+        made = subprocess.run(
+            [sys.executable, "run_all.py", "lab", "--only", only], cwd=ROOT
+        )  # Jupyter shows its lines
+        if made.returncode:
+            raise RuntimeError(f"the lab study did not end well; the lines above and {ROOT}/runs/lab/logs say why")
+    found = next(_finished(notebook))
+    print("reading", *found, sep="\n")
+    return found
+
+
+def _finished(notebook):
+    """Yield what runs of a notebook read, as texts, wherever it is done: of `quick` first, of `lab` last."""
+    rank = {"quick": 0, "lab": 2}
+    studies = ROOT.glob("runs/*/study.json")
+    for described in sorted(studies, key=lambda path: (rank.get(path.parent.name, 1), -path.stat().st_mtime)):
+        folders = StudyFolders(described.parent)
+        for path in ROOT.glob(f"studies/{read_json(described)['name']}.yaml"):
+            study = read_study(path)
+            for run in expand(study, declared_in(study, ROOT / "notebooks")):
+                if run.notebook == notebook and all(folders.record(name).exists() for name in run.inputs):
+                    yield [str(folders.results(name)) for name in run.inputs]

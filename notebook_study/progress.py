@@ -23,8 +23,8 @@ def shown(text):
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def plan_text(runs, states, chosen, jobs, root, details=True):
-    """What will be done, as text: with `details` every run of the plan, then one line with the estimate."""
+def plan_text(runs, states, chosen, jobs, root, listed=()):
+    """What will be done, as text: the runs `listed`, then one line with the estimate."""
     if chosen:
         total = duration(total_seconds(chosen, states, jobs))
         last = f"{len(chosen)} of {len(runs)} runs to execute, about {total} with {jobs} at once; results in {root}"
@@ -32,7 +32,7 @@ def plan_text(runs, states, chosen, jobs, root, details=True):
         left = sum(states[run.id].name != "done" for run in runs)
         done = f"the runs asked for are done, of the others {left} not" if left else f"all {len(runs)} runs are done"
         last = f"{done}; tables in {root / 'tables'}"
-    return shown("\n".join([*(_run_lines(runs, states) if details else ()), last]))
+    return shown("\n".join([*_run_lines(listed, states), last]))
 
 
 def total_seconds(chosen, states, jobs):
@@ -62,28 +62,28 @@ def _run_lines(runs, states):
                 yield f"{'':23}reads {_shorten(', '.join(run.inputs), 160)}"
 
 
-def _settings(parameters):
-    told = {name: _shorten(json.dumps(value, ensure_ascii=False), 200) for name, value in parameters.items()}
-    return "  ".join(f"{name}={text}" for name, text in told.items())
+def _settings(given):
+    return "  ".join(f"{name}={_shorten(json.dumps(value, ensure_ascii=False), 200)}" for name, value in given.items())
 
 
 def _shorten(text, width):
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def summary_text(runs, states, outcomes):
-    """The closing table: a line a run with state, seconds and seconds of kernel start, then the totals."""
+def summary_text(runs, states, outcomes, seconds):
+    """The closing table: a line a run with its state and time, then the totals; `seconds` passed on the clock."""
     width = max(len(run.id) for run in runs)
-    lines = [f"{'run':<{width}}  {'state':<9} {'seconds':>8} {'kernel start':>13}"]
+    lines = [f"{'run':<{width}}  {'state':<9} {'time':>12}"]
     for run in runs:
         before = states[run.id].name.replace("done", "as before")
         result = outcomes.get(run.id, Outcome(run.id, before))
-        spent, kernel = (f"{value:.1f}" if value else "" for value in (result.seconds, result.kernel_seconds))
-        lines.append(f"{run.id:<{width}}  {result.name:<9} {spent:>8} {kernel:>13}".rstrip())
-    executed = [result for result in outcomes.values() if result.seconds]
-    kernels = sum(result.kernel_seconds for result in executed)
-    spent = sum(result.seconds for result in executed)
-    lines.append(f"{len(executed)} executed, {duration(spent)} in all, {duration(kernels)} of it starting kernels")
+        lines.append(
+            f"{run.id:<{width}}  {result.name:<9} {duration(result.seconds) if result.seconds else '':>12}".rstrip()
+        )
+    spent = [result.seconds for result in outcomes.values() if result.seconds]
+    kernels = duration(sum(result.kernel_seconds for result in outcomes.values()))
+    of_runs = f"the runs' own times add up to {duration(sum(spent))}, {kernels} of it starting kernels"
+    lines.append(f"{len(spent)} executed in {duration(seconds)}; {of_runs}")
     return "\n".join(lines)
 
 

@@ -83,6 +83,7 @@ class Study(_Strict):
     rendering: dict[str, Any] = {}
     threads: Annotated[int, Meta(ge=1)] = 1
     images: _Count = 0  # in training, where `minutes` were measured; 0: they never change
+    without_gpu: float = 1.0  # a run that asks for a GPU takes so many times its minutes where there is none
     tables: dict[str, Any] = {}  # a notebook that declares the parameter `tables` gets them as they are
     portable: bool = False  # the same instructions on every x86-64 processor; about a sixth slower
 

@@ -299,9 +299,9 @@ def _record(job, folders, saved, began):
 def _kernel_seconds(saved):
     """Seconds from papermill's start to the first cell's start: the time a kernel needs to answer."""
     notebook = read_json(saved)
-    first = notebook["cells"][0]["metadata"]["papermill"]["start_time"]
-    start = datetime.fromisoformat(notebook["metadata"]["papermill"]["start_time"])
-    return round((datetime.fromisoformat(first) - start).total_seconds(), 1)
+    timed = notebook["cells"][0], notebook
+    first, start = (datetime.fromisoformat(part["metadata"]["papermill"]["start_time"]) for part in timed)
+    return round((first - start).total_seconds(), 1)
 
 
 def _reason(error, saved):

@@ -269,11 +269,11 @@ def test_durations_and_summary_are_readable():
         "03__a": worker.Outcome("03__a", "failed", 3.0),
         "06": worker.Outcome("06", "not run", message="needs 03__a"),
     }
-    lines = progress.summary_text(runs, states, outcomes).splitlines()
+    lines = progress.summary_text(runs, states, outcomes, seconds=8.2).splitlines()
     assert [re.split(r"\s{2,}", line.strip()) for line in lines[1:5]] == [
-        ["02__a", "as before"], ["02__b", "done", "12.3", "1.5"], ["03__a", "failed", "3.0"], ["06", "not run"],
+        ["02__a", "as before"], ["02__b", "done", "12 s"], ["03__a", "failed", "3 s"], ["06", "not run"],
     ]  # fmt: skip
-    assert lines[-1] == "2 executed, 15 s in all, 2 s of it starting kernels"
+    assert lines[-1] == "2 executed in 8 s; the runs' own times add up to 15 s, 2 s of it starting kernels"
 
 
 class Terminal(list):

@@ -64,6 +64,12 @@ def test_the_imports_of_the_tables_notebook_are_at_most_12_lines():
     assert len(_code(path)[0]["source"]) <= 12
 
 
+@pytest.mark.parametrize("stem", ["01", "03", "04", "05", "05b", "08"])
+def test_imports_are_collapsed(stem):
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(f"{stem}_"))
+    assert "import" in "".join(_code(path)[0]["source"]) and _code(path)[0]["metadata"]["jupyter"]["source_hidden"]
+
+
 def _names_read(source):
     """Names that a cell, or a function or comprehension in it, takes from earlier cells."""
     whole = symtable.symtable(source, "cell", "exec")
@@ -251,11 +257,17 @@ def test_two_processes_share_a_training_under_papermill_and_given_weights_are_av
         assert reranked.shape == distances.shape and not np.allclose(reranked, distances)
 
 
-def test_own_feature_files_and_distance_csvs_go_through_03_and_04(tmp_path):
+def test_own_feature_files_and_distance_csvs_go_through_03_and_04_and_their_images_through_05b(tmp_path):
+    from PIL import Image
+
     from reid_utils.ranking import write_distance_csv
 
     rng = np.random.default_rng(0)
     players = {"query_players": np.arange(12), "gallery_players": np.repeat(np.arange(12), 4)}
+    images = {"query_images": [f"q{n}" for n in range(12)], "gallery_images": [f"g{n}" for n in range(48)]}
+    (tmp_path / "crops").mkdir()
+    for number, name in enumerate([*images["query_images"], *images["gallery_images"]]):
+        Image.new("RGB", (16, 32), (4 * number, 0, 0)).save(tmp_path / "crops" / f"{name}.png")
     centres = rng.normal(size=(12, 16))
     for kind in ("npz", "csv"):
         folder = tmp_path / kind
@@ -263,18 +275,27 @@ def test_own_feature_files_and_distance_csvs_go_through_03_and_04(tmp_path):
         for model in ("first", "second"):
             query, gallery = (centres[ids] + rng.normal(size=(len(ids), 16)) for ids in players.values())
             if kind == "npz":
-                np.savez(folder / f"{model}.npz", query=query, gallery=gallery, **players)
+                np.savez(folder / f"{model}.npz", query=query, gallery=gallery, **players, **images)
             else:
                 distances = ((query[:, None] - gallery[None]) ** 2).sum(axis=2)
                 write_distance_csv(folder / f"{model}.csv", distances, *players.values())
-        _run(["run_all.py", "smoke", "--features", str(folder), "--runs", str(tmp_path / f"runs-{kind}")])
-        (results,) = (tmp_path / f"runs-{kind}").glob("smoke-*/results")
+        crops = ["--images", str(tmp_path / "crops")] if kind == "npz" else []
+        command = ["run_all.py", "smoke", "--features", str(folder), "--runs", str(tmp_path / f"runs-{kind}"), *crops]
+        told = _run(command)
+        (root,) = (tmp_path / f"runs-{kind}").glob("smoke-*")
         three, four = (
-            json.loads((results / name / "results.json").read_text()) for name in ("03_post_processing", "04_fusion")
+            json.loads((root / "results" / name / "results.json").read_text())
+            for name in ("03_post_processing", "04_fusion")
         )
         assert {line["row"] for line in three["values"]["comparison"]} >= {"none"}
         assert ("hard" in {line["row"] for line in three["values"]["comparison"]}) == (kind == "npz")
         assert "first + second: two-stage" in {line["row"] for line in four["values"]["comparison"]}
+        scores = pd.read_csv(root / "tables" / "scores.csv")
+        (plain,) = scores.loc[scores["row"] == "first: none", "mAP"]
+        assert plain == pytest.approx(100 * three["values"]["comparison"][0]["mAP"]) and plain > 20
+        assert f"first: none {plain:.2f}" in " ".join(told.split())
+        assert len(list((root / "figures").glob("05b*ranked_lists.png"))) == (kind == "npz")
+        assert f"first: none {plain:.2f}" in " ".join(_run(command).split())  # said again where all is done
 
 
 def _tables(runs):
@@ -324,6 +345,7 @@ def test_an_encoder_is_rebuilt_with_the_normalisation_of_its_training(tmp_path, 
     next(built.parameters()).data.fill_(0.25)
     save_weights(tmp_path / "weights.safetensors", built, settings | {"flip_features": True})
     names = {"features": features, "processes": processes, "settings": settings, "places": {"id": tmp_path}}
+    names["trained_encoder"] = features.trained_encoder
     names |= {"folders": [tmp_path], "seeds": [0], "kept_stages": 1, "upstream": [{"settings": settings}]}
     names["files"] = {(0, tmp_path): [tmp_path / "weights.safetensors"]}
     exec(_cell_with(stem, "encoders = {"), names)
@@ -338,6 +360,6 @@ def test_features_are_extracted_as_the_training_extracts_them(stem):
         node
         for cell in _code(ROOT / "notebooks" / f"{stem}.ipynb")
         for node in ast.walk(ast.parse("".join(cell["source"])))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "features.extract_features"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("extract_features")
     ]
     assert calls and all("['flip_features']" in ast.unparse(call.keywords[0]) for call in calls)

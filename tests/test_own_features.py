@@ -5,15 +5,21 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.io
+import torch
 from conftest import ROOT
+from PIL import Image
 
 from reid_utils.ranking import write_distance_csv
 from reid_utils.ranking.feature_files import load_features, load_folder, load_models, same_images, scorable
 from reid_utils.ranking.methods import score_features, write_entry
 from reid_utils.ranking.statistics import mean_interval
+from reid_utils.views.explorer import named_reader
 
 QUERY, GALLERY = np.array([0, 1]), np.array([0, 1, 1])
 
@@ -28,7 +34,7 @@ def save(path, query=QUERY, gallery=GALLERY, **changes):
 def test_what_file_managers_leave_behind_is_passed_over(tmp_path):
     save(tmp_path / "b.npz")
     save(tmp_path / "a.npz").rename(tmp_path / "a.NPZ")
-    for name in ("._b.npz", "._c.csv", ".DS_Store", "Thumbs.db", "desktop.ini"):
+    for name in ("._b.npz", "._c.csv", ".DS_Store", "Thumbs.db", "desktop.ini", "checkpoint.pt"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
     for name in ("@eaDir", "__MACOSX"):
         (tmp_path / name).mkdir()
@@ -171,3 +177,64 @@ def test_queries_of_a_group_are_one_draw_and_models_without_cameras_are_named(tm
     assert (line["low"], line["high"]) == pytest.approx((low, high))
     told = (tmp_path / "done.ipynb").read_text()
     assert ("own camera count: bare" in told) == (notebook == "03_post_processing")
+
+
+KEYS = ("qf", "gf", "q_pids", "g_pids", "q_camids", "g_camids")
+SIDES = (np.eye(2, 4), np.eye(3, 4), QUERY, GALLERY, np.array([1, 1]), np.array([2, 2, 1]))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".pth", ".mat", ".npy"])
+def test_the_forms_in_which_toolkits_keep_features_are_read_alike(tmp_path, suffix):
+    path, named = tmp_path / f"model{suffix}", dict(zip(KEYS, SIDES, strict=True))
+    if suffix == ".npz":
+        np.savez(path, **named)
+    elif suffix == ".mat":
+        scipy.io.savemat(path, named)
+    elif suffix == ".npy":
+        np.save(path, np.vstack(SIDES[:2]))
+        rows = {"role": ["query"] * 2 + ["gallery"] * 3, "player": [*QUERY, *GALLERY], "camera": [1, 1, 2, 2, 1]}
+        pd.DataFrame(rows).assign(image_id=list("abcde")).to_csv(path.with_suffix(".csv"), index=False)
+    else:  # bfloat16, with a gradient, and labels as plain lists
+        torch.save({name: torch.tensor(of) if of.ndim == 2 else of.tolist() for name, of in named.items()}, path)
+        content = torch.load(path)
+        torch.save(content | {"qf": content["qf"].bfloat16().requires_grad_()}, path)
+    (read,) = load_folder(tmp_path).values()
+    found = (read.query, read.gallery, read.query_players, read.gallery_players)
+    for side, expected in zip((*found, read.query_cameras, read.gallery_cameras), SIDES, strict=True):
+        np.testing.assert_array_equal(side, expected)
+    assert suffix != ".npy" or read.gallery_images.tolist() == ["c", "d", "e"]
+
+
+def test_a_file_that_would_run_code_or_lacks_a_line_is_refused_by_name(tmp_path):
+    torch.save({"qf": torch.ones(2, 2), "more": Path()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt is damaged or holds more than a dict of tensors"):
+        load_features(tmp_path / "a.pt")
+    np.save(tmp_path / "b.npy", np.ones((3, 4)))
+    (tmp_path / "b.csv").write_text("role,player\nquery,1\ngallery,1\n")
+    with pytest.raises(ValueError, match=r"b\.csv needs a column role and a line for each of the 3 rows of .*b\.npy"):
+        load_features(tmp_path / "b.npy")
+
+
+def test_a_matrix_as_pandas_writes_it_is_read(tmp_path):
+    pd.DataFrame([[0.5, 1.0, 2.0], [1.5, 0.25, 3.0]], index=[7, 8], columns=[7, 8, 9]).to_csv(tmp_path / "d.csv")
+    (model,) = load_folder(tmp_path).values()
+    assert model.distances.tolist() == [[0.5, 1.0, 2.0], [1.5, 0.25, 3.0]]
+    assert model.query_players.tolist() == [7, 8] and model.gallery_players.tolist() == [7, 8, 9]
+
+
+def test_images_are_found_by_path_file_name_or_stem_and_two_of_one_name_are_refused(tmp_path):
+    for number, name in enumerate(("query/a.png", "gallery/a.png", "gallery/b.png", "more/b.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 8), (number, 0, 0)).save(tmp_path / name)
+    read = named_reader(tmp_path)
+    asked = [
+        ("query", "a"),
+        ("gallery", "a.png"),
+        ("gallery", "gallery/b.png"),
+        ("gallery", "b"),
+        ("query", "more/b.png"),
+    ]
+    assert [int(read(*image)[0, 0, 0]) for image in asked] == [0, 1, 2, 2, 3]
+    for image, count in (("b", 0), ("c", 0)):
+        with pytest.raises(ValueError, match=f"{count} images of .* are called {image}; name each by its path"):
+            read("query", image)

@@ -1,13 +1,16 @@
 """Study files: what they expand to, and that every mistake is told before anything runs."""
 
+import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny_study import GIVEN, REPOSITORY, make_clone, write_notebook
 
 from notebook_study import keys, plan, progress, study_file
+from notebook_study.folders import StudyFolders
 from notebook_study.plan import Run, expand
 from notebook_study.study_file import StudyError, declared_in, declared_parameters, override, read_study
 from reid_utils.files import write_json
@@ -423,3 +426,57 @@ def test_the_paper_study_trains_what_was_published():
     fused = {len(run.inputs) for run in runs if run.notebook == "04_fusion"}
     plain = [run for run in runs if run.notebook == "04_fusion" and run.parameters["post_processing"] == "none"]
     assert fused == {3, 4} and plain
+
+
+STUDY_OF_INPUTS = """\
+study: {name}
+data: rendered
+notebooks:
+  - notebook: 02_training
+    grid:
+      - {{steps: [1, 2]}}
+  - {{notebook: 03_post_processing, after: 02_training}}
+"""
+
+
+def test_a_notebook_reads_any_finished_study_quick_first_and_lab_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    (tmp_path / "studies").mkdir()
+    for name in ("02_training", "03_post_processing"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", GIVEN + "steps = 1\n")
+
+    def finish(folder, name, age, runs=("02_training__steps-1", "02_training__steps-2")):
+        (tmp_path / "studies" / f"{name}.yaml").write_text(STUDY_OF_INPUTS.format(name=name))
+        folders = StudyFolders(tmp_path / "runs" / folder)
+        write_json(folders.study, {"name": name})
+        os.utime(folders.study, (10**9 - age, 10**9 - age))
+        for run_id in runs:
+            write_json(folders.record(run_id), {})
+
+    def read():
+        folders = {Path(found).parents[1].name for found in plan.find_inputs("03_post_processing", "02_*")}
+        return folders.pop()
+
+    finish("lab", "lab", 0)
+    assert read() == "lab"
+    finish("smoke", "smoke", 3)
+    assert read() == "smoke"
+    finish("smoke-mine", "smoke", 2)
+    assert read() == "smoke-mine"
+    finish("half", "smoke", 1, ["02_training__steps-1"])
+    write_json(tmp_path / "runs" / "own" / "study.json", {"name": "of no file in studies"})
+    assert read() == "smoke-mine"
+    finish("quick", "quick", 9)
+    assert read() == "quick"
+    assert [line[-20:] for line in capsys.readouterr().out.splitlines()[-2:]] == [
+        "02_training__steps-1", "02_training__steps-2",
+    ]  # fmt: skip
+
+
+def test_inputs_that_are_made_show_what_they_do_and_a_failure_says_where_to_look(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    (tmp_path / "run_all.py").write_text("print('start   02_training'); raise SystemExit('no luck')")
+    with pytest.raises(RuntimeError, match=r"the lines above and .*runs/lab/logs say why"):
+        plan.find_inputs("03_post_processing", "02_*")
+    told = capfd.readouterr()
+    assert "making the small runs" in told.out and "start   02_training" in told.out and "no luck" in told.err

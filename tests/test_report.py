@@ -85,3 +85,57 @@ def test_a_new_report_takes_the_place_of_the_old_one(tmp_path):
     index = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
     assert [link["href"] for link in index("a") if link["href"].endswith(".html")] == ["01_look.html"]
     assert not index("img")
+
+
+FINDINGS = """\
+claim,compared,verdict,difference,diff low,diff high
+re-ranking helps,net: hard against none,supported,8.1,6.0,10.1
+augmentation helps,flip against none,open,1.0,-1.0,3.0
+"""
+
+
+@pytest.fixture
+def small_report(tmp_path):
+    """The pages of a study of two notebooks that were not run: {name: BeautifulSoup}."""
+    import nbformat
+    import pandas as pd
+
+    code, words, root = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell, tmp_path / "study"
+    wide = pd.DataFrame(
+        {name: [1.5] for name in ("no.", "row", "mAP", "rank-1", "rank-5", "mINP", "seeds", "difference")}
+    )
+    table = nbformat.v4.new_output("execute_result", {"text/html": wide.to_html(index=False)}, execution_count=1)
+    small = nbformat.v4.new_output("execute_result", {"text/html": wide[["no.", "row"]].to_html(index=False)})
+    cells = [words("# 02 · Training\n\nA question."), words("## Scores"), code("x = secret", outputs=[table, small])]
+    cells += [words("## What we see"), code("say()", outputs=[nbformat.v4.new_output("stream", text="it works")])]
+    (root / "notebooks").mkdir(parents=True)
+    for name in ("02_training__net_infonce", "06_paper_tables"):
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
+    for name, content in (("tables/findings.csv", FINDINGS.encode()), ("figures/05b_errors__a_ranked_lists.png", b"P")):
+        (root / name).parent.mkdir()
+        (root / name).write_bytes(content)
+    return {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in build_report(root).iterdir()}
+
+
+def test_the_report_begins_with_the_findings_one_picture_and_the_contents(small_report):
+    text = small_report["index"].body.get_text(" ", strip=True)
+    wanted = ["Report of the study study", "✓ Re-ranking helps", "+8.1, 6.0 to 10.1", "? Augmentation helps"]
+    wanted += ["green frames", "02 · Training – net, infonce", "What we see", "Scores", "A question."]
+    assert [wanted[n] for n in sorted(range(len(wanted)), key=lambda n: text.index(wanted[n]))] == wanted
+    assert len(small_report["index"]("img")) == 1 and "02_training__net" not in text
+
+
+def test_a_page_begins_with_what_its_notebook_saw_and_folds_code_and_wide_tables(small_report):
+    page = small_report["02_training__net_infonce"]
+    assert page.title.get_text() == "02 · Training – net, infonce"
+    headings = [heading.get_text() for heading in page("h2")]
+    assert headings == ["What we see", "Scores"]
+    sections = [link["href"] for link in page.nav("a")]
+    assert [unquote(link) for link in sections] == [f"#{heading['id']}" for heading in page("h2")]
+    (code,) = (tag for tag in page("details") if "secret" in tag.get_text())
+    assert code.summary.get_text() == "code" and not code.has_attr("open")
+    assert "it works" not in " ".join(tag.get_text() for tag in page("details"))
+    short, whole, small = page("table")
+    assert [cell.get_text() for cell in short("th")] == ["row", "mAP", "difference"] and len(short("td")) == 3
+    assert whole.parent.summary.get_text() == "all 8 columns" and len(whole("td")) == 8
+    assert small.find_parent("details") is None and len(small("th")) == 2

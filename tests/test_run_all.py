@@ -2,12 +2,15 @@
 
 import os
 import queue
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_study import (
@@ -373,3 +376,69 @@ def test_a_dry_run_of_the_paper_study_needs_no_data_and_no_network_and_writes_no
     planned = [line for line in lines if line.startswith("  to do")]
     assert f"{len(planned)} of {len(planned)} runs to execute" in lines[-1] and len(planned) > 20
     assert not list(tmp_path.iterdir())
+
+
+def test_faults_in_ones_own_features_end_in_one_line_before_any_kernel(tmp_path, capsys):
+    def told(*arguments):
+        assert run_all.main(["smoke", "--runs", str(tmp_path / "runs"), *map(str, arguments)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert not (tmp_path / "runs").exists()
+        return line
+
+    folder, arrays = tmp_path / "mine", {"query": np.eye(2), "gallery": np.eye(3, 2)}
+    folder.mkdir()
+    assert "holds no feature files" in told("--features", folder)
+    np.savez(folder / "a.npz", **arrays)
+    assert "a.npz: key 'query_players' is missing" in told("--features", folder)
+    np.savez(folder / "a.npz", **arrays, query_players=[0, 1], gallery_players=[0, 1, 1])
+    np.savez(folder / "b.npz", **arrays, query_players=[0, 2], gallery_players=[0, 1, 1])
+    assert "models of other images need a folder of their own, or --only '03*'" in told("--features", folder)
+    (folder / "b.npz").unlink()
+    assert "names its images: add query_images" in told("--features", folder, "--images", folder)
+    assert "--images must be a folder, and goes with --features" in told("--images", folder)
+    np.savez(folder / "a.npz", **arrays, query_players=[0, 1], gallery_players=[0, 1, 1], query_images=["q", "r"])
+    assert "0 images of" in told("--features", folder, "--images", folder)
+
+
+def test_a_check_names_all_that_is_missing_and_starts_nothing(tmp_path, capsys, monkeypatch):
+    def told(*arguments):
+        status = run_all.main([*arguments, "--check", "--runs", str(tmp_path / "runs")])
+        assert not (tmp_path / "runs").exists()
+        return status, capsys.readouterr().out
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "resnet50.safetensors").write_text("1")
+    status, out = told("paper", "--set", f"weights_dir={tmp_path}")
+    weights, gpu = (
+        next(line for line in out.splitlines() if line.startswith(f"missing: {what}")) for what in ("weights", "GPU")
+    )
+    assert "31 runs ask for one" in gpu and status == 1 and "missing: data: " in out and "GB needed" in out
+    assert weights.count(".safetensors") == 6 and "eva_giant" in weights and "ViT-L-14-quickgelu_openai" in weights
+    assert "resnet50" not in weights
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert "missing: GPU" not in told("paper", "--only", "02*beitv2*none")[1]
+    status, out = told("micro")
+    assert status == 0 and out.splitlines()[-1] == "nothing is missing"
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10**6))
+    status, out = told("micro")
+    assert status == 1 and "missing: disk: about 0." in out
+    assert "missing: data: data folder" in told("micro", "--data", str(tmp_path / "none"))[1]
+
+
+def test_minutes_differ_with_and_without_a_gpu():
+    study = read_study(REPOSITORY / "studies" / "paper.yaml")
+    runs = [Run("a", "02_training", "", {}, (), 2.0, gpus=1), Run("b", "06_paper_tables", "", {}, (), 3.0)]
+    assert [run.minutes for run in run_all.estimated(runs, study, None, has_gpu=True)] == [2.0, 3.0]
+    assert [run.minutes for run in run_all.estimated(runs, study, None, has_gpu=False)] == [600.0, 3.0]
+
+
+def test_only_hides_the_runs_that_nobody_asked_for(tmp_path):
+    clone = make_clone(tmp_path)
+    _, plan_shown, _ = call(clone, "--only", "*none", "--dry-run")
+    _, said, _ = call(clone, "--only", "*none")
+    for text in (plan_shown, said):
+        assert "02_training__none" in text and "02_training__flip" not in text and "06_paper" not in text
+    assert "1 of 3 runs to execute" in plan_shown
+    assert re.search(r"^1 executed in \d+ s; the runs' own times add up to \d+ s, \d+ s of it starting", said, re.M)
+    _, said, _ = call(clone, "--only", "06*")  # which reads all: what it needs is shown with it
+    assert "02_training__flip" in said[said.index("run  ") :]

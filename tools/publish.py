@@ -247,7 +247,11 @@ MOST_FINDINGS = 7  # that README shows
 def headlines(figures):
     """README's findings (Markdown) from figures/ and figures/people: a line a claim, those with a verdict first."""
     sets = {"rendered players": figures, "real people": figures / "people"}
-    found = {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
+    return headlines_of({name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()})
+
+
+def headlines_of(found):
+    """A line a claim (Markdown) from findings as `read_findings` gives them: {what the data are: DataFrame}."""
     claims = dict.fromkeys(claim for each in found.values() for claim in each.loc[each["difference"] != "", "claim"])
     lines, signs = [], {}
     for claim in claims:
@@ -262,7 +266,7 @@ def headlines(figures):
     )  # fmt: skip
     shown = "\n".join(line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_FINDINGS])
     marks = "✓ supported, ✗ contradicted, ? open or divided. Differences are points of mAP with 95 % intervals."
-    return f"{shown}\n\n{marks} {apart}\n"
+    return f"{shown}\n\n{marks}{f' {apart}' if len(found) > 1 else ''}\n"
 
 
 _MARKS = {1: "✓", -1: "✗", 0: "?"}

@@ -4,12 +4,15 @@ A distance CSV is written as the challenge's toolkit writes it. First row: 0, th
 query id, then its distances as `%10.5f`.
 """
 
+import pickle
 import re
 import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from scipy.io import loadmat
 
 from reid_utils.files import is_clutter, load_arrays, replacing, save_arrays
 from reid_utils.ranking.distances import check_matrix, check_ranked
@@ -19,6 +22,11 @@ from reid_utils.ranking.metrics import as_ids, check_same_kind, known
 SIDES = ("query", "gallery")
 KINDS = ("players", "images", "cameras", "groups")
 REQUIRED = (*SIDES, "query_players", "gallery_players")
+FORMS = (".npz", ".npy", ".pt", ".pth", ".mat")  # of feature files
+_LABELS = {"player": "players", "camera": "cameras", "group": "groups", "image_id": "images"}  # of a csv beside .npy
+# What re-ID toolkits call the same.
+_ALIASES = dict(zip(("qf", "gf", "q_pids", "g_pids", "q_camids", "g_camids"),
+                    (*REQUIRED, "query_cameras", "gallery_cameras"), strict=True))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,13 +87,15 @@ def save(path, features):
 
 
 def load_features(path):
-    """Read one feature file (npz without pickles).
+    """Read one feature file: npz without pickles, a dict of tensors or lists by torch.save (.pt, .pth), .mat, or .npy.
 
     Required keys: query (Q, d), gallery (G, d) float, query_players (Q,), gallery_players (G,) int or text, -1 for an
-    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. Labels of shape (1, N) or (N, 1),
-    as MATLAB writes them, are taken too. Raises ValueError naming the file and what is wrong with it.
+    unknown player. Optional, see `Features`: {query,gallery}_{cameras,groups,images}. qf, gf, q_pids, g_pids, q_camids
+    and g_camids are understood. Labels of shape (1, N) or (N, 1), as MATLAB writes them, are taken too. An .npy holds
+    features (N, d); beside it lies a csv of that name, a line a row: role (query or gallery), player and, where known,
+    camera, group, image_id. Raises ValueError naming the file and what is wrong with it.
     """
-    found = load_arrays(path)
+    found = {_ALIASES.get(name, name): array for name, array in _read_arrays(Path(path)).items()}
     if missing := [name for name in REQUIRED if name not in found]:
         raise ValueError(f"{path}: key {missing[0]!r} is missing; a feature file needs {', '.join(REQUIRED)}")
     for role in SIDES:
@@ -96,6 +106,34 @@ def load_features(path):
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
     found["weights_sha256"] = str(found.get("weights_sha256", ""))
     return Features(**{field.name: found[field.name] for field in fields(Features) if field.name in found})
+
+
+def _read_arrays(path):
+    """{key: array} of a feature file in any of the `FORMS`."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".pt", ".pth"):
+            import torch  # not of the core
+
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        if suffix == ".mat":
+            return loadmat(path)
+        return _rows_beside(path) if suffix == ".npy" else load_arrays(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, NotImplementedError, TypeError):
+        raise ValueError(f"{path} is damaged or holds more than a dict of tensors, numbers and text") from None
+
+
+def _rows_beside(path):
+    """{key: array} of an .npy and of the csv beside it."""
+    features, labels = np.load(path), path.with_suffix(".csv")
+    rows = pd.read_csv(labels)
+    if "role" not in rows or len(rows) != len(features):
+        raise ValueError(f"{labels} needs a column role and a line for each of the {len(features)} rows of {path}")
+    found = {}
+    for role, of in rows.groupby("role"):
+        found[role] = features[of.index]
+        found |= {f"{role}_{kind}": np.array(of[name].tolist()) for name, kind in _LABELS.items() if name in of}
+    return found
 
 
 def _check_labels(path, kind, found):
@@ -183,22 +221,26 @@ def _features_of_csv(path):
 
 
 def load_folder(folder):
-    """Read a folder of feature files (*.npz) or distance CSVs (*.csv), one per model.
+    """Read a folder of feature files (`load_features`) or distance CSVs (*.csv), one per model.
 
     Returns {name: Features}, feature files first, sorted by file name; the ids of a distance CSV are taken for player
-    ids. Files that systems leave behind (`._a.npz`) are passed over. Raises FileNotFoundError for an empty or missing
-    folder.
+    ids. Files that systems leave behind (`._a.npz`) and a training's checkpoint.pt are passed over. Raises
+    FileNotFoundError for an empty or missing folder.
     """
     models, folder = {}, Path(folder)
-    for suffix, read in ((".npz", load_features), (".csv", _features_of_csv)):
+    for suffixes, read in ((FORMS, load_features), ((".csv",), _features_of_csv)):
         for path in sorted(folder.glob("*")):
-            if path.suffix.lower() != suffix or is_clutter(path.name):
+            is_labels = read is _features_of_csv and path.with_suffix(".npy").exists()
+            passed_over = is_labels or is_clutter(path.name) or path.name.startswith("checkpoint.")
+            if path.suffix.lower() not in suffixes or passed_over:
                 continue
             if path.stem in models:
                 raise ValueError(f"{path} and another file there share the name {path.stem}; rename one of them")
             models[path.stem] = read(path)
     if not models:
-        raise FileNotFoundError(f"{folder} holds no *.npz feature files and no *.csv distance matrices; name another")
+        raise FileNotFoundError(
+            f"{folder} holds no feature files (*{', *'.join(FORMS)}) and no distance matrices (*.csv)"
+        )
     return models
 
 

@@ -23,6 +23,27 @@ def crop_reader(data_dir, paths):
     return lambda role, image: decode(Path(data_dir) / paths[role, image])
 
 
+def named_reader(folder):
+    """A function (role, image name) -> RGB uint8 (h, w, 3) for images anywhere in a folder.
+
+    An image is named by its path in the folder, by its file name, or by that without its suffix; where several have
+    that name, by the one in a folder called as the role. Raises ValueError for a name that no image or several have.
+    """
+    places = {}
+    for path in sorted(Path(folder).rglob("*.*")):
+        for name in {path.relative_to(folder).as_posix(), path.name, path.stem}:
+            places.setdefault(name, []).append(path)
+
+    def read(role, image):
+        found = places.get(str(image), [])
+        found = [path for path in found if role in path.parts] if len(found) > 1 else found
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} images of {folder} are called {image}; name each by its path in there")
+        return decode(found[0])
+
+    return read
+
+
 def worst_first(aps):
     """Queries by average precision, worst first: aps (Q,) -> indices; a query without a match (NaN) is left out."""
     return np.argsort(aps, kind="stable")[: np.isfinite(aps).sum()].tolist()  # NaN comes last
