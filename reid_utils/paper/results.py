@@ -43,7 +43,7 @@ class RunFolders:
         return self.figures.parents[1]
 
     def figure(self, name, figure):
-        """Save a figure as figures/<run id>_<name>.png and .svg and record both -> the figure, for a cell to show."""
+        """Save a figure as figures/<run id>_<name>.png, .svg and .pdf and record them -> the figure, to show."""
         from reid_utils.views.style import save_figure
 
         self.files.extend(save_figure(figure, self.figures, f"{self.run_id}_{name}"))
