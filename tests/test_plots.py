@@ -341,6 +341,23 @@ def test_what_a_users_matplotlibrc_sets_holds(tmp_path, monkeypatch):
         assert label.get_fontsize() == 11  # all sizes follow
 
 
+@pytest.mark.parametrize("name, column, text", [("cvpr2024", 3.25, 6.875), ("neurips2024", 5.5, 5.5)])
+def test_a_journals_style_gives_widths_and_letters_and_the_user_still_wins(tmp_path, monkeypatch, name, column, text):
+    (tmp_path / "matplotlibrc").write_text("axes.labelsize: 13\n")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
+    with plt.rc_context({"axes.labelsize": 13}):
+        style.use_style(name)
+        widths = [style.new_figure(width, 2)[0].get_figwidth() for width in (style.COLUMN_WIDTH, style.TEXT_WIDTH)]
+        axis = plots.cmc_curves({"a": [0.5, 1]}).axes[0].xaxis
+    assert widths == pytest.approx([column, text])
+    assert axis.label.get_fontsize() == 13 and axis.get_ticklabels()[0].get_fontname() == "STIXGeneral"
+
+
+def test_an_unknown_style_is_told_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"style 'nature' is unknown; known: .*cvpr2024.*neurips2024"):
+        style.use_style("nature")
+
+
 HARD_TO_DRAW = [
     "$x_1$ and $",
     "a_b^c 100 %",

@@ -54,22 +54,39 @@ _STYLE = {
 }
 
 
-def use_style():
+_scales = [1.0, 1.0]  # of a journal's column and text width to those above
+
+
+def use_style(name=""):
     """Sets Matplotlib's defaults to the study's style, but for what the user's own matplotlibrc sets.
 
-    All sizes of text follow `font.size`.
+    name: a journal of tueplots, such as cvpr2024, for its widths and sizes of text, in a Times that needs no LaTeX;
+    without one all sizes follow `font.size`. Raises ValueError for an unknown name.
     """
+    from tueplots import bundles
+
+    known = [journal for journal in vars(bundles) if journal[-4:].isdigit()]
+    if name and name not in known:
+        raise ValueError(f"style {name!r} is unknown; known: {', '.join(known)}")
+    journal, widths = {}, (COLUMN_WIDTH, TEXT_WIDTH)
+    if name:
+        bundle = getattr(bundles, name)
+        in_columns = "column" in bundle.__kwdefaults__
+        sides = [bundle(column=side) if in_columns else bundle() for side in ("half", "full")]
+        widths = [side["figure.figsize"][0] for side in sides]
+        journal = {**sides[0], "text.usetex": False, "font.family": ["STIXGeneral", "DejaVu Sans"]}
+    _scales[:] = widths[0] / COLUMN_WIDTH, widths[1] / TEXT_WIDTH
     own = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname(), use_default_template=False)
-    plt.rcParams.update({name: value for name, value in _STYLE.items() if name not in own})
+    plt.rcParams.update({key: value for key, value in {**_STYLE, **journal}.items() if key not in own})
     warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for what no font holds
 
 
 def blank_figure(width, height):
-    """An empty constrained-layout figure of width × height inches.
+    """An empty constrained-layout figure of width × height inches; a journal's style in force scales the width.
 
     It is closed for pyplot, so that a notebook shows it once, as a cell's value.
     """
-    figure = plt.figure(figsize=(width, height), layout="constrained")
+    figure = plt.figure(figsize=(width * _scales[width > COLUMN_WIDTH], height), layout="constrained")
     plt.close(figure)
     return figure
 
@@ -110,7 +127,8 @@ def looks(names):
 def legend_above(figure, ax):
     """A legend of an axes' lines above the figure, in four columns or, where labels are long, fewer and more rows."""
     handles, labels = ax.get_legend_handles_labels()
-    columns = max(1, min(4, 135 // (9 + max(map(len, labels)))))  # 135 characters are a text width
+    columns = int(19.3 * figure.get_figwidth()) // (9 + max(map(len, labels)))  # 19.3 characters are an inch
+    columns = max(1, min(4, columns))
     figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
