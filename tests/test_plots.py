@@ -15,7 +15,7 @@ from PIL import Image
 from reid_utils.ranking.feature_files import Features
 from reid_utils.ranking.statistics import compare_rows, p_text
 from reid_utils.views import galleries, plots, style
-from reid_utils.views.forest import forest_plot
+from reid_utils.views.forest import forest_plot, table_plot
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,14 @@ def draw_one_of_each(rng):
         "forest": (
             forest_plot(table(rng), ["T1", "T1", "T1"], **note),
             2,
-            ["T1", "flip", "mAP (%)", "difference from the baseline (mAP points)", "< 0.0002"],
+            ["T1", "flip", "mAP (%)", "difference (mAP points)", "< 0.0002"],
+        ),
+        "table": (
+            table_plot(
+                table(rng, ("ViT + ResNet: rank average", "ViT + ResNet: similarity again (other seeds)")), **note
+            ),
+            1,
+            ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
         ),
         "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
         "robustness": (
@@ -193,8 +200,8 @@ def test_forest_plot_draws_full_intervals_thin_and_those_of_queries_thick(rng):
     assert ends[0] >= {(9, 11), (19, 21)} and ends[1] >= {(5, 15), (10, 30)}
     assert (thick.get_linewidth()[0], thin.get_linewidth()[0]) == (4, 1)
     assert not np.array_equal(thick.get_color()[0], thin.get_color()[-1])
-    assert "over queries only" in texts(figure)
-    assert "over queries only" not in texts(forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
+    assert "queries alone" in texts(figure)
+    assert "queries alone" not in texts(forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
 
 
 def test_forest_plot_draws_the_csv_of_a_table_as_its_comparison(tmp_path, rng):
@@ -214,6 +221,25 @@ def test_forest_plot_draws_the_csv_of_a_table_as_its_comparison(tmp_path, rng):
         assert all(np.allclose(a, b, atol=0.01, equal_nan=True) for a, b in zip(*points, strict=True))
         ends = [[path.vertices for lines in ax.collections for path in lines.get_paths()] for ax in (one, other)]
         assert all(np.allclose(a, b, atol=0.01, equal_nan=True) for a, b in zip(*ends, strict=True))
+
+
+def test_a_table_at_column_width_has_its_models_once_and_differences_from_baselines_at_0(rng):
+    frame = table(rng, ("a: none", "a: hard", "b")).assign(mAP=[0.4, 0.55, 0.612])
+    figure = table_plot(frame)
+    (ax,) = figure.axes
+    assert figure.get_figwidth() == style.COLUMN_WIDTH
+    assert [text.get_text() for text in ax.texts] == ["mAP (%)", "40.0", "55.0", "61.2", "a"]
+    heading, rows = ax.texts[-1].xy[1], ax.get_yticks()
+    assert (rows - heading).tolist() == [1, 2, 3]
+    points = {line.get_marker(): line.get_xydata().tolist() for line in ax.lines if line.get_marker() in "oD"}
+    assert points["D"] == [[0, rows[0]]]
+
+
+def test_names_of_models_that_are_too_long_for_a_column_are_cut(rng):
+    figure = table_plot(table(rng, ("model " * 30 + ": hard", "x" * 99)))
+    figure.draw_without_rendering()
+    ends = [text.get_window_extent() for text in figure.findobj(plt.Text) if text.get_text()]
+    assert min(end.x0 for end in ends) >= 0 and max(end.x1 for end in ends) <= figure.bbox.x1
 
 
 def test_epochs_without_a_measurement_are_points_that_no_line_joins():

@@ -73,7 +73,7 @@ def test_a_table_is_a_csv_and_a_markdown_table_with_its_notes(tmp_path):
 
 
 def test_a_comparison_in_latex_has_its_main_columns_the_best_in_bold_and_intervals_small(tmp_path):
-    frame = pd.DataFrame({"no.": [1, 2], "row": ["a_b & c|d", "b"], "mAP": [9.5, 48.123], "rank-1": [70.0, 80.0]})
+    frame = pd.DataFrame({"no.": [1, 2], "row": ["a_b & c|d", "b"], "mAP": [9.5, 48.123], "rank-1": [70.0, 8.0]})
     frame["mAP low"], frame["mAP high"], frame["seeds"] = [8.0, 45.0], [10.0, 51.0], 3
     frame["difference"], frame["diff low"], frame["diff high"] = ([math.nan, value] for value in (-4.02, -5.7, 0.04))
     frame["p (Holm)"] = ["", "< 0.0009"]
@@ -83,7 +83,7 @@ def test_a_comparison_in_latex_has_its_main_columns_the_best_in_bold_and_interva
         r"no. & row & mAP & mAP (95 \%) & rank-1 & difference & difference (95 \%) & p (Holm) \\",
         r"\midrule",
         r"1 & a\_b \& c|d & 9.50 & {\small 8.00 to 10.00} & 70.00 &  & {\small } &  \\",
-        r"2 & b & \textbf{48.12} & {\small 45.00 to 51.00} & 80.00 & $-$4.02 & {\small $-$5.70 to 0.04} & $<$ 0.0009 \\",
+        r"2 & b & \textbf{48.12} & {\small 45.00 to 51.00} & 8.00 & $-$4.02 & {\small $-$5.70 to 0.04} & $<$ 0.0009 \\",
         r"\bottomrule",
     ]
 
