@@ -45,6 +45,12 @@ def table(rng, names=("none", "flip", "erasing")):
     return compare_rows({name: np.clip(aps + 0.1 * k, 0, 1) for k, name in enumerate(names)}, names[0])
 
 
+def costs():
+    rows = ["ViT, plain", "ViT, re-ranked (hard)", "ResNet, plain"]
+    scores = {"mAP": [50.0, 60.0, 40.0], "mAP low": [45.0, 55.0, 38.0], "mAP high": [52.0, 66.0, 43.0]}
+    return pd.DataFrame({"row": rows, **scores, "GFLOPs": [17.5, 17.5, 0.6], "parameters (M)": [86.0, 86.0, 23.5]})
+
+
 def draw_one_of_each(rng):
     """Name → (figure with a note, number of axes with data, strings that it must show)."""
     ranked = [(crop(), True, 0.25), (crop(80, 30), False, 1.5)]
@@ -107,6 +113,7 @@ def draw_one_of_each(rng):
             1,
             ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
         ),
+        "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT (86 M parameters)", "0.5"]),
         "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
         "robustness": (
             plots.robustness_curves(damage, **note),
@@ -240,6 +247,15 @@ def test_names_of_models_that_are_too_long_for_a_column_are_cut(rng):
     figure.draw_without_rendering()
     ends = [text.get_window_extent() for text in figure.findobj(plt.Text) if text.get_text()]
     assert min(end.x0 for end in ends) >= 0 and max(end.x1 for end in ends) <= figure.bbox.x1
+
+
+def test_accuracy_stands_over_cost_plain_filled_and_re_ranked_open_with_intervals():
+    ax = plots.cost_plot(costs()).axes[0]
+    marks = [(line.get_markerfacecolor() != "white", *line.get_ydata()) for line in ax.lines]
+    assert marks == [(True, 50), (False, 60), (True, 40)]
+    x = [line.get_xdata()[0] for line in ax.lines]
+    assert x[0] == 17.5 and x[2] == 0.6 and 17.5 < x[1] < 19  # of equal cost: side by side
+    assert [tuple(bars.get_segments()[0][:, 1]) for bars in ax.collections] == [(45, 52), (55, 66), (38, 43)]
 
 
 def test_epochs_without_a_measurement_are_points_that_no_line_joins():

@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from reid_utils.views import style
 from reid_utils.views.style import BLACK, BLUE, COLUMN_WIDTH, GREY, TEXT_WIDTH, finish, new_figure, printable
@@ -212,6 +213,29 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
     ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
     ax.grid(axis="y", visible=False)
+    return finish(figure, note)
+
+
+def cost_plot(frame, note=None):
+    """Accuracy against cost: mAP with its interval over GFLOPs, filled for plain distances, open for re-ranked ones.
+
+    frame: T4's csv as `pd.read_csv` gives it, rows called "model, plain" or "model, re-ranked (…)"; those of equal cost
+    stand side by side. Returns a column-width Figure.
+    """
+    names, cost = frame.row.str.rpartition(", "), frame.GFLOPs
+    looks, aside = style.looks(names[0]), (cost.max() / cost.min()) ** (0.015 * frame.groupby("GFLOPs").cumcount())
+    figure, ax = new_figure(COLUMN_WIDTH, 2.6)
+    for x, model, how, (_, row) in zip(cost * aside, names[0], names[2], frame.iterrows(), strict=True):
+        is_plain = how == "plain"
+        look = {"label": f"{model} ({row['parameters (M)']:g} M parameters)" if is_plain else "", **looks[model]}
+        margins = [[row.mAP - row["mAP low"]], [row["mAP high"] - row.mAP]]
+        ax.errorbar(x, row.mAP, margins, linestyle="none", markerfacecolor=None if is_plain else "white", **look)
+    ax.set(xlabel="GFLOPs an image", ylabel="mAP (%)", xscale="log")
+    ax.set_title("filled: plain distances, open: re-ranked", fontsize="small")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    style.legend_above(figure, ax)
     return finish(figure, note)
 
 
