@@ -235,8 +235,8 @@ def test_a_table_at_column_width_has_its_models_once_and_differences_from_baseli
     figure = table_plot(frame)
     (ax,) = figure.axes
     assert figure.get_figwidth() == style.COLUMN_WIDTH
-    assert [text.get_text() for text in ax.texts] == ["mAP (%)", "40.0", "55.0", "61.2", "a"]
-    heading, rows = ax.texts[-1].xy[1], ax.get_yticks()
+    assert [text.get_text() for text in ax.texts] == ["a", "mAP (%)", "40.0", "55.0", "61.2"]
+    heading, rows = ax.texts[0].xy[1], ax.get_yticks()
     assert (rows - heading).tolist() == [1, 2, 3]
     points = {line.get_marker(): line.get_xydata().tolist() for line in ax.lines if line.get_marker() in "oD"}
     assert points["D"] == [[0, rows[0]]]

@@ -30,24 +30,15 @@ def forest_plot(frame, groups=None, note=None):
     queries), thick pale ones hold the trained networks fixed (columns queries_low, queries_high, where present). p is
     shown as in the tables. Returns a text-width Figure with two axes: scores in per cent, differences in points.
     """
-    headings = [""] * len(frame) if groups is None else list(groups)
     frame = _in_per_cent(frame)
-    codes, names = pd.factorize(np.array(headings, dtype=object))
-    positions = np.arange(len(frame)) + (1 + 1.4 * codes if any(headings) else 0)
-    last = positions[-1]
-    step = 0.19 if last < _MANY_ROWS else 0.14  # inches; a page is 10 high
-    figure, (scores, changes) = new_figure(
-        TEXT_WIDTH, 1.0 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1)
-    )
-    _draw(scores, positions, frame, "mAP", "low", "high")
-    _draw_differences(changes, positions, frame)
+    figure, (scores, changes) = new_figure(TEXT_WIDTH, 1, 1, 2, sharey=True, width_ratios=(1.2, 1))
+    step = 0.19 if len(frame) < _MANY_ROWS else 0.14  # inches; a page is 10 high
+    heights = _lay_out(scores, [""] * len(frame) if groups is None else groups, map(printable, frame.row), step)
+    _draw(scores, heights, frame, "mAP", "low", "high")
+    _draw_differences(changes, heights, frame)
     p_values = zip(frame.p_holm, frame.at_floor, strict=True)
-    _write_beside(changes, "corrected p", positions, [cell_text(p_text(p, at_floor)) for p, at_floor in p_values])
-    beside = scores.get_yaxis_transform()
-    for number, heading in enumerate(names):
-        place = 0, positions[codes == number][0] - 1
-        scores.text(*place, f"{heading}  ", transform=beside, ha="right", va="center", weight="bold")
-    scores.set(yticks=positions, yticklabels=list(map(printable, frame.row)), xlabel="mAP (%)", ylim=(last + 0.7, -0.7))
+    _write_beside(changes, "corrected p", heights, [cell_text(p_text(p, at_floor)) for p, at_floor in p_values])
+    scores.set_xlabel("mAP (%)")
     figure.legend(handles=_legend("queries_low" in frame), loc="outside upper center", ncols=3)
     return finish(figure, note)
 
@@ -61,20 +52,28 @@ def table_plot(frame, note=None):
     frame = _in_per_cent(frame)
     parts = frame.row.map(printable).str.rpartition(": ")
     labels = [textwrap.fill(name, 24, break_on_hyphens=False) for name in parts[2]]
-    begins = (parts[0] != parts[0].shift()) & (parts[0] != "")
-    heights = np.arange(len(frame)) + begins.cumsum().to_numpy()
     step = 0.05 + 0.11 * max(label.count("\n") + 1 for label in labels)  # inches, for the label with most lines
-    figure, ax = new_figure(COLUMN_WIDTH, 1.2 + step * (heights[-1] + 1))
+    figure, ax = new_figure(COLUMN_WIDTH, 1)
+    heights = _lay_out(ax, parts[0], labels, step)
     _draw_differences(ax, heights, frame)
     _write_beside(ax, "mAP (%)", heights, frame.mAP.map("{:.1f}".format))
-    look = {"va": "center", "fontsize": "small", "style": "italic", "bbox": {"color": "white", "pad": 0}}
-    for y, heading in zip(heights[begins] - 1, parts[0][begins], strict=True):  # over the panel, no part of the layout
-        text, place = textwrap.shorten(heading, 55, placeholder=" …"), ("figure fraction", "data")
-        ax.annotate(text, (0.01, y), xycoords=place, in_layout=False, **look)
-    ax.set(yticks=heights, yticklabels=labels, ylim=(heights[-1] + 0.6, -0.6))
     ax.spines["left"].set_visible(False)
     figure.legend(handles=_legend("queries_low" in frame), loc="outside upper left", ncols=2, handlelength=1.4)
     return finish(figure, note)
+
+
+def _lay_out(ax, headings, labels, step):
+    """Label rows `step` inches apart, each run of equal headings below a line that names it -> their heights (n,)."""
+    headings = pd.Series(list(headings), dtype=object)
+    begins = (headings != headings.shift()) & (headings != "")
+    heights = np.arange(len(headings)) + begins.cumsum().to_numpy()
+    look = {"va": "center", "fontsize": "small", "style": "italic", "bbox": {"color": "white", "pad": 0}}
+    for y, heading in zip(heights[begins] - 1, headings[begins], strict=True):  # over the panel, no part of the layout
+        text, place = textwrap.shorten(heading, 55, placeholder=" …"), ("figure fraction", "data")
+        ax.annotate(text, (0.01, y), xycoords=place, in_layout=False, **look)
+    ax.set(yticks=heights, yticklabels=labels, ylim=(heights[-1] + 0.6, -0.6))
+    ax.figure.set_figheight(1.2 + step * (heights[-1] + 1))
+    return heights
 
 
 def _in_per_cent(frame):
