@@ -249,6 +249,13 @@ def test_names_of_models_that_are_too_long_for_a_column_are_cut(rng):
     assert min(end.x0 for end in ends) >= 0 and max(end.x1 for end in ends) <= figure.bbox.x1
 
 
+def test_a_cmc_of_several_seeds_is_their_mean_in_a_band_from_lowest_to_highest():
+    ax = plots.cmc_curves({"ViT": [[0.5, 0.8], [0.7, 0.8]], "one seed": [0.6, 0.9]}).axes[0]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [pytest.approx([60, 80]), pytest.approx([60, 90])]
+    bands = [np.unique(band.get_paths()[0].vertices[:, 1].round(9)) for band in ax.collections]
+    assert [band.tolist() for band in bands] == [[50, 70, 80], [60, 90]]
+
+
 def test_accuracy_stands_over_cost_plain_filled_and_re_ranked_open_with_intervals():
     ax = plots.cost_plot(costs()).axes[0]
     marks = [(line.get_markerfacecolor() != "white", *line.get_ydata()) for line in ax.lines]

@@ -148,14 +148,17 @@ def _pair_histogram(groups, **settings):
 
 
 def cmc_curves(curves, note=None):
-    """Share of queries with a match among the first r gallery images, over the rank r.
+    """Share of queries with a match among the first r gallery images, over the rank r: the mean, a band over the seeds.
 
-    curves: dict of name → (ranks,) fractions from rank 1 on. Returns a column-width Figure.
+    curves: dict of name → (ranks,) fractions from rank 1 on, or (seeds, ranks), whose band goes from the lowest to the
+    highest. Returns a column-width Figure.
     """
     figure, ax = new_figure(COLUMN_WIDTH, 2.4)
-    for (name, curve), marker in zip(curves.items(), style.MARKERS * len(curves), strict=False):
-        ranks = np.arange(1, len(curve) + 1)
-        ax.plot(ranks, 100 * np.asarray(curve), marker=marker, markevery=0.15, label=name)
+    for (name, curve), look in zip(curves.items(), style.looks(curves).values(), strict=True):
+        percent = 100 * np.atleast_2d(curve)
+        ranks = np.arange(1, percent.shape[1] + 1)
+        ax.plot(ranks, percent.mean(axis=0), linestyle="-", markevery=0.15, label=name, **look)
+        ax.fill_between(ranks, percent.min(axis=0), percent.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
     ax.set(xlabel="rank", ylabel="queries matched (%)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc="lower right")
