@@ -4,6 +4,7 @@ Scores come in as fractions and are shown in per cent. `note` is printed small i
 """
 
 import textwrap
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -216,6 +217,31 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
     ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
     ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
     ax.grid(axis="y", visible=False)
+    return finish(figure, note)
+
+
+def flow_chart(stages, note=None):
+    """Steps of a method as boxes, from left to right: arrows join like to like, or all to all where numbers differ.
+
+    stages: list of lists of text, a box each. Returns a text-width Figure with one axes.
+    """
+    most, former = max(map(len, stages)), []
+    figure, ax = new_figure(TEXT_WIDTH, 0.3 + 0.5 * most)
+    look = {
+        "fontsize": "small",
+        "ha": "center",
+        "va": "center",
+        "bbox": {"boxstyle": "round", "fc": "white", "ec": BLUE},
+    }
+    for x, texts in enumerate(stages):
+        top = (most - len(texts)) / 2
+        boxes = [ax.text(x, top + y, textwrap.fill(text, 18), **look) for y, text in enumerate(texts)]
+        for one, other in (zip if len(former) == len(boxes) else product)(former, boxes):
+            ends = {"patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch()}
+            ax.annotate("", other.get_position(), one.get_position(), arrowprops={"arrowstyle": "-|>", **ends})
+        former = boxes
+    ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(most - 0.5, -0.5))
+    ax.axis("off")
     return finish(figure, note)
 
 
