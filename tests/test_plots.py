@@ -57,7 +57,9 @@ def draw_one_of_each(rng):
     history = pd.DataFrame({"seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "loss": [2.0, 1, 2, 1]})
     history = history.assign(mAP=[np.nan, 0.5, np.nan, 0.6], rank1=[np.nan, 0.5, np.nan, 0.6], label="InfoNCE")
     manifest = pd.DataFrame({"split": ["training"] * 6 + ["test"] * 4, "player": [1, 1, 1, 2, 2, 2, 7, 7, 8, 8]})
-    damage = pd.DataFrame({"damage": ["blur (σ, pixels)"] * 2 + ["JPEG (100 − quality)"] * 2, "level": [0, 1] * 2})
+    damage = pd.DataFrame(
+        {"damage": ["blur (σ, pixels)"] * 2 + ["JPEG compression (100 − quality)"] * 2, "level": [0, 1] * 2}
+    )
     damage = damage.assign(label="InfoNCE", mAP=[0.9, 0.7] * 2, low=[0.85, 0.6] * 2, high=[0.95, 0.8] * 2)
     pairs = {"genuine": rng.uniform(0, 0.5, 50), "impostor": rng.uniform(0.4, 1, 500)}
     note = {"note": "rendered data"}
@@ -119,7 +121,7 @@ def draw_one_of_each(rng):
         "robustness": (
             plots.robustness_curves(damage, **note),
             2,
-            ["blur (σ, pixels)", "JPEG compression,\n100 − quality", "InfoNCE"],
+            ["blur (σ, pixels)", "JPEG compression\n(100 − quality)", "InfoNCE"],
         ),
         "repaired": (
             plots.repaired_queries([0.2, 0.5, 1, np.nan], [0.6, 0.4, 1, np.nan], ("AP alone", "AP fused"), **note),
@@ -294,9 +296,26 @@ def test_each_of_many_series_has_a_look_of_its_own():
 
 
 def test_numbers_beside_bars_stay_inside_the_axis(rng):
-    ax = plots.bar_with_intervals(table(rng)).axes[0]
-    ax.figure.draw_without_rendering()
-    assert max(text.get_window_extent().x1 for text in ax.texts) <= ax.get_window_extent().x1
+    below_0 = pd.DataFrame({"row": ["a", "b"], "mAP": [-0.014, 0.25], "low": [-0.033, 0.22], "high": [0.0, 0.29]})
+    for frame in (table(rng), below_0):
+        ax = plots.bar_with_intervals(frame).axes[0]
+        ax.figure.draw_without_rendering()
+        panel, ends = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
+        assert min(end.x0 for end in ends) >= panel.x0 and max(end.x1 for end in ends) <= panel.x1
+
+
+LONG = ["eva_giant_patch14_336.clip_ft_in1k", "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", "beitv2_large_patch16"]
+
+
+def test_names_of_large_models_do_not_overlap(rng):
+    overlap = plots.error_overlap(rng.uniform(0.4, 0.6, (3, 3)), LONG).axes[0]
+    weights = plots.fusion_weights(rng.dirichlet([1, 1, 1], 9), LONG).axes[0]
+    for axis in (overlap.xaxis, overlap.yaxis, weights.xaxis):
+        axis.get_figure().draw_without_rendering()
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert not any(one.overlaps(other) for one, other in zip(boxes[1:], boxes, strict=False))
+    side, label = overlap.get_window_extent(), overlap.yaxis.label.get_window_extent()
+    assert side.y0 <= label.y0 and label.y1 <= side.y1
 
 
 def test_sensitivity_map_outlines_the_marked_setting():

@@ -108,11 +108,12 @@ def error_overlap(matrix, names, note=None):
     matrix: (models, models) fractions; entry (i, j) is the share of the queries failed by i that j fails as well, NaN
     where i fails none. The diagonal, 1 by definition, is left blank. Returns a column-width Figure with one map.
     """
+    names = [textwrap.fill(name, 18) for name in names]
     shares = np.where(np.eye(len(names), dtype=bool), np.nan, 100 * np.asarray(matrix, dtype=float))
-    figure, ax = new_figure(COLUMN_WIDTH, 1.3 + 0.3 * len(names))
+    figure, ax = new_figure(COLUMN_WIDTH, 1.6 + 0.42 * len(names))
     _heat_map(ax, shares, names, names, "share (%)", digits=0, vmin=0, vmax=np.nan_to_num(shares).max() or 100)
-    ax.set(xlabel="also failed by", ylabel="queries failed by")
-    ax.tick_params(axis="x", rotation=30)
+    ax.set(xlabel="also failed by", ylabel="failed by")
+    ax.tick_params(axis="x", rotation=90)
     return finish(figure, note)
 
 
@@ -174,7 +175,7 @@ def embedding_map(maps, dispersion, note=None):
     """
     names, columns = np.unique(np.concatenate([players for _, players in maps.values()])), len(style.PALETTE)
     looks = style.looks(names)
-    height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.9 + 0.15 * -(-len(names) // columns)
+    height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.7 + 0.15 * -(-len(names) // columns)
     figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps), squeeze=False)
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         for name in names:
@@ -184,7 +185,7 @@ def embedding_map(maps, dispersion, note=None):
         ax.set_title(f"{title}\nmean query distance {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", box_aspect=1)
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns, title="colour and marker: player")
+    figure.legend(*handles, loc="outside upper center", ncols=columns, title="colour and marker: player")
     return finish(figure, note)
 
 
@@ -195,7 +196,8 @@ def fusion_weights(weights, models, note=None):
     """
     figure, ax = new_figure(COLUMN_WIDTH, 2.4)
     look = {"flierprops": {"markersize": 2}, "medianprops": {"color": BLUE, "linewidth": 2}}
-    ax.boxplot(np.asarray(weights), tick_labels=list(map(printable, models)), widths=0.5, **look)
+    labels = [textwrap.fill(printable(name), max(1, 45 // len(models))) for name in models]
+    ax.boxplot(np.asarray(weights), tick_labels=labels, widths=0.5, **look)
     ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
     ax.set(ylabel="weight of the model")
     return finish(figure, note)
@@ -215,7 +217,7 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
         color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2,
     )  # fmt: skip
     ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
-    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
+    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.22)  # room for the numbers
     ax.grid(axis="y", visible=False)
     return finish(figure, note)
 
@@ -268,9 +270,6 @@ def cost_plot(frame, note=None):
     return finish(figure, note)
 
 
-_AXES = {"JPEG (100 − quality)": "JPEG compression, 100 − quality"}  # a longer name than the table has
-
-
 def robustness_curves(frame, note=None):
     """mAP under growing damage of the gallery images: a panel per kind of damage, a line and band per label.
 
@@ -284,7 +283,7 @@ def robustness_curves(frame, note=None):
             ax.plot(line.level, 100 * line.mAP, linestyle="-", label=label, **looks[label])
             low, high = 100 * line.low, 100 * line.high
             ax.fill_between(line.level, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
-        ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
+        ax.set(xlabel=textwrap.fill(kind, 20), ylabel="mAP (%)")
     style.legend_above(figure, axes[0])
     return finish(figure, note)
 
