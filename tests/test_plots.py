@@ -48,7 +48,7 @@ def table(rng, names=("none", "flip", "erasing")):
 def costs():
     rows = ["ViT, plain", "ViT, re-ranked (hard)", "ResNet, plain"]
     scores = {"mAP": [50.0, 60.0, 40.0], "mAP low": [45.0, 55.0, 38.0], "mAP high": [52.0, 66.0, 43.0]}
-    return pd.DataFrame({"row": rows, **scores, "GFLOPs": [17.5, 17.5, 0.6], "parameters (M)": [86.0, 86.0, 23.5]})
+    return pd.DataFrame({"row": rows, **scores, "GFLOPs": [17.5, 17.5, 0.6]})
 
 
 def draw_one_of_each(rng):
@@ -88,8 +88,16 @@ def draw_one_of_each(rng):
             ["k1", "k2", "80.0", "mAP (%)"],
         ),
         "overlap": (plots.error_overlap([[1, 0.4], [0.6, 1]], ["ViT", "ResNet"], **note), 2, ["also failed by", "60"]),
-        "distances": (plots.distance_histograms(pairs, **note), 1, ["genuine (50 pairs)", "impostor (500 pairs)"]),
-        "jaccard": (plots.jaccard_histogram(pairs, **note), 1, ["Jaccard distance", "number of pairs"]),
+        "distances": (
+            plots.pair_histogram(pairs, "distance", stat="density", **note),
+            1,
+            ["genuine (50 pairs)", "impostor (500 pairs)"],
+        ),
+        "jaccard": (
+            plots.pair_histogram(pairs, "Jaccard distance", log=True, **note),
+            1,
+            ["Jaccard distance", "Count"],
+        ),
         "cmc": (plots.cmc_curves({"ViT": [0.7, 0.9, 1.0]}, **note), 1, ["rank", "queries matched (%)", "ViT"]),
         "embedding": (
             plots.embedding_map(
@@ -116,7 +124,7 @@ def draw_one_of_each(rng):
             ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
         ),
         "flow": (plots.flow_chart([["images"], ["ViT", "ResNet"], ["fusion"]], **note), 0, ["images", "ViT", "fusion"]),
-        "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT (86 M parameters)", "0.5"]),
+        "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT", "0.5"]),
         "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
         "robustness": (
             plots.robustness_curves(damage, **note),
@@ -339,8 +347,8 @@ def test_the_overlap_of_a_model_with_itself_is_left_blank():
 
 def test_a_set_of_one_player_is_drawn():
     nobody_else = {"genuine": np.array([0.5, 0.6]), "impostor": np.array([])}
-    assert "impostor (0 pairs)" in texts(plots.distance_histograms(nobody_else))
-    assert "genuine (2 pairs)" in texts(plots.jaccard_histogram(nobody_else))
+    assert "impostor (0 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", stat="density"))
+    assert "genuine (2 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", log=True))
     assert texts(plots.embedding_map({"id": (np.zeros((1, 2)), [1])}, {"id": 0.0}))
 
 
@@ -365,7 +373,7 @@ from reid_utils.views import galleries, plots, style
 style.use_style()
 rng = np.random.default_rng(0)
 style.save_figure(plots.cmc_curves({"a": [0.5, 0.9]}, note="n"), sys.argv[1], "cmc")
-style.save_figure(plots.distance_histograms({"a": rng.normal(size=99), "b": rng.normal(size=99)}), sys.argv[1], "d")
+style.save_figure(plots.pair_histogram({"a": rng.normal(size=99), "b": rng.normal(size=99)}, "d"), sys.argv[1], "d")
 images = [rng.integers(0, 255, (40, 20, 3), np.uint8)] * 2
 style.save_figure(galleries.ranked_list_page([(images[0], {"m": [(images[1], True, 0.1)]}, "q")]), sys.argv[1], "lists")
 """
@@ -460,7 +468,7 @@ def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
         plots.error_overlap(np.eye(2), [name, "b"]),
         plots.cmc_curves({name: [0.5, 1]}),
         plots.fusion_weights(rng.dirichlet([1, 1], 9), [name, "b"]),
-        plots.distance_histograms({name: rng.uniform(size=9), "b": rng.uniform(size=9)}),
+        plots.pair_histogram({name: rng.uniform(size=9), "b": rng.uniform(size=9)}, name),
         plots.set_statistics(manifest, rng.integers(50, 99, (6, 2))),
         galleries.sequence_samples([(name, [crop()])], note=name),
     ]

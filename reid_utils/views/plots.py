@@ -117,36 +117,22 @@ def error_overlap(matrix, names, note=None):
     return finish(figure, note)
 
 
-def distance_histograms(groups, note=None):
-    """Squared Euclidean distances of genuine pairs (same player) and impostor pairs, each as a density.
+def pair_histogram(groups, label, note=None, log=False, **settings):
+    """Distances of genuine pairs (same player) and impostor pairs as filled steps over shared bins, told by colour.
 
-    groups: dict of name → 1-D distances, such as {"genuine": …, "impostor": …}. Returns a column-width Figure.
+    groups: dict of name → distances of any shape; label: what they are; log: whether the counts' axis is logarithmic;
+    `settings` go to seaborn's histplot. Returns a column-width Figure.
     """
-    figure, ax = _pair_histogram(groups, bins=60, stat="density", common_norm=False)
-    ax.set(xlabel="squared Euclidean distance", ylabel="density")
-    return finish(figure, note)
-
-
-def jaccard_histogram(groups, note=None):
-    """Jaccard distances of genuine and impostor pairs on a logarithmic count axis, as most pairs share no neighbour.
-
-    groups: dict of name → 1-D distances in [0, 1]. Returns a column-width Figure.
-    """
-    figure, ax = _pair_histogram(groups, bins=40, binrange=(0, 1))
-    ax.set(xlabel="Jaccard distance", ylabel="number of pairs", yscale="log")
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    return finish(figure, note)
-
-
-def _pair_histogram(groups, **settings):
-    """Filled steps over shared bins, told apart by colour."""
     import seaborn as sns
 
     groups = {f"{name} ({np.size(values):,} pairs)": np.ravel(values) for name, values in groups.items()}
     figure, ax = new_figure(COLUMN_WIDTH, 2.2)
     sns.histplot(groups, element="step", palette=style.PALETTE[: len(groups)], alpha=0.4, ax=ax, **settings)
     sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    return figure, ax
+    ax.set(xlabel=label, yscale="log" if log else "linear")
+    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_minor_formatter("")  # matplotlib's own, within a decade, is in math
+    return finish(figure, note)
 
 
 def cmc_curves(curves, note=None):
@@ -253,14 +239,16 @@ def cost_plot(frame, note=None):
     frame: T4's csv as `pd.read_csv` gives it, rows called "model, plain" or "model, re-ranked (…)"; those of equal cost
     stand side by side. Returns a column-width Figure.
     """
-    names, cost = frame.row.str.rpartition(", "), frame.GFLOPs
-    looks, aside = style.looks(names[0]), (cost.max() / cost.min()) ** (0.015 * frame.groupby("GFLOPs").cumcount())
+    aside = (frame.GFLOPs.max() / frame.GFLOPs.min()) ** (0.015 * frame.groupby("GFLOPs").cumcount())
+    frame = frame.assign(
+        x=frame.GFLOPs * aside, below=frame.mAP - frame["mAP low"], above=frame["mAP high"] - frame.mAP
+    )
+    names = frame.row.str.rpartition(", ")
+    looks = style.looks(names[0])
     figure, ax = new_figure(COLUMN_WIDTH, 2.6)
-    for x, model, how, (_, row) in zip(cost * aside, names[0], names[2], frame.iterrows(), strict=True):
-        is_plain = how == "plain"
-        look = {"label": f"{model} ({row['parameters (M)']:g} M parameters)" if is_plain else "", **looks[model]}
-        margins = [[row.mAP - row["mAP low"]], [row["mAP high"] - row.mAP]]
-        ax.errorbar(x, row.mAP, margins, linestyle="none", markerfacecolor=None if is_plain else "white", **look)
+    for (model, plain), rows in frame.groupby([names[0], names[2] == "plain"], sort=False):
+        look = {"label": model, **looks[model]} if plain else {"markerfacecolor": "white", **looks[model]}
+        ax.errorbar(rows.x, rows.mAP, rows[["below", "above"]].T, linestyle="none", **look)
     ax.set(xlabel="GFLOPs an image", ylabel="mAP (%)", xscale="log")
     ax.set_title("filled: plain distances, open: re-ranked", fontsize="small")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
