@@ -15,7 +15,7 @@ from PIL import Image
 from reid_utils.ranking.feature_files import Features
 from reid_utils.ranking.statistics import compare_rows, p_text
 from reid_utils.views import galleries, plots, style
-from reid_utils.views.forest import forest_plot
+from reid_utils.views.forest import forest_plot, table_plot
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +45,21 @@ def table(rng, names=("none", "flip", "erasing")):
     return compare_rows({name: np.clip(aps + 0.1 * k, 0, 1) for k, name in enumerate(names)}, names[0])
 
 
+def costs():
+    rows = ["ViT, plain", "ViT, re-ranked (hard)", "ResNet, plain"]
+    scores = {"mAP": [50.0, 60.0, 40.0], "mAP low": [45.0, 55.0, 38.0], "mAP high": [52.0, 66.0, 43.0]}
+    return pd.DataFrame({"row": rows, **scores, "GFLOPs": [17.5, 17.5, 0.6]})
+
+
 def draw_one_of_each(rng):
     """Name → (figure with a note, number of axes with data, strings that it must show)."""
     ranked = [(crop(), True, 0.25), (crop(80, 30), False, 1.5)]
     history = pd.DataFrame({"seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "loss": [2.0, 1, 2, 1]})
     history = history.assign(mAP=[np.nan, 0.5, np.nan, 0.6], rank1=[np.nan, 0.5, np.nan, 0.6], label="InfoNCE")
     manifest = pd.DataFrame({"split": ["training"] * 6 + ["test"] * 4, "player": [1, 1, 1, 2, 2, 2, 7, 7, 8, 8]})
-    damage = pd.DataFrame({"damage": ["blur (σ, pixels)"] * 2 + ["JPEG (100 − quality)"] * 2, "level": [0, 1] * 2})
+    damage = pd.DataFrame(
+        {"damage": ["blur (σ, pixels)"] * 2 + ["JPEG compression (100 − quality)"] * 2, "level": [0, 1] * 2}
+    )
     damage = damage.assign(label="InfoNCE", mAP=[0.9, 0.7] * 2, low=[0.85, 0.6] * 2, high=[0.95, 0.8] * 2)
     pairs = {"genuine": rng.uniform(0, 0.5, 50), "impostor": rng.uniform(0.4, 1, 500)}
     note = {"note": "rendered data"}
@@ -80,8 +88,16 @@ def draw_one_of_each(rng):
             ["k1", "k2", "80.0", "mAP (%)"],
         ),
         "overlap": (plots.error_overlap([[1, 0.4], [0.6, 1]], ["ViT", "ResNet"], **note), 2, ["also failed by", "60"]),
-        "distances": (plots.distance_histograms(pairs, **note), 1, ["genuine (50 pairs)", "impostor (500 pairs)"]),
-        "jaccard": (plots.jaccard_histogram(pairs, **note), 1, ["Jaccard distance", "number of pairs"]),
+        "distances": (
+            plots.pair_histogram(pairs, "distance", stat="density", **note),
+            1,
+            ["genuine (50 pairs)", "impostor (500 pairs)"],
+        ),
+        "jaccard": (
+            plots.pair_histogram(pairs, "Jaccard distance", log=True, **note),
+            1,
+            ["Jaccard distance", "Count"],
+        ),
         "cmc": (plots.cmc_curves({"ViT": [0.7, 0.9, 1.0]}, **note), 1, ["rank", "queries matched (%)", "ViT"]),
         "embedding": (
             plots.embedding_map(
@@ -98,13 +114,22 @@ def draw_one_of_each(rng):
         "forest": (
             forest_plot(table(rng), ["T1", "T1", "T1"], **note),
             2,
-            ["T1", "flip", "mAP (%)", "difference from the baseline (mAP points)", "< 0.0002"],
+            ["T1", "flip", "mAP (%)", "difference (mAP points)", "< 0.0002"],
         ),
+        "table": (
+            table_plot(
+                table(rng, ("ViT + ResNet: rank average", "ViT + ResNet: similarity again (other seeds)")), **note
+            ),
+            1,
+            ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
+        ),
+        "flow": (plots.flow_chart([["images"], ["ViT", "ResNet"], ["fusion"]], **note), 0, ["images", "ViT", "fusion"]),
+        "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT", "0.5"]),
         "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
         "robustness": (
             plots.robustness_curves(damage, **note),
             2,
-            ["blur (σ, pixels)", "JPEG compression,\n100 − quality", "InfoNCE"],
+            ["blur (σ, pixels)", "JPEG compression\n(100 − quality)", "InfoNCE"],
         ),
         "repaired": (
             plots.repaired_queries([0.2, 0.5, 1, np.nan], [0.6, 0.4, 1, np.nan], ("AP alone", "AP fused"), **note),
@@ -193,8 +218,8 @@ def test_forest_plot_draws_full_intervals_thin_and_those_of_queries_thick(rng):
     assert ends[0] >= {(9, 11), (19, 21)} and ends[1] >= {(5, 15), (10, 30)}
     assert (thick.get_linewidth()[0], thin.get_linewidth()[0]) == (4, 1)
     assert not np.array_equal(thick.get_color()[0], thin.get_color()[-1])
-    assert "over queries only" in texts(figure)
-    assert "over queries only" not in texts(forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
+    assert "queries alone" in texts(figure)
+    assert "queries alone" not in texts(forest_plot(frame.drop(columns=["queries_low", "queries_high"])))
 
 
 def test_forest_plot_draws_the_csv_of_a_table_as_its_comparison(tmp_path, rng):
@@ -216,6 +241,52 @@ def test_forest_plot_draws_the_csv_of_a_table_as_its_comparison(tmp_path, rng):
         assert all(np.allclose(a, b, atol=0.01, equal_nan=True) for a, b in zip(*ends, strict=True))
 
 
+def test_a_table_at_column_width_has_its_models_once_and_differences_from_baselines_at_0(rng):
+    frame = table(rng, ("a: none", "a: hard", "b")).assign(mAP=[0.4, 0.55, 0.612])
+    figure = table_plot(frame)
+    (ax,) = figure.axes
+    assert figure.get_figwidth() == style.COLUMN_WIDTH
+    assert [text.get_text() for text in ax.texts] == ["a", "mAP (%)", "40.0", "55.0", "61.2"]
+    heading, rows = ax.texts[0].xy[1], ax.get_yticks()
+    assert (rows - heading).tolist() == [1, 2, 3]
+    points = {line.get_marker(): line.get_xydata().tolist() for line in ax.lines if line.get_marker() in "oD"}
+    assert points["D"] == [[0, rows[0]]]
+
+
+def test_names_of_models_that_are_too_long_for_a_column_are_cut(rng):
+    figure = table_plot(table(rng, ("model " * 30 + ": hard", "x" * 99)))
+    figure.draw_without_rendering()
+    ends = [text.get_window_extent() for text in figure.findobj(plt.Text) if text.get_text()]
+    assert min(end.x0 for end in ends) >= 0 and max(end.x1 for end in ends) <= figure.bbox.x1
+
+
+def test_a_cmc_of_several_seeds_is_their_mean_in_a_band_from_lowest_to_highest():
+    ax = plots.cmc_curves({"ViT": [[0.5, 0.8], [0.7, 0.8]], "one seed": [0.6, 0.9]}).axes[0]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [pytest.approx([60, 80]), pytest.approx([60, 90])]
+    bands = [np.unique(band.get_paths()[0].vertices[:, 1].round(9)) for band in ax.collections]
+    assert [band.tolist() for band in bands] == [[50, 70, 80], [60, 90]]
+
+
+def test_a_flow_chart_joins_like_to_like_and_all_where_numbers_differ():
+    ax = plots.flow_chart([["images"], ["ViT", "ResNet"], ["distances"] * 2, ["fusion"]]).axes[0]
+    places = {text.get_position(): text.get_text() for text in ax.texts if text.get_text()}
+    arrows = [(places[arrow.get_position()], places[arrow.xy]) for arrow in ax.texts if not arrow.get_text()]
+    assert arrows == [
+        *(("images", model) for model in ("ViT", "ResNet")),
+        *((model, "distances") for model in ("ViT", "ResNet")),
+        *[("distances", "fusion")] * 2,
+    ]
+
+
+def test_accuracy_stands_over_cost_plain_filled_and_re_ranked_open_with_intervals():
+    ax = plots.cost_plot(costs()).axes[0]
+    marks = [(line.get_markerfacecolor() != "white", *line.get_ydata()) for line in ax.lines]
+    assert marks == [(True, 50), (False, 60), (True, 40)]
+    x = [line.get_xdata()[0] for line in ax.lines]
+    assert x[0] == 17.5 and x[2] == 0.6 and 17.5 < x[1] < 19  # of equal cost: side by side
+    assert [tuple(bars.get_segments()[0][:, 1]) for bars in ax.collections] == [(45, 52), (55, 66), (38, 43)]
+
+
 def test_epochs_without_a_measurement_are_points_that_no_line_joins():
     history = pd.DataFrame({"seed": 0, "epoch": [0, 1, 2, 3] * 2, "label": ["each"] * 4 + ["last"] * 4, "loss": 1.0})
     history = history.assign(mAP=[0.1, 0.2, 0.3, 0.4, 0.1, np.nan, np.nan, 0.4], rank1=0.5)
@@ -233,9 +304,26 @@ def test_each_of_many_series_has_a_look_of_its_own():
 
 
 def test_numbers_beside_bars_stay_inside_the_axis(rng):
-    ax = plots.bar_with_intervals(table(rng)).axes[0]
-    ax.figure.draw_without_rendering()
-    assert max(text.get_window_extent().x1 for text in ax.texts) <= ax.get_window_extent().x1
+    below_0 = pd.DataFrame({"row": ["a", "b"], "mAP": [-0.014, 0.25], "low": [-0.033, 0.22], "high": [0.0, 0.29]})
+    for frame in (table(rng), below_0):
+        ax = plots.bar_with_intervals(frame).axes[0]
+        ax.figure.draw_without_rendering()
+        panel, ends = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
+        assert min(end.x0 for end in ends) >= panel.x0 and max(end.x1 for end in ends) <= panel.x1
+
+
+LONG = ["eva_giant_patch14_336.clip_ft_in1k", "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", "beitv2_large_patch16"]
+
+
+def test_names_of_large_models_do_not_overlap(rng):
+    overlap = plots.error_overlap(rng.uniform(0.4, 0.6, (3, 3)), LONG).axes[0]
+    weights = plots.fusion_weights(rng.dirichlet([1, 1, 1], 9), LONG).axes[0]
+    for axis in (overlap.xaxis, overlap.yaxis, weights.xaxis):
+        axis.get_figure().draw_without_rendering()
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert not any(one.overlaps(other) for one, other in zip(boxes[1:], boxes, strict=False))
+    side, label = overlap.get_window_extent(), overlap.yaxis.label.get_window_extent()
+    assert side.y0 <= label.y0 and label.y1 <= side.y1
 
 
 def test_sensitivity_map_outlines_the_marked_setting():
@@ -259,8 +347,8 @@ def test_the_overlap_of_a_model_with_itself_is_left_blank():
 
 def test_a_set_of_one_player_is_drawn():
     nobody_else = {"genuine": np.array([0.5, 0.6]), "impostor": np.array([])}
-    assert "impostor (0 pairs)" in texts(plots.distance_histograms(nobody_else))
-    assert "genuine (2 pairs)" in texts(plots.jaccard_histogram(nobody_else))
+    assert "impostor (0 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", stat="density"))
+    assert "genuine (2 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", log=True))
     assert texts(plots.embedding_map({"id": (np.zeros((1, 2)), [1])}, {"id": 0.0}))
 
 
@@ -285,7 +373,7 @@ from reid_utils.views import galleries, plots, style
 style.use_style()
 rng = np.random.default_rng(0)
 style.save_figure(plots.cmc_curves({"a": [0.5, 0.9]}, note="n"), sys.argv[1], "cmc")
-style.save_figure(plots.distance_histograms({"a": rng.normal(size=99), "b": rng.normal(size=99)}), sys.argv[1], "d")
+style.save_figure(plots.pair_histogram({"a": rng.normal(size=99), "b": rng.normal(size=99)}, "d"), sys.argv[1], "d")
 images = [rng.integers(0, 255, (40, 20, 3), np.uint8)] * 2
 style.save_figure(galleries.ranked_list_page([(images[0], {"m": [(images[1], True, 0.1)]}, "q")]), sys.argv[1], "lists")
 """
@@ -295,7 +383,8 @@ def test_same_data_same_bytes_in_another_process(tmp_path):
     for run in "ab":
         subprocess.run([sys.executable, "-c", _DRAW, str(tmp_path / run)], check=True)
     first, second = (sorted((tmp_path / run).iterdir()) for run in "ab")
-    assert [path.name for path in first] == ["cmc.png", "cmc.svg", "d.png", "d.svg", "lists.png"]  # photographs: no SVG
+    vector = [f"{stem}.{kind}" for stem in ("cmc", "d") for kind in ("pdf", "png", "svg")]
+    assert [path.name for path in first] == [*vector, "lists.png"]  # photographs: PNG alone
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
@@ -324,8 +413,9 @@ def test_a_picture_that_cannot_be_made_small_is_written_legibly_and_said(tmp_pat
 
 
 def test_a_vector_picture_has_real_text(tmp_path, rng):
-    svg = style.save_figure(plots.bar_with_intervals(table(rng)), tmp_path, "bars")[1].read_text()
-    assert ">erasing</text>" in svg and "<image" not in svg
+    _, svg, pdf = style.save_figure(plots.bar_with_intervals(table(rng)), tmp_path, "bars")
+    assert ">erasing</text>" in svg.read_text() and "<image" not in svg.read_text()
+    assert b"/Type3" not in pdf.read_bytes() and b"/CIDFontType2" in pdf.read_bytes()  # as journals ask
 
 
 def test_what_a_users_matplotlibrc_sets_holds(tmp_path, monkeypatch):
@@ -337,6 +427,23 @@ def test_what_a_users_matplotlibrc_sets_holds(tmp_path, monkeypatch):
         assert plt.rcParams["legend.frameon"] is False
         label = plots.cmc_curves({"a": [0.5, 1]}).axes[0].xaxis.label
         assert label.get_fontsize() == 11  # all sizes follow
+
+
+@pytest.mark.parametrize("name, column, text", [("cvpr2024", 3.25, 6.875), ("neurips2024", 5.5, 5.5)])
+def test_a_journals_style_gives_widths_and_letters_and_the_user_still_wins(tmp_path, monkeypatch, name, column, text):
+    (tmp_path / "matplotlibrc").write_text("axes.labelsize: 13\n")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
+    with plt.rc_context({"axes.labelsize": 13}):
+        style.use_style(name)
+        widths = [style.new_figure(width, 2)[0].get_figwidth() for width in (style.COLUMN_WIDTH, style.TEXT_WIDTH)]
+        axis = plots.cmc_curves({"a": [0.5, 1]}).axes[0].xaxis
+    assert widths == pytest.approx([column, text])
+    assert axis.label.get_fontsize() == 13 and axis.get_ticklabels()[0].get_fontname() == "STIXGeneral"
+
+
+def test_an_unknown_style_is_told_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"style 'nature' is unknown; known: .*cvpr2024.*neurips2024"):
+        style.use_style("nature")
 
 
 HARD_TO_DRAW = [
@@ -361,12 +468,12 @@ def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
         plots.error_overlap(np.eye(2), [name, "b"]),
         plots.cmc_curves({name: [0.5, 1]}),
         plots.fusion_weights(rng.dirichlet([1, 1], 9), [name, "b"]),
-        plots.distance_histograms({name: rng.uniform(size=9), "b": rng.uniform(size=9)}),
+        plots.pair_histogram({name: rng.uniform(size=9), "b": rng.uniform(size=9)}, name),
         plots.set_statistics(manifest, rng.integers(50, 99, (6, 2))),
         galleries.sequence_samples([(name, [crop()])], note=name),
     ]
     for number, figure in enumerate(drawn):
-        for svg in style.save_figure(figure, tmp_path, str(number))[1:]:
+        for svg in style.save_figure(figure, tmp_path, str(number))[1:2]:
             ElementTree.parse(svg)
     if name.isprintable():
         assert name in texts(drawn[0])
@@ -374,10 +481,10 @@ def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     figure = plots.cmc_curves({"a": [0.5, 0.9]})
-    png, _ = style.save_figure(figure, tmp_path, "cmc")
+    png, *_ = style.save_figure(figure, tmp_path, "cmc")
     before = png.read_bytes()
     monkeypatch.setattr(style.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space"):
         style.save_figure(plots.cmc_curves({"b": [0.1, 0.2]}), tmp_path, "cmc")
     assert png.read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3

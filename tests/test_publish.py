@@ -28,6 +28,7 @@ RUNS = {"02_training__a": [], "03_post_processing__a": ["02_training__a"]}
 RUNS |= {LAST: list(RUNS)}
 FILES = ["tables/T1.csv", "tables/T3.csv", "tables/findings.csv", "tables/findings.md"]
 FILES += ["figures/06_paper_tables_forest.png", "figures/06_paper_tables_forest.svg", "figures/05_heavy.svg"]
+FILES += ["figures/06_paper_tables_forest.pdf", "figures/05_heavy.pdf"]
 FINDINGS = (
     "claim,compared,verdict,difference,diff low,diff high,rerun low,rerun high,p (Holm),smallest,regime\n"
     "flip helps,flip against none,supported,2.57,1.1,4.0,0.5,4.6,< 0.0002,2.1,"
@@ -76,7 +77,9 @@ def study(tmp_path):
     (folder / "tables" / "findings.md").write_text("| flip helps | supported |\n\nDifferences are points of mAP.\n")
     (folder / "figures" / "06_paper_tables_forest.png").write_bytes(b"png")
     (folder / "figures" / "06_paper_tables_forest.svg").write_bytes(b"<svg/>")
-    (folder / "figures" / "05_heavy.svg").write_bytes(b"x" * 300_001)
+    (folder / "figures" / "06_paper_tables_forest.pdf").write_bytes(b"%PDF")
+    for kind in ("svg", "pdf"):
+        (folder / "figures" / f"05_heavy.{kind}").write_bytes(b"x" * 300_001)
     (folder / "figures" / "05_of_a_former_plan.png").write_bytes(b"png")
     write_json(folder / "study.json", {"command": "python run_all.py quick", "options": {"data": None}})
     (figures / "00_old.png").write_bytes(b"old")
@@ -86,9 +89,10 @@ def study(tmp_path):
 
 def test_publishing_leaves_the_studys_files_and_a_readme_made_from_them(study):
     folder, figures, readme = study
+    (figures / "00_old.pdf").write_bytes(b"old")
     publish(folder, figures, readme)
     assert sorted(path.name for path in figures.iterdir()) == [
-        "06_paper_tables_forest.png", "06_paper_tables_forest.svg", "README.md", "study.json", "tables",
+        *(f"06_paper_tables_forest.{kind}" for kind in ("pdf", "png", "svg")), "README.md", "study.json", "tables",
     ]  # fmt: skip
     assert (figures / "tables" / "T1.csv").read_bytes() == (folder / "tables" / "T1.csv").read_bytes()
     text = readme.read_text()
@@ -255,7 +259,7 @@ def test_numbers_of_real_people_are_shown_with_the_sets_terms_and_without_its_im
     given = {"command": "run_all.py people --data '/home/me/my crops'", "options": {"data": "/home/me/my crops"}}
     write_json(folder / "study.json", given)
     publish(folder, figures / "people", readme, ABOUT)
-    assert not [path for path in (figures / "people").rglob("*") if path.suffix in (".png", ".svg")]
+    assert not [path for path in (figures / "people").rglob("*") if path.suffix in (".png", ".svg", ".pdf")]
     assert (figures / "people" / "tables" / "findings.csv").read_text() == OF_PEOPLE
     text = (figures / "people" / "tables" / "findings.md").read_text()
     assert text == "Row 1: `run_all.py people --data FOLDER --only 'a'`\n"

@@ -72,6 +72,32 @@ def test_a_table_is_a_csv_and_a_markdown_table_with_its_notes(tmp_path):
     )
 
 
+def test_a_comparison_in_latex_has_its_main_columns_the_best_in_bold_and_intervals_small(tmp_path):
+    frame = pd.DataFrame({"no.": [1, 2], "row": ["a_b & c|d", "b"], "mAP": [9.5, 48.123], "rank-1": [70.0, 8.0]})
+    frame["mAP low"], frame["mAP high"], frame["seeds"] = [8.0, 45.0], [10.0, 51.0], 3
+    frame["difference"], frame["diff low"], frame["diff high"] = ([math.nan, value] for value in (-4.02, -5.7, 0.04))
+    frame["p (Holm)"] = ["", "< 0.0009"]
+    results.write_table(start_run(tmp_path, "06", "06"), "T1", frame)
+    assert (tmp_path / "tables" / "T1.tex").read_text().splitlines()[1:-1] == [
+        r"\toprule",
+        r"no. & row & mAP & mAP (95 \%) & rank-1 & difference & difference (95 \%) & p (Holm) \\",
+        r"\midrule",
+        r"1 & a\_b \& c|d & 9.50 & {\small 8.00 to 10.00} & 70.00 &  & {\small } &  \\",
+        r"2 & b & \textbf{48.12} & {\small 45.00 to 51.00} & 8.00 & $-$4.02 & {\small $-$5.70 to 0.04} & $<$ 0.0009 \\",
+        r"\bottomrule",
+    ]
+
+
+def test_any_other_table_is_whole_in_latex_an_empty_one_too(tmp_path):
+    run = start_run(tmp_path, "06", "06")
+    results.write_table(run, "T6", pd.DataFrame({"entry_of": ["ours, 100 %"], "test mAP": [math.nan]}))
+    results.write_table(run, "T3", pd.DataFrame())
+    assert (
+        "entry\\_of & test mAP \\\\\n\\midrule\nours, 100 \\% &  \\\\\n" in (tmp_path / "tables" / "T6.tex").read_text()
+    )
+    assert (tmp_path / "tables" / "T3.tex").exists()
+
+
 @pytest.mark.parametrize("name", ["a|b", "a||b c_d", "игрок 选手 🏃 {0} %s"])
 def test_names_stay_in_their_cell_and_as_they_are(tmp_path, name):
     run = start_run(tmp_path, "06", "06")
@@ -106,7 +132,7 @@ def test_two_runs_of_a_notebook_write_two_tables_and_each_lists_its_own(tmp_path
     frames = [pd.read_csv(tmp_path / "tables" / f"robustness_{name}.csv") for name in ("losses", "again")]
     assert [frame["level"][0] for frame in frames] == [1, 2]
     files = load_results(tmp_path / "results" / "05__losses")["files"]
-    assert files == ["tables/robustness_losses.csv", "tables/robustness_losses.md"]
+    assert files == [f"tables/robustness_losses.{kind}" for kind in ("csv", "md", "tex")]
 
 
 def test_arrays_round_trip_with_equal_bytes_and_no_pickles(tmp_path):

@@ -115,7 +115,7 @@ def published_files(folder, runs):
         if path.suffix == ".png" and path.stat().st_size > FIGURE_LIMIT:
             size = f"{path.stat().st_size} bytes, above {FIGURE_LIMIT}"
             raise ValueError(f"{path} has {size}; draw fewer images in one figure")
-    return [path for path in files if path.suffix != ".svg" or path.stat().st_size <= FIGURE_LIMIT]
+    return [path for path in files if path.suffix not in (".svg", ".pdf") or path.stat().st_size <= FIGURE_LIMIT]
 
 
 def about_figures(study):
@@ -320,7 +320,7 @@ def publish(folder, figures, page, about=""):
     in_page(text, "", markers)
     shutil.rmtree(figures / "tables", ignore_errors=True)
     (figures / "tables").mkdir(parents=True)
-    for path in [*figures.glob("*.png"), *figures.glob("*.svg")]:
+    for path in (path for kind in ("png", "svg", "pdf") for path in figures.glob(f"*.{kind}")):
         path.unlink()
     place = f"--data {shlex.quote(given['options']['data'] or '')}"
     for path in files:

@@ -89,7 +89,7 @@ DEGRADATIONS = {  # axis label: function
     "blur (sd, % of height)": blur,
     "occlusion (% of area)": occlude,
     "down-scaling (% of size lost)": downscale,
-    "JPEG (100 − quality)": compress,
+    "JPEG compression (100 − quality)": compress,
 }
 
 

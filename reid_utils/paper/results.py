@@ -43,7 +43,7 @@ class RunFolders:
         return self.figures.parents[1]
 
     def figure(self, name, figure):
-        """Save a figure as figures/<run id>_<name>.png and .svg and record both -> the figure, for a cell to show."""
+        """Save a figure as figures/<run id>_<name>.png, .svg and .pdf and record them -> the figure, to show."""
         from reid_utils.views.style import save_figure
 
         self.files.extend(save_figure(figure, self.figures, f"{self.run_id}_{name}"))
@@ -153,20 +153,20 @@ def load_results(folder):
 
 
 def write_table(run, name, frame, notes=()):
-    """Write a DataFrame as tables/<name>.csv (full precision) and .md (rounded, numbers right-aligned, notes below).
+    """Write a DataFrame as tables/<name>.csv (full precision), .md (rounded, notes below) and .tex (`latex_table`).
 
     A run that is one of several of its notebook (its id goes on after "__") adds that part to the name. The index is
-    left out, missing cells are blank. notes: lines of text. No cell may hold times, memory or hosts. Returns the second
+    left out, missing cells are blank. notes: lines of text. No cell may hold times, memory or hosts. Returns the .md
     file's content (IPython's Markdown), for a cell to show.
     """
     from IPython.display import Markdown
 
     stem = "_".join(filter(None, (name, run.run_id.partition("__")[2])))
-    csv, markdown = run.tables / f"{stem}.csv", run.tables / f"{stem}.md"
-    write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
     text = markdown_table(frame) + "".join(f"\n{one_line(note)}\n" for note in notes)
-    write_text(markdown, text)
-    run.files.extend((csv, markdown))
+    texts = {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": text, "tex": latex_table(frame)}
+    for kind, content in texts.items():
+        run.files.append(run.tables / f"{stem}.{kind}")
+        write_text(run.files[-1], content)
     return Markdown(text)
 
 
@@ -175,6 +175,32 @@ def markdown_table(frame):
     align = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in frame]
     shown = frame.astype(object).map(cell_text).rename(columns=cell_text)
     return shown.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n" if align else ""
+
+
+def latex_table(frame):
+    """A DataFrame as a LaTeX table (str) for the package booktabs, names escaped.
+
+    A comparison of rows shows its main columns alone, each interval small in one column, the best mAP bold.
+    """
+    intervals = {}
+    if "mAP low" in frame:
+        for name, of in (("mAP", "mAP"), ("difference", "diff")):
+            low, high = (frame[f"{of} {end}"].map(cell_text) for end in ("low", "high"))
+            intervals[f"{name} (95 %)"] = (low + " to " + high).str.strip(" to")
+        frame = frame.assign(**intervals).filter(_MAIN_COLUMNS)
+    styled = frame.reset_index(drop=True).style.hide(axis="index")
+    styled.format(_latex_cell, escape="latex").format_index(escape="latex", axis=1)
+    if intervals:
+        styled.highlight_max("mAP", props="textbf:--rwrap;").set_properties(list(intervals), small="--wrap")
+    return styled.to_latex(hrules=True)
+
+
+_MAIN_COLUMNS = ["no.", "row", "mAP", "mAP (95 %)", "rank-1", "difference", "difference (95 %)", "p (Holm)"]
+
+
+def _latex_cell(value):
+    """A cell as LaTeX, text escaped already: what its text mode prints as something else (-5, < 0.01) goes into $."""
+    return re.sub(r"(?<!\S)[-<](?=[ .\d])", r"$\g<0>$", cell_text(value).replace(r"\|", "|"))
 
 
 def cell_text(value):

@@ -1,4 +1,6 @@
-"""The forest plot: every row of a table, or of several, with its interval and its difference from the baseline."""
+"""Forest plots: every row of a table, or of several, with its interval and its difference from the baseline."""
+
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -6,14 +8,14 @@ from matplotlib.lines import Line2D
 
 from reid_utils.paper.results import cell_text
 from reid_utils.ranking.statistics import p_text
-from reid_utils.views.style import BLACK, BLUE, TEXT_WIDTH, finish, new_figure, printable
+from reid_utils.views.style import BLACK, BLUE, COLUMN_WIDTH, TEXT_WIDTH, finish, new_figure, printable
 
 _LEVEL = 0.05  # of the Holm-corrected p that fills a dot
 _MANY_ROWS = 45  # more are set closer
 _PALE = "#99C7E0"  # a shade of BLUE on which a thin line of it can be seen
 _SIGNS = {
     "baseline": {"marker": "D", "color": BLACK},
-    "differs (corrected p < 0.05)": {"marker": "o", "color": BLUE},
+    "differs (Holm's p < 0.05)": {"marker": "o", "color": BLUE},
     "no significant difference": {"marker": "o", "color": BLUE, "markerfacecolor": "white"},
 }
 _PER_CENT = ["mAP", "low", "high", "difference", "diff_low", "diff_high", "queries_low", "queries_high"]
@@ -28,29 +30,50 @@ def forest_plot(frame, groups=None, note=None):
     queries), thick pale ones hold the trained networks fixed (columns queries_low, queries_high, where present). p is
     shown as in the tables. Returns a text-width Figure with two axes: scores in per cent, differences in points.
     """
-    headings = [""] * len(frame) if groups is None else list(groups)
     frame = _in_per_cent(frame)
-    codes, names = pd.factorize(np.array(headings, dtype=object))
-    positions = np.arange(len(frame)) + (1 + 1.4 * codes if any(headings) else 0)
-    last = positions[-1]
-    step = 0.19 if last < _MANY_ROWS else 0.14  # inches; a page is 10 high
-    figure, (scores, changes) = new_figure(
-        TEXT_WIDTH, 1.0 + step * (last + 1), 1, 2, sharey=True, width_ratios=(1.2, 1)
-    )
-    _draw_rows(scores, changes, positions, frame)
-    beside = scores.get_yaxis_transform()
-    for number, heading in enumerate(names):
-        place = 0, positions[codes == number][0] - 1
-        scores.text(*place, f"{heading}  ", transform=beside, ha="right", va="center", weight="bold")
-    scores.set(yticks=positions, yticklabels=list(map(printable, frame.row)), xlabel="mAP (%)", ylim=(last + 0.7, -0.7))
-    changes.set(xlabel="difference from the baseline (mAP points)")
-    changes.text(1.02, 1, "corrected p", transform=changes.transAxes, ha="left", va="bottom", fontsize="small")
-    changes.axvline(0, color=BLACK, linewidth=0.8)
-    for ax in (scores, changes):
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="y", visible=False)
+    figure, (scores, changes) = new_figure(TEXT_WIDTH, 1, 1, 2, sharey=True, width_ratios=(1.2, 1))
+    step = 0.19 if len(frame) < _MANY_ROWS else 0.14  # inches; a page is 10 high
+    heights = _lay_out(scores, [""] * len(frame) if groups is None else groups, map(printable, frame.row), step)
+    _draw(scores, heights, frame, "mAP", "low", "high")
+    _draw_differences(changes, heights, frame)
+    p_values = zip(frame.p_holm, frame.at_floor, strict=True)
+    _write_beside(changes, "corrected p", heights, [cell_text(p_text(p, at_floor)) for p, at_floor in p_values])
+    scores.set_xlabel("mAP (%)")
     figure.legend(handles=_legend("queries_low" in frame), loc="outside upper center", ncols=3)
     return finish(figure, note)
+
+
+def table_plot(frame, note=None):
+    """A table at column width: each row's difference from its baseline with its intervals, its mAP at the right.
+
+    frame: as `forest_plot` takes it, signs as there. Rows called "models: fusion" stand below their models. Returns a
+    column-width Figure with one axes, in points of mAP.
+    """
+    frame = _in_per_cent(frame)
+    parts = frame.row.map(printable).str.rpartition(": ")
+    labels = [textwrap.fill(name, 24, break_on_hyphens=False) for name in parts[2]]
+    step = 0.05 + 0.11 * max(label.count("\n") + 1 for label in labels)  # inches, for the label with most lines
+    figure, ax = new_figure(COLUMN_WIDTH, 1)
+    heights = _lay_out(ax, parts[0], labels, step)
+    _draw_differences(ax, heights, frame)
+    _write_beside(ax, "mAP (%)", heights, frame.mAP.map("{:.1f}".format))
+    ax.spines["left"].set_visible(False)
+    figure.legend(handles=_legend("queries_low" in frame), loc="outside upper left", ncols=2, handlelength=1.4)
+    return finish(figure, note)
+
+
+def _lay_out(ax, headings, labels, step):
+    """Label rows `step` inches apart, each run of equal headings below a line that names it -> their heights (n,)."""
+    headings = pd.Series(list(headings), dtype=object)
+    begins = (headings != headings.shift()) & (headings != "")
+    heights = np.arange(len(headings)) + begins.cumsum().to_numpy()
+    look = {"va": "center", "fontsize": "small", "style": "italic", "bbox": {"color": "white", "pad": 0}}
+    for y, heading in zip(heights[begins] - 1, headings[begins], strict=True):  # over the panel, no part of the layout
+        text, place = textwrap.shorten(heading, 55, placeholder=" …"), ("figure fraction", "data")
+        ax.annotate(text, (0.01, y), xycoords=place, in_layout=False, **look)
+    ax.set(yticks=heights, yticklabels=labels, ylim=(heights[-1] + 0.6, -0.6))
+    ax.figure.set_figheight(1.2 + step * (heights[-1] + 1))
+    return heights
 
 
 def _in_per_cent(frame):
@@ -62,24 +85,36 @@ def _in_per_cent(frame):
     return frame.assign(at_floor=frame.p <= frame.p_floor, **100 * frame.filter(items=_PER_CENT))
 
 
-def _draw_rows(scores, changes, heights, frame):
-    """Intervals, points and p of all rows, at their `heights`."""
+def _draw(ax, heights, frame, value, low, high):
+    """Points with their intervals, a row at each of `heights`; a baseline differs from itself by 0."""
     is_baseline, differs = frame.difference.isna(), frame.p_holm < _LEVEL
+    ax.hlines(heights, frame[low], frame[high], colors=np.where(is_baseline, BLACK, BLUE), linewidth=1)
+    for rows, sign in zip((is_baseline, differs, ~(is_baseline | differs)), _SIGNS.values(), strict=True):
+        ax.plot(frame[value].fillna(0)[rows], heights[rows], linestyle="none", zorder=3, **sign)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+
+
+def _draw_differences(ax, heights, frame):
+    """The differences from the baseline, which is a line at 0."""
     if "queries_low" in frame:
-        changes.hlines(heights, frame.queries_low, frame.queries_high, colors=_PALE, linewidth=4)
-    for ax, value, low, high in ((scores, "mAP", "low", "high"), (changes, "difference", "diff_low", "diff_high")):
-        ax.hlines(heights, frame[low], frame[high], colors=np.where(is_baseline, BLACK, BLUE), linewidth=1)
-        for rows, sign in zip((is_baseline, differs, ~(is_baseline | differs)), _SIGNS.values(), strict=True):
-            ax.plot(frame[value][rows], heights[rows], linestyle="none", zorder=3, **sign)
-    style = {"transform": changes.get_yaxis_transform(), "va": "center", "fontsize": "small"}
-    for y, p, at_floor in zip(heights, frame.p_holm, frame.at_floor, strict=True):
-        changes.text(1.02, y, cell_text(p_text(p, at_floor)), **style)
+        ax.hlines(heights, frame.queries_low, frame.queries_high, colors=_PALE, linewidth=4)
+    ax.axvline(0, color=BLACK, linewidth=0.8)
+    ax.set_xlabel("difference (mAP points)")
+    _draw(ax, heights, frame, "difference", "diff_low", "diff_high")
+
+
+def _write_beside(ax, title, heights, texts):
+    """A column of texts, a title above, right of a panel."""
+    ax.text(1.02, 1, title, transform=ax.transAxes, va="bottom", fontsize="small")
+    for y, text in zip(heights, texts, strict=True):
+        ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
 
 
 def _legend(with_thick):
     """The signs of the forest plot."""
     signs = {name: {"linewidth": 1, **sign} for name, sign in _SIGNS.items()}
     if with_thick:
-        signs["95 % over seeds and queries"] = {"color": BLUE, "linewidth": 1}
-        signs["95 % over queries only"] = {"color": _PALE, "linewidth": 4}
+        signs["95 %, seeds and queries"] = {"color": BLUE, "linewidth": 1}
+        signs["95 %, queries alone"] = {"color": _PALE, "linewidth": 4}
     return [Line2D([], [], linestyle="-", label=label, **sign) for label, sign in signs.items()]

@@ -4,10 +4,12 @@ Scores come in as fractions and are shown in per cent. `note` is printed small i
 """
 
 import textwrap
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from reid_utils.views import style
 from reid_utils.views.style import BLACK, BLUE, COLUMN_WIDTH, GREY, TEXT_WIDTH, finish, new_figure, printable
@@ -106,55 +108,45 @@ def error_overlap(matrix, names, note=None):
     matrix: (models, models) fractions; entry (i, j) is the share of the queries failed by i that j fails as well, NaN
     where i fails none. The diagonal, 1 by definition, is left blank. Returns a column-width Figure with one map.
     """
+    names = [textwrap.fill(name, 18) for name in names]
     shares = np.where(np.eye(len(names), dtype=bool), np.nan, 100 * np.asarray(matrix, dtype=float))
-    figure, ax = new_figure(COLUMN_WIDTH, 1.3 + 0.3 * len(names))
+    figure, ax = new_figure(COLUMN_WIDTH, 1.6 + 0.42 * len(names))
     _heat_map(ax, shares, names, names, "share (%)", digits=0, vmin=0, vmax=np.nan_to_num(shares).max() or 100)
-    ax.set(xlabel="also failed by", ylabel="queries failed by")
-    ax.tick_params(axis="x", rotation=30)
+    ax.set(xlabel="also failed by", ylabel="failed by")
+    ax.tick_params(axis="x", rotation=90)
     return finish(figure, note)
 
 
-def distance_histograms(groups, note=None):
-    """Squared Euclidean distances of genuine pairs (same player) and impostor pairs, each as a density.
+def pair_histogram(groups, label, note=None, log=False, **settings):
+    """Distances of genuine pairs (same player) and impostor pairs as filled steps over shared bins, told by colour.
 
-    groups: dict of name → 1-D distances, such as {"genuine": …, "impostor": …}. Returns a column-width Figure.
+    groups: dict of name → distances of any shape; label: what they are; log: whether the counts' axis is logarithmic;
+    `settings` go to seaborn's histplot. Returns a column-width Figure.
     """
-    figure, ax = _pair_histogram(groups, bins=60, stat="density", common_norm=False)
-    ax.set(xlabel="squared Euclidean distance", ylabel="density")
-    return finish(figure, note)
-
-
-def jaccard_histogram(groups, note=None):
-    """Jaccard distances of genuine and impostor pairs on a logarithmic count axis, as most pairs share no neighbour.
-
-    groups: dict of name → 1-D distances in [0, 1]. Returns a column-width Figure.
-    """
-    figure, ax = _pair_histogram(groups, bins=40, binrange=(0, 1))
-    ax.set(xlabel="Jaccard distance", ylabel="number of pairs", yscale="log")
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    return finish(figure, note)
-
-
-def _pair_histogram(groups, **settings):
-    """Filled steps over shared bins, told apart by colour."""
     import seaborn as sns
 
     groups = {f"{name} ({np.size(values):,} pairs)": np.ravel(values) for name, values in groups.items()}
     figure, ax = new_figure(COLUMN_WIDTH, 2.2)
     sns.histplot(groups, element="step", palette=style.PALETTE[: len(groups)], alpha=0.4, ax=ax, **settings)
     sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    return figure, ax
+    ax.set(xlabel=label, yscale="log" if log else "linear")
+    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_minor_formatter("")  # matplotlib's own, within a decade, is in math
+    return finish(figure, note)
 
 
 def cmc_curves(curves, note=None):
-    """Share of queries with a match among the first r gallery images, over the rank r.
+    """Share of queries with a match among the first r gallery images, over the rank r: the mean, a band over the seeds.
 
-    curves: dict of name → (ranks,) fractions from rank 1 on. Returns a column-width Figure.
+    curves: dict of name → (ranks,) fractions from rank 1 on, or (seeds, ranks), whose band goes from the lowest to the
+    highest. Returns a column-width Figure.
     """
     figure, ax = new_figure(COLUMN_WIDTH, 2.4)
-    for (name, curve), marker in zip(curves.items(), style.MARKERS * len(curves), strict=False):
-        ranks = np.arange(1, len(curve) + 1)
-        ax.plot(ranks, 100 * np.asarray(curve), marker=marker, markevery=0.15, label=name)
+    for (name, curve), look in zip(curves.items(), style.looks(curves).values(), strict=True):
+        percent = 100 * np.atleast_2d(curve)
+        ranks = np.arange(1, percent.shape[1] + 1)
+        ax.plot(ranks, percent.mean(axis=0), linestyle="-", markevery=0.15, label=name, **look)
+        ax.fill_between(ranks, percent.min(axis=0), percent.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
     ax.set(xlabel="rank", ylabel="queries matched (%)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc="lower right")
@@ -169,7 +161,7 @@ def embedding_map(maps, dispersion, note=None):
     """
     names, columns = np.unique(np.concatenate([players for _, players in maps.values()])), len(style.PALETTE)
     looks = style.looks(names)
-    height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.9 + 0.15 * -(-len(names) // columns)
+    height = min(TEXT_WIDTH / len(maps), COLUMN_WIDTH) + 0.7 + 0.15 * -(-len(names) // columns)
     figure, axes = new_figure(TEXT_WIDTH, height, 1, len(maps), squeeze=False)
     for ax, (title, (points, players)) in zip(axes[0], maps.items(), strict=True):
         for name in names:
@@ -179,7 +171,7 @@ def embedding_map(maps, dispersion, note=None):
         ax.set_title(f"{title}\nmean query distance {dispersion[title]:.2f}")
         ax.set(xticks=[], yticks=[], xlabel="t-SNE axis 1", ylabel="t-SNE axis 2", box_aspect=1)
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns, title="colour and marker: player")
+    figure.legend(*handles, loc="outside upper center", ncols=columns, title="colour and marker: player")
     return finish(figure, note)
 
 
@@ -190,7 +182,8 @@ def fusion_weights(weights, models, note=None):
     """
     figure, ax = new_figure(COLUMN_WIDTH, 2.4)
     look = {"flierprops": {"markersize": 2}, "medianprops": {"color": BLUE, "linewidth": 2}}
-    ax.boxplot(np.asarray(weights), tick_labels=list(map(printable, models)), widths=0.5, **look)
+    labels = [textwrap.fill(printable(name), max(1, 45 // len(models))) for name in models]
+    ax.boxplot(np.asarray(weights), tick_labels=labels, widths=0.5, **look)
     ax.axhline(1 / len(models), color=GREY, linestyle=":", linewidth=1, zorder=0)
     ax.set(ylabel="weight of the model")
     return finish(figure, note)
@@ -210,12 +203,59 @@ def bar_with_intervals(frame, value="mAP", label="mAP (%)", note=None):
         color=BLUE, alpha=0.8, height=0.65, ecolor=BLACK, capsize=2,
     )  # fmt: skip
     ax.bar_label(bars, fmt="{:.1f}", padding=4, fontsize="small")
-    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.16)  # room for the numbers
+    ax.set(xlabel=label, ylim=(len(frame) - 0.5, -0.5), xmargin=0.22)  # room for the numbers
     ax.grid(axis="y", visible=False)
     return finish(figure, note)
 
 
-_AXES = {"JPEG (100 − quality)": "JPEG compression, 100 − quality"}  # a longer name than the table has
+def flow_chart(stages, note=None):
+    """Steps of a method as boxes, from left to right: arrows join like to like, or all to all where numbers differ.
+
+    stages: list of lists of text, a box each. Returns a text-width Figure with one axes.
+    """
+    most, former = max(map(len, stages)), []
+    figure, ax = new_figure(TEXT_WIDTH, 0.3 + 0.5 * most)
+    look = {
+        "fontsize": "small",
+        "ha": "center",
+        "va": "center",
+        "bbox": {"boxstyle": "round", "fc": "white", "ec": BLUE},
+    }
+    for x, texts in enumerate(stages):
+        top = (most - len(texts)) / 2
+        boxes = [ax.text(x, top + y, textwrap.fill(text, 18), **look) for y, text in enumerate(texts)]
+        for one, other in (zip if len(former) == len(boxes) else product)(former, boxes):
+            ends = {"patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch()}
+            ax.annotate("", other.get_position(), one.get_position(), arrowprops={"arrowstyle": "-|>", **ends})
+        former = boxes
+    ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(most - 0.5, -0.5))
+    ax.axis("off")
+    return finish(figure, note)
+
+
+def cost_plot(frame, note=None):
+    """Accuracy against cost: mAP with its interval over GFLOPs, filled for plain distances, open for re-ranked ones.
+
+    frame: T4's csv as `pd.read_csv` gives it, rows called "model, plain" or "model, re-ranked (…)"; those of equal cost
+    stand side by side. Returns a column-width Figure.
+    """
+    aside = (frame.GFLOPs.max() / frame.GFLOPs.min()) ** (0.015 * frame.groupby("GFLOPs").cumcount())
+    frame = frame.assign(
+        x=frame.GFLOPs * aside, below=frame.mAP - frame["mAP low"], above=frame["mAP high"] - frame.mAP
+    )
+    names = frame.row.str.rpartition(", ")
+    looks = style.looks(names[0])
+    figure, ax = new_figure(COLUMN_WIDTH, 2.6)
+    for (model, plain), rows in frame.groupby([names[0], names[2] == "plain"], sort=False):
+        look = {"label": model, **looks[model]} if plain else {"markerfacecolor": "white", **looks[model]}
+        ax.errorbar(rows.x, rows.mAP, rows[["below", "above"]].T, linestyle="none", **look)
+    ax.set(xlabel="GFLOPs an image", ylabel="mAP (%)", xscale="log")
+    ax.set_title("filled: plain distances, open: re-ranked", fontsize="small")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    style.legend_above(figure, ax)
+    return finish(figure, note)
 
 
 def robustness_curves(frame, note=None):
@@ -231,7 +271,7 @@ def robustness_curves(frame, note=None):
             ax.plot(line.level, 100 * line.mAP, linestyle="-", label=label, **looks[label])
             low, high = 100 * line.low, 100 * line.high
             ax.fill_between(line.level, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
-        ax.set(xlabel=textwrap.fill(_AXES.get(kind, kind), 20), ylabel="mAP (%)")
+        ax.set(xlabel=textwrap.fill(kind, 20), ylabel="mAP (%)")
     style.legend_above(figure, axes[0])
     return finish(figure, note)
 

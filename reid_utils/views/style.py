@@ -1,4 +1,4 @@
-"""One figure style for screen and print, and reproducible saving as PNG and SVG."""
+"""One figure style for screen and print, and reproducible saving as PNG, SVG and PDF."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from cycler import cycler
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from reid_utils.files import replacing, write_text
+from reid_utils.files import replacing
 
 COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0  # inches, of a two-column paper
 PNG_LIMIT = 300_000  # bytes
@@ -46,6 +46,7 @@ _STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "lines.solid_capstyle": "butt",  # an interval ends where it ends
+    "pdf.fonttype": 42,  # whole letters (TrueType): journals refuse matplotlib's Type 3
     "svg.fonttype": "none",  # text stays text, to be searched and edited
     "text.parse_math": False,  # names of files and folders are shown as they are, $ and _ too
     "xtick.labelsize": "small",
@@ -53,22 +54,39 @@ _STYLE = {
 }
 
 
-def use_style():
+_scales = [1.0, 1.0]  # of a journal's column and text width to those above
+
+
+def use_style(name=""):
     """Sets Matplotlib's defaults to the study's style, but for what the user's own matplotlibrc sets.
 
-    All sizes of text follow `font.size`.
+    name: a journal of tueplots, such as cvpr2024, for its widths and sizes of text, in a Times that needs no LaTeX;
+    without one all sizes follow `font.size`. Raises ValueError for an unknown name.
     """
+    from tueplots import bundles
+
+    known = [journal for journal in vars(bundles) if journal[-4:].isdigit()]
+    if name and name not in known:
+        raise ValueError(f"style {name!r} is unknown; known: {', '.join(known)}")
+    journal, widths = {}, (COLUMN_WIDTH, TEXT_WIDTH)
+    if name:
+        bundle = getattr(bundles, name)
+        in_columns = "column" in bundle.__kwdefaults__
+        sides = [bundle(column=side) if in_columns else bundle() for side in ("half", "full")]
+        widths = [side["figure.figsize"][0] for side in sides]
+        journal = {**sides[0], "text.usetex": False, "font.family": ["STIXGeneral", "DejaVu Sans"]}
+    _scales[:] = widths[0] / COLUMN_WIDTH, widths[1] / TEXT_WIDTH
     own = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname(), use_default_template=False)
-    plt.rcParams.update({name: value for name, value in _STYLE.items() if name not in own})
+    plt.rcParams.update({key: value for key, value in {**_STYLE, **journal}.items() if key not in own})
     warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for what no font holds
 
 
 def blank_figure(width, height):
-    """An empty constrained-layout figure of width × height inches.
+    """An empty constrained-layout figure of width × height inches; a journal's style in force scales the width.
 
     It is closed for pyplot, so that a notebook shows it once, as a cell's value.
     """
-    figure = plt.figure(figsize=(width, height), layout="constrained")
+    figure = plt.figure(figsize=(width * _scales[width > COLUMN_WIDTH], height), layout="constrained")
     plt.close(figure)
     return figure
 
@@ -109,32 +127,35 @@ def looks(names):
 def legend_above(figure, ax):
     """A legend of an axes' lines above the figure, in four columns or, where labels are long, fewer and more rows."""
     handles, labels = ax.get_legend_handles_labels()
-    columns = max(1, min(4, 135 // (9 + max(map(len, labels)))))  # 135 characters are a text width
+    columns = int(19.3 * figure.get_figwidth()) // (9 + max(map(len, labels)))  # 19.3 characters are an inch
+    columns = max(1, min(4, columns))
     figure.set_figheight(figure.get_figheight() + 0.15 * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def save_figure(figure, folder, stem):
-    """Writes `<stem>.png` and, unless the figure is made of photographs, `<stem>.svg`; the same data, the same bytes.
+    """Writes `<stem>.png` and, unless it shows photographs, `<stem>.svg` and `.pdf`; the same data, the same bytes.
 
     figure: a Matplotlib Figure; folder: made if absent. The PNG has 300 dpi and, to stay within 300 KB, 64 colours, or
     150 dpi as well; one that does not is written all the same, and a line says so. Returns the paths, PNG first. Each
     file is complete or absent.
     """
-    png, svg = Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.svg"
+    paths = [Path(folder) / f"{stem}.{kind}" for kind in ("png", *_DATES)]
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once: each further drawing would do it again
-    with replacing(png) as temporary:
+    with replacing(paths[0]) as temporary:
         temporary.write_bytes(_small_png(figure))
-    if (size := png.stat().st_size) > PNG_LIMIT:
-        print(f"{png.name} has {size // 1000} KB, too much to be published (300 KB): draw fewer images in one figure")
+    if (size := paths[0].stat().st_size) > PNG_LIMIT:
+        print(f"{paths[0].name} has {size // 1000} KB, too much to be published (300 KB): draw fewer images")
     if any(image.get_array().ndim == 3 for image in figure.findobj(AxesImage)):
-        return [png]
-    vector = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "reid_utils"}):
-        figure.savefig(vector, format="svg", metadata={"Date": None}, dpi=150)
-    write_text(svg, vector.getvalue())
-    return [png, svg]
+        return paths[:1]
+    for path, (kind, date) in zip(paths[1:], _DATES.items(), strict=True):
+        with replacing(path) as temporary, plt.rc_context({"svg.hashsalt": "reid_utils"}):
+            figure.savefig(temporary, format=kind, metadata={date: None}, dpi=150)
+    return paths
+
+
+_DATES = {"svg": "Date", "pdf": "CreationDate"}  # what would make the bytes differ from day to day
 
 
 def _small_png(figure):
