@@ -27,7 +27,7 @@ study: env  # the study that is published, half an hour; STUDY=full, or another 
 verify: env  # the committed study again, in a fresh folder: are its tables equal, or (another machine type) its verdicts?
 	$(BIN)/python tools/publish.py verify
 
-figures: env  # show the finished quick study in figures/ and in the README
+figures: env  # show the finished study (full, else quick) in figures/, docs/results.md and README
 	$(BIN)/python tools/publish.py figures
 
 report: env  # the study finished last, or STUDY=, as self-contained pages: runs/(study)/report/index.html

@@ -30,6 +30,12 @@ POOL = """\
     name: pretrained
     parameters: *small
     each: {notebook: 02_training, name: pool}
+  - notebook: 02_training
+    name: longer
+    parameters: {<<: *small, epochs: 2, learning_rate: 4.0e-3, head_rate: 0.1}
+    grid:
+      - {backbone: test_byobnet, loss: [infonce, id], augmentation: erasing+sharpen}
+    named_by: [loss]
 """
 
 

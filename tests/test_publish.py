@@ -1,6 +1,7 @@
 """Publishing a finished study and verifying it again: what moved is named, what is unclean is refused."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from tools import publish as press
 from tools.publish import (
     LAST,
     MARKERS,
+    beside_section,
     headlines,
     in_page,
     main,
@@ -33,7 +35,7 @@ FINDINGS = (
     "claim,compared,verdict,difference,diff low,diff high,rerun low,rerun high,p (Holm),smallest,regime\n"
     "flip helps,flip against none,supported,2.57,1.1,4.0,0.5,4.6,< 0.0002,2.1,"
     "outside the regime that the paper speaks of (56.8 mAP here)\n"
-    "it spreads,a,supported (9 of 9 pairs of seeds),,,,,,,,\n"
+    "jitter helps,a,supported,1.5,1.0,2.0,0.5,2.5,0.001,1.0,\n"
 )
 T1 = pd.DataFrame(
     {
@@ -255,18 +257,21 @@ def test_numbers_of_real_people_are_shown_with_the_sets_terms_and_without_its_im
     begin, end = MARKERS["people"]
     readme.write_text(f"# Study\n{begin}\nold\n{end}\nmore\n")
     (folder / "tables" / "findings.csv").write_text(OF_PEOPLE)
+    write_run(folder, "01_data", [], ["figures/01_crops.png"])
+    (folder / "figures" / "01_crops.png").write_bytes(b"a photograph")
     (folder / "tables" / "findings.md").write_text("Row 1: `run_all.py people --data '/home/me/my crops' --only 'a'`\n")
     given = {"command": "run_all.py people --data '/home/me/my crops'", "options": {"data": "/home/me/my crops"}}
     write_json(folder / "study.json", given)
     publish(folder, figures / "people", readme, ABOUT)
-    assert not [path for path in (figures / "people").rglob("*") if path.suffix in (".png", ".svg", ".pdf")]
+    drawn = sorted(path.name for path in (figures / "people").rglob("*") if path.suffix in (".png", ".svg", ".pdf"))
+    assert drawn == [f"06_paper_tables_forest.{kind}" for kind in ("pdf", "png", "svg")]  # not the photograph
     assert (figures / "people" / "tables" / "findings.csv").read_text() == OF_PEOPLE
     text = (figures / "people" / "tables" / "findings.md").read_text()
     assert text == "Row 1: `run_all.py people --data FOLDER --only 'a'`\n"
     text = readme.read_text()
     assert text == f"# Study\n{begin}\n{people_section(figures / 'people')}{end}\nmore\n"
     shown = [line for line in text.splitlines() if line.startswith(("| InfoNCE", "| re-ranking", "| pre-training"))]
-    assert len(shown) == 2 and "< 0.0003" in shown[0] and "11.00" in shown[1]
+    assert len(shown) == 4 and "< 0.0003" in shown[0] and "11.00" in shown[3]
     assert ABOUT in text and f"commit `{COMMIT[:10]}`" in text and "150 queries, 3 seeds" in text
     assert main(["people", str(folder)]) == 2  # nothing is said of the set
 
@@ -283,12 +288,13 @@ def test_the_readme_shows_what_the_committed_figures_hold():
     assert f"{BEGIN}\n{results_section(FIGURES)}{END}" in RESULTS.read_text(encoding="utf-8")
     begin, end = MARKERS["findings"]
     assert f"{begin}\n{headlines(FIGURES)}{end}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    begin, end = MARKERS["beside"]
+    assert f"{begin}\n{beside_section(FIGURES)}{end}" in RESULTS.read_text(encoding="utf-8")
 
 
 def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path):
     lines = {
-        "": "helps,a,supported,2,1,3\nhelps,b,open,1.5,-1,4\nhelps,c,supported,3,2,4\n"
-        "wins,a,open,-1,-2,0.5\nspreads,a,open,,,\n",
+        "": "helps,a,supported,2,1,3\nhelps,b,open,1.5,-1,4\nhelps,c,supported,3,2,4\nwins,a,open,-1,-2,0.5\n",
         "people": "helps,x,contradicted,-2,-3,-1\n",
     }
     for name, text in lines.items():
@@ -303,3 +309,29 @@ def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path
     )
     assert second == "- ? **Wins** — rendered players: open in 1 of 1 (a: -1.0, -2.0 to 0.5)."
     assert "Rendered and real people disagree on: helps." in last
+    *_, helps, wins = beside_section(tmp_path).strip().splitlines()
+    assert "supported in 2 of 3, open in 1 of 3 (a: +2.0, 1.0 to 3.0)" in helps and "contradicted in 1 of 1" in helps
+    assert wins.count("not tested") == 1
+
+
+def test_a_study_that_chose_settings_is_shown_in_a_folder_of_its_own(study, monkeypatch):
+    folder, figures, _ = study
+    monkeypatch.setattr(press, "REPOSITORY", figures.parent)
+    assert main(["tuning", str(folder)]) == 0
+    assert {"study.json", "06_paper_tables_forest.png"} <= {path.name for path in (figures / "quick").iterdir()}
+    assert (figures / "00_old.png").exists()
+
+
+def test_quick_and_full_are_compared_where_both_are_finished(study, monkeypatch, capsys):
+    folder, figures, readme = study
+    monkeypatch.setattr(press, "REPOSITORY", figures.parent)
+    (figures.parent / "docs").mkdir()
+    page = f"{BEGIN}\n{END}\n" + "\n".join(MARKERS["beside"]) + "\n"
+    (figures.parent / "docs" / "results.md").write_text(page)
+    readme.write_text("\n".join(MARKERS["findings"]) + "\n")
+    shutil.copytree(folder, folder.with_name("full"))
+    assert main(["figures"]) == 0
+    assert read_json(figures / "study.json")["study"] == "full"
+    assert "in " + str(folder) + ": 0 contradicted" in capsys.readouterr().out
+    (folder / "tables" / "findings.csv").write_text(FINDINGS.replace("none,supported", "none,contradicted"))
+    assert main(["figures"]) == 1 and "1 contradicted" in capsys.readouterr().out

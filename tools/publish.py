@@ -1,9 +1,11 @@
 """Show a finished study in figures/, docs/results.md and README (`make figures`), or make it again (`make verify`).
 
 `python tools/publish.py figures [FOLDER]` copies a study's tables and figures to figures/, writes figures/study.json
-and, from these files alone, the results in docs/results.md and the findings in README. `… publish.py people FOLDER
-ABOUT` shows the numbers of a study of real crops in figures/people and in the same pages, no image of the set; ABOUT
-names the set, its source and its terms, in the words that the page prints. `… publish.py verify [FOLDER]` compares the
+and, from these files alone, the results in docs/results.md and the findings in README; without FOLDER the study `full`
+where it is finished, else `quick`. `… publish.py tuning FOLDER` copies those of a study that chose settings to
+figures/NAME. `… publish.py people FOLDER ABOUT` shows the numbers of a study of real crops in figures/people and in the
+same pages, no image of the set; ABOUT names the set, its source and its terms, in the words that the page prints.
+`… publish.py verify [FOLDER]` compares the
 committed tables with those of another run: they are equal on the same machine type, their verdicts hold elsewhere.
 `… publish.py verdicts FOLDER OTHER` sets the findings of two studies, made with other seeds say, beside each other.
 Exit status: 0 done, or all agree; 1 some do not; 2 the study could not be run or read.
@@ -36,6 +38,10 @@ MARKERS = {  # what is shown: the lines of docs/results.md, or for the findings 
     "people": (
         "<!-- people: begin; written by `python tools/publish.py people` from figures/people -->",
         "<!-- people: end -->",
+    ),
+    "beside": (
+        "<!-- side by side: begin; written by `make figures` from the files in figures/ -->",
+        "<!-- side by side: end -->",
     ),
     "findings": (
         "<!-- findings: begin; written by `make figures` from the files in figures/ -->",
@@ -222,37 +228,48 @@ def results_section(figures):
 
 
 def people_section(figures):
-    """The section of docs/results.md on real crops (Markdown) from study.json and tables/ in figures/people.
-
-    Of the findings those on pre-training, and those on the loss that start from pre-trained weights.
-    """
+    """The section of docs/results.md on real crops (Markdown) from study.json and tables/ in figures/people."""
     study, folder = read_json(figures / "study.json"), "../figures/people/tables"
-    findings = read_findings(figures)
-    of_loss = (findings["claim"] == "InfoNCE beats the ID loss") & ~findings["compared"].str.contains("from scratch")
-    shown = findings[(findings["claim"] == "pre-training helps") | of_loss]
     return (
         "## What real crops say\n\n"
         f"{study['about']} Study `people`: {study['queries']} queries, {study['seeds']} seeds, made at commit "
         f"`{study['commit'][:10]}` by `make weights` and `python run_all.py people --data FOLDER` ({study['device']}). "
-        f"Losses are compared from pre-trained weights.\n\n{findings_text(shown, study['rule'])}\n"
-        f"All comparisons: [findings]({folder}/findings.md); all rows: [losses]({folder}/T2.md), "
-        f"[re-ranking]({folder}/T3.md), [pre-training]({folder}/T4.md), [fusion]({folder}/T5.md). No image of the set "
-        "is shown.\n"
+        f"Losses are compared from pre-trained weights.\n\n{findings_text(read_findings(figures), study['rule'])}\n"
+        f"All rows: [losses]({folder}/T2.md), [re-ranking]({folder}/T3.md), [pre-training]({folder}/T4.md), "
+        f"[fusion]({folder}/T5.md), [accuracy]({folder}/T7.md), [length]({folder}/T8.md). No image of the set is "
+        "shown.\n"
     )
 
 
 MOST_FINDINGS = 7  # that README shows
 
 
+def published_findings(figures):
+    """{what the data are: findings} of figures/ and figures/people, as far as they are there."""
+    sets = {"rendered players": figures, "real people": figures / "people"}
+    return {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
+
+
+def beside_section(figures):
+    """Claims by sets (Markdown): the verdicts of all comparisons, and the one in the middle with its interval."""
+    found = published_findings(figures)
+    claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
+    lines = [
+        {"claim": claim}
+        | {name: _in_words(each[each["claim"] == claim]) for name, each in found.items() if claim in set(each["claim"])}
+        for claim in claims
+    ]
+    return f"{markdown_table(pd.DataFrame(lines).fillna('not tested'))}\n"
+
+
 def headlines(figures):
     """README's findings (Markdown) from figures/ and figures/people: a line a claim, those with a verdict first."""
-    sets = {"rendered players": figures, "real people": figures / "people"}
-    return headlines_of({name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()})
+    return headlines_of(published_findings(figures))
 
 
 def headlines_of(found):
     """A line a claim (Markdown) from findings as `read_findings` gives them: {what the data are: DataFrame}."""
-    claims = dict.fromkeys(claim for each in found.values() for claim in each.loc[each["difference"] != "", "claim"])
+    claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
     lines, signs = [], {}
     for claim in claims:
         of_claim = {name: each[each["claim"] == claim] for name, each in found.items()}
@@ -288,10 +305,11 @@ def _in_words(findings):
     return f"{said} ({middle['compared']}: {float(middle['difference']):+.1f}, {low:.1f} to {high:.1f})"
 
 
-def show_findings(figures, readme):
-    """Write README's findings from what figures/ holds."""
-    text = readme.read_text(encoding="utf-8")
-    write_text(readme, in_page(text, headlines(figures), MARKERS["findings"]))
+def show_findings(figures, readme, page):
+    """Write README's findings and the page's claims by sets from what figures/ holds."""
+    for path, section, name in ((readme, headlines, "findings"), (page, beside_section, "beside")):
+        text = path.read_text(encoding="utf-8")
+        write_text(path, in_page(text, section(figures), MARKERS[name]))
 
 
 def in_page(text, section, markers):
@@ -303,10 +321,10 @@ def in_page(text, section, markers):
     return f"{head}{begin}\n{section}{end}{tail}"
 
 
-def publish(folder, figures, page, about=""):
-    """Copy the finished study in `folder` to `figures` and write its section of a page -> the summary written.
+def publish(folder, figures, page=None, about=""):
+    """Copy the finished study in `folder` to `figures` and write its section of a page, if any -> the summary written.
 
-    about: what is to be said of real crops, of which tables alone are shown and whose place is left out; "" for a study
+    about: what is to be said of real crops, of which no photograph is shown and whose place is left out; "" for a study
     that ran as its file says. Raises ValueError, before anything is touched, unless all its runs were made at one clean
     commit.
     """
@@ -316,7 +334,7 @@ def publish(folder, figures, page, about=""):
     if changed and not about:
         raise ValueError(f"{folder} was run with {changed[0]}; publish a study that ran as its file says")
     study, files = summary(folder, runs, about), published_files(folder, runs)
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8") if page else markers[0] + markers[1]
     in_page(text, "", markers)
     shutil.rmtree(figures / "tables", ignore_errors=True)
     (figures / "tables").mkdir(parents=True)
@@ -327,13 +345,14 @@ def publish(folder, figures, page, about=""):
         if path.parent.name == "tables":
             table = path.read_text(encoding="utf-8").replace(place, "--data FOLDER")
             write_text(figures / "tables" / path.name, table)
-        elif not about:
+        elif not about or path.with_suffix(".svg") in files:  # figures made of photographs have no vector version
             shutil.copy(path, figures)
     write_json(figures / "study.json", study)
     if not about:
         write_text(figures / "README.md", about_figures(study))
-    section = people_section(figures) if about else results_section(figures)
-    write_text(page, in_page(text, section, markers))
+    if page:
+        section = people_section(figures) if about else results_section(figures)
+        write_text(page, in_page(text, section, markers))
     return study
 
 
@@ -380,12 +399,17 @@ def _act(action, folder, other):
         raise ValueError("give a folder and what is said of the set, or two folders to compare")
     if action == "verdicts":
         return compare_verdicts(folder, Path(other))
-    if action != "verify":
-        place = figures / "people" if other else figures
-        publish(folder or REPOSITORY / "runs" / "quick", place, REPOSITORY / "docs" / "results.md", other or "")
-        show_findings(figures, REPOSITORY / "README.md")
-        print(f"written: {place}, docs/results.md, README.md")
+    if action == "tuning":
+        publish(folder, figures / folder.name)
         return True
+    if action != "verify":
+        place, page = figures / "people" if other else figures, REPOSITORY / "docs" / "results.md"
+        full, quick = (REPOSITORY / "runs" / name for name in ("full", "quick"))
+        done = [each for each in (full, quick) if StudyFolders(each).record(LAST).exists()]
+        publish(folder or next(iter(done), quick), place, page, other or "")
+        show_findings(figures, REPOSITORY / "README.md", page)
+        print(f"written: {place}, docs/results.md, README.md")
+        return len(done) < 2 or compare_verdicts(full, quick)
     again = folder or run_again(read_json(figures / "study.json")["study"])
     agree = verify(again, figures)
     if agree and not folder:
@@ -396,7 +420,7 @@ def _act(action, folder, other):
 def main(arguments=None):
     """Run the command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("figures", "people", "verify", "verdicts"))
+    parser.add_argument("action", choices=("figures", "tuning", "people", "verify", "verdicts"))
     parser.add_argument("folder", nargs="?", type=Path, help="a finished study; left out: runs/quick, or run it again")
     parser.add_argument("other", nargs="?", help="verdicts: another study, or figures; people: what is said of the set")
     given = parser.parse_args(arguments)
