@@ -68,10 +68,10 @@ def fusion_table(runs, of_single):
     notes = [
         SELECTION,
         f"Baseline: {', '.join(dict.fromkeys(baselines.values()))}, the best single model.",
-        "With two models every agreed item is in both lists, both weigh alike, and dissimilarity and two-stage equal "
-        "similarity: pairs of a larger set leave them out.",
-        f"Every matrix went through {first['settings']['post_processing']!r} first"
-        f"{', where a row says no other' if len(fusions) > 1 else ''}.",
+        "With two models every agreed item is in both lists, so both weigh the same, and dissimilarity and two-stage "
+        "equal similarity: pairs of a larger set leave them out.",
+        f"The post-processing of all distances is {first['settings']['post_processing']!r}"
+        f"{' unless a row says otherwise' if len(fusions) > 1 else ''}.",
         "Rows called plain fuse the distances before any post-processing.",
         *_by_top_k(first["values"].get("by_top_k")),
     ]
@@ -137,13 +137,13 @@ def published_rows(runs, command):
     notes = [
         "Ours on test: the mean of the seeds' scores, last epoch; on the challenge split: one entry, each model's "
         "distances averaged over its seeds.",
-        "The 2023 winners saw up to 0.3 mAP between seeds on the challenge: smaller distances from a published figure "
-        "say nothing.",
+        "The 2023 winners saw up to 0.3 mAP between seeds on the challenge: smaller differences from a published "
+        "figure are not meaningful.",
         "Of the participant's 50 test queries 21 are imperfect, and the standard error of its mAP is 1.6 points: 50 "
         "queries cannot resolve the tenths that separate the published entries.",
     ]
     if not year:
-        notes.append(f"Ours is measured on {data}: it stands beside the published figures, not against them.")
+        notes.append(f"Ours is measured on {data}, so it is not comparable with the published figures.")
     frame = pd.DataFrame(lines)
     frame.insert(0, "no.", range(1, len(frame) + 1))
     return frame, notes + commands
