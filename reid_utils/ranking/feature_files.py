@@ -178,32 +178,20 @@ def _whole(ids, name):
     return ids.tolist()
 
 
-_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,234 is a thousand and more, or a little more than one
-
-
 def _read_table(path):
     """The numbers of a CSV, cells quoted or not; where semicolons part the cells, a comma is the decimal sign."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    first = lines[0].strip('"') if lines else ""
-    delimiter = ";" if ";" in first else ","
-    if first.lower().startswith("sep="):  # a spreadsheet's own line
-        delimiter, lines = first[4:5] or ",", lines[1:]
-    mark = re.escape(delimiter)
-    text = re.sub(rf'^(""|)(?={mark})', "0", "\n".join(lines))  # the corner that pandas and R leave empty
-    if delimiter != "," and "," in text:
-        cells = re.findall(rf'[^\s"{mark}]*,[^\s"{mark}]*', text)
-        if "." in text or all(_GROUPED.fullmatch(cell) for cell in cells):
-            raise ValueError(f"is {cells[0]} a thousand or a fraction? write a point as the decimal sign throughout")
-        text = text.replace(",", ".")
-    return np.loadtxt(text.splitlines(), delimiter=delimiter, ndmin=2, quotechar='"')
+    text = path.read_text(encoding="utf-8-sig")
+    text = text.replace(",", ".").replace(";", ",") if ";" in text else text
+    text = re.sub('^(""|)(?=,)', "0", text)  # the corner that pandas and R leave empty
+    return np.loadtxt(text.splitlines(), delimiter=",", ndmin=2, quotechar='"')
 
 
 def read_distance_csv(path):
     """Read a challenge CSV: (distances (Q, G) float64, query_ids (Q,) int64, gallery_ids (G,) int64).
 
-    A byte order mark, semicolons, quoted cells, a `sep=` line and an empty corner are understood. Raises
-    FileNotFoundError, or ValueError naming the file for ragged rows, words, NaN, commas that may be
-    thousands or fractions, a first cell other than 0, ids that are not whole numbers, or no data.
+    A byte order mark, semicolons, quoted cells and an empty corner are understood. Raises FileNotFoundError, or
+    ValueError naming the file for ragged rows, words, NaN, a first cell other than 0, ids that are not whole numbers,
+    or no data.
     """
     try:
         table = _read_table(Path(path))
