@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -120,12 +118,6 @@ def test_mistakes_end_with_one_line(weights, tmp_path, capsys):
         told = capsys.readouterr().err
         assert stopped.value.code == 1 and message in told and told.count("\n") == 1
     assert not (tmp_path / "out.npz").exists()
-
-
-def test_the_commands_former_name_still_answers():
-    command = [sys.executable, "-P", "-m", "reid_utils.learning.features", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "--onnx OUT.onnx" in done.stdout
 
 
 PLAYERS = ("1", "2", "10", "20", "100")

@@ -1,6 +1,5 @@
 """The layouts that re-identification sets come in, each built small."""
 
-import os
 import re
 
 import cv2
@@ -190,14 +189,11 @@ def test_soccernet_keeps_the_action_and_drops_persons_seen_once(build):
     assert (hidden["player"] == -1).all()
 
 
-def test_soccernet_passes_over_clutter_and_names_a_pipe(build):
+def test_soccernet_passes_over_clutter(build):
     root = build(soccernet)
     (root / "train" / "@eaDir").mkdir()
     (root / "train" / "@eaDir" / "thumbnail.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="single image"):
-        manifests.load_manifest(root)
-    os.mkfifo(root / "train" / "1-1-1-1-a-1-b-8x8.png")
-    with pytest.raises(ValueError, match="is named like an image but is no regular file"):
         manifests.load_manifest(root)
 
 

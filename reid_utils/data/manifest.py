@@ -200,18 +200,14 @@ def check_counts(manifest):
 
 
 def set_name(data_dir, manifest):
-    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name.
-
-    A folder that only calls itself so is shown as "folder NAME": a set is known by its counts, not by its name.
-    """
+    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name."""
     root = find_root(data_dir)
     if (root / "rendering.json").exists():
         return "rendered data"
     if year := published_year(manifest):
         return f"Synergy, challenge {year}"
     place = root.resolve()
-    name = (place.parent if root.name == "data_reid" else place).name or "data"
-    return f"folder {name}" if name.casefold().startswith(("synergy", "rendered data")) else name
+    return (place.parent if root.name == "data_reid" else place).name or "data"
 
 
 def _read_table(source):

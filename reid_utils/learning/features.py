@@ -5,7 +5,6 @@
 
 import inspect
 import json
-import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,7 +111,3 @@ def features_of_files(encoder, folder, paths, flip=False):
             crops = pool.map(lambda path: letterbox(decode(Path(folder) / path), *encoder.image_size), chosen)
             parts.append(extract_features(encoder, np.stack(list(crops)), flip=flip))
     return np.concatenate(parts)
-
-
-if __name__ == "__main__":  # what the command was called before it moved to tools/
-    runpy.run_path(str(Path(__file__).parents[2] / "tools" / "features.py"), run_name="__main__")

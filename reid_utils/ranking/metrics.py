@@ -46,7 +46,6 @@ def as_ids(values, name):
         ids = np.asarray(values, object)
         texts = {isinstance(value, str) for value in ids.flat}
         ids = ids if len(texts) > 1 else np.array(ids.tolist())
-    ids = np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids  # as HDF5 keeps text
     ids = ids.ravel() if ids.ndim == 2 and 1 in ids.shape else ids  # MATLAB has no (n,)
     if ids.dtype.kind == "U":
         return ids
@@ -177,11 +176,6 @@ def average_precisions(distances, query_ids, gallery_ids, query_cams=None, galle
 def mean_average_precision(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """Mean of the average precisions over the queries that have a match, in [0, 1]; see `average_precisions`."""
     return float(np.nanmean(rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).precisions))
-
-
-def first_match_ranks(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
-    """Rank of each query's first match, (Q,) float64 from 1, NaN where there is none; ties by gallery index."""
-    return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).firsts
 
 
 def mean_inverse_negative_penalty(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
