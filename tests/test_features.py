@@ -13,13 +13,15 @@ from safetensors.torch import save_file
 
 from reid_utils.data.integrity import validate_images
 from reid_utils.data.manifest import load_manifest
-from reid_utils.learning.features import crops_of, extract_features, features_of_files, trained_encoder
+from reid_utils.learning.features import extract_features, trained_encoder
 from reid_utils.learning.models import build_encoder, save_weights
 from reid_utils.ranking.feature_files import load_features, load_folder
 
 SIZE = (32, 16)
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "features.py"))
-main, export_onnx = TOOL["main"], TOOL["export_onnx"]
+main, export_onnx, crops_of, features_of_files = (
+    TOOL[name] for name in ("main", "export_onnx", "crops_of", "features_of_files")
+)
 
 
 @pytest.fixture(scope="module")
