@@ -94,7 +94,6 @@ def draw_one_of_each(rng):
             1,
             ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
         ),
-        "flow": (plots.flow_chart([["images"], ["ViT", "ResNet"], ["fusion"]], **note), 0, ["images", "ViT", "fusion"]),
         "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT", "0.5"]),
     }
 
@@ -217,17 +216,6 @@ def test_a_cmc_of_several_seeds_is_their_mean_in_a_band_from_lowest_to_highest()
     assert [line.get_ydata().tolist() for line in ax.lines] == [pytest.approx([60, 80]), pytest.approx([60, 90])]
     bands = [np.unique(band.get_paths()[0].vertices[:, 1].round(9)) for band in ax.collections]
     assert [band.tolist() for band in bands] == [[50, 70, 80], [60, 90]]
-
-
-def test_a_flow_chart_joins_like_to_like_and_all_where_numbers_differ():
-    ax = plots.flow_chart([["images"], ["ViT", "ResNet"], ["distances"] * 2, ["fusion"]]).axes[0]
-    places = {text.get_position(): text.get_text() for text in ax.texts if text.get_text()}
-    arrows = [(places[arrow.get_position()], places[arrow.xy]) for arrow in ax.texts if not arrow.get_text()]
-    assert arrows == [
-        *(("images", model) for model in ("ViT", "ResNet")),
-        *((model, "distances") for model in ("ViT", "ResNet")),
-        *[("distances", "fusion")] * 2,
-    ]
 
 
 def test_accuracy_stands_over_cost_plain_filled_and_re_ranked_open_with_intervals():

@@ -3,16 +3,13 @@
 Scores come in as fractions and are shown in per cent. `note` is printed small in the lower right corner.
 """
 
-import textwrap
-from itertools import product
-
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from reid_utils.views import style
-from reid_utils.views.style import BLUE, COLUMN_WIDTH, TEXT_WIDTH, band, finish, new_figure
+from reid_utils.views.style import COLUMN_WIDTH, TEXT_WIDTH, band, finish, new_figure
 
 
 def training_curves(history, note=None):
@@ -98,31 +95,6 @@ def cmc_curves(curves, note=None):
     ax.set(xlabel="rank", ylabel="queries matched (%)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc="lower right")
-    return finish(figure, note)
-
-
-def flow_chart(stages, note=None):
-    """Steps of a method as boxes, from left to right: arrows join like to like, or all to all where numbers differ.
-
-    stages: list of lists of text, a box each. Returns a text-width Figure with one axes.
-    """
-    most, former = max(map(len, stages)), []
-    figure, ax = new_figure(TEXT_WIDTH, 0.3 + 0.5 * most)
-    look = {
-        "fontsize": "small",
-        "ha": "center",
-        "va": "center",
-        "bbox": {"boxstyle": "round", "fc": "white", "ec": BLUE},
-    }
-    for x, texts in enumerate(stages):
-        top = (most - len(texts)) / 2
-        boxes = [ax.text(x, top + y, textwrap.fill(text, 18), **look) for y, text in enumerate(texts)]
-        for one, other in (zip if len(former) == len(boxes) else product)(former, boxes):
-            ends = {"patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch()}
-            ax.annotate("", other.get_position(), one.get_position(), arrowprops={"arrowstyle": "-|>", **ends})
-        former = boxes
-    ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(most - 0.5, -0.5))
-    ax.axis("off")
     return finish(figure, note)
 
 
