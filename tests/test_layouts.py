@@ -10,8 +10,7 @@ from reid_utils.data import integrity
 from reid_utils.data import manifest as manifests
 from reid_utils.data.difficulty import colour_distances
 from reid_utils.data.layouts import find_layout, layout_rows
-from reid_utils.learning.features import save_features
-from reid_utils.ranking.feature_files import load_features
+from reid_utils.ranking.feature_files import features_of, load_features, save
 from reid_utils.ranking.methods import distances_of, score
 from reid_utils.ranking.metrics import average_precisions, labels_of
 
@@ -203,7 +202,7 @@ def test_soccernet_ranks_a_query_within_its_action(build, tmp_path):
     test = manifest[manifest["split"] == "test"]
     assert test.groupby("role")["group"].unique().map(list).to_dict() == {"gallery": [1, 2], "query": [1, 2]}
     # Queries at 0 and 9, the gallery of two actions: nearer images of the other action are not in it.
-    save_features(tmp_path / "a.npz", test, np.array([[0], [9], [3], [1], [5], [4]], np.float32))
+    save(tmp_path / "a.npz", features_of(test, np.array([[0], [9], [3], [1], [5], [4]], np.float32)))
     features = load_features(tmp_path / "a.npz")
     assert distances_of(features).tolist() == [[9, 1, np.inf, np.inf], [np.inf, np.inf, 16, 25]]
     assert score(distances_of(features), *labels_of(features))["aps"].tolist() == [1 / 2, 1 / 2]

@@ -18,8 +18,9 @@ from reid_utils.data.integrity import validate_images
 from reid_utils.data.layouts import find_layout
 from reid_utils.data.manifest import load_manifest
 from reid_utils.files import replacing
-from reid_utils.learning.features import extract_features, save_features, trained_encoder
+from reid_utils.learning.features import extract_features, trained_encoder
 from reid_utils.learning.processes import default_device
+from reid_utils.ranking.feature_files import features_of, save
 
 
 class _FromBytes(torch.nn.Module):
@@ -126,7 +127,7 @@ def main(arguments=None):
             _check_other_splits(given.folder, given.split)
             encoder = encoder.to(default_device())
             features = features_of_files(encoder, given.folder, rows["path"].tolist(), run.get("flip_features", False))
-            save_features(given.out, rows, features)
+            save(given.out, features_of(rows, features))
             print(f"layout: {find_layout(given.folder)[0]}")
             print(rows.groupby("role", sort=False)["player"].agg(images="size", players="nunique").to_string())
     except (OSError, ValueError, ImportError) as error:

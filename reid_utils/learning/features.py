@@ -51,12 +51,7 @@ def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
     load_weights(weights, encoder)
     for name, rows in evaluated.items():
         features = extract_features(encoder, images, flip=flip, rows=rows.index.to_numpy())
-        save_features(Path(folder) / f"{name}.npz", rows, features)
-
-
-def save_features(path, manifest, features):
-    """Write the features of one split (see `features_of`) as npz without pickles, atomically; see `load_features`."""
-    save(path, features_of(manifest, features))
+        save(Path(folder) / f"{name}.npz", features_of(rows, features))
 
 
 def trained_encoder(weights):
