@@ -66,11 +66,6 @@ def draw_one_of_each(rng):
         ),
         "page": (galleries.ranked_list_page([(crop(), {"plain": ranked}, "worst")] * 2, **note), 6, ["worst"]),
         "training": (plots.training_curves(history, **note), 3, ["epoch", "mAP (%)", "rank-1 (%)", "InfoNCE"]),
-        "sensitivity": (
-            plots.sensitivity_map([[0.7, 0.8], [0.75, np.nan]], [10, 20], [1, 6], "k1", "k2", (20, 1), **note),
-            2,
-            ["k1", "k2", "80.0", "mAP (%)"],
-        ),
         "distances": (
             plots.pair_histogram(pairs, "distance", stat="density", **note),
             1,
@@ -243,19 +238,6 @@ def test_each_of_many_series_has_a_look_of_its_own():
     assert len({looks[name]["color"] for name in range(10)}) == 10
 
 
-def test_sensitivity_map_outlines_the_marked_setting():
-    figure = plots.sensitivity_map(np.full((2, 3), 0.5), [5, 10, 20], [1, 6], "k1", "k2", mark=(20, 6))
-    assert figure.axes[0].patches[0].get_xy() == (2, 1)
-
-
-def test_one_low_cell_does_not_take_the_colours_of_the_rest():
-    values = np.linspace(0.5, 0.52, 49).reshape(7, 7)
-    values[3, 3] = 0.1
-    (colours, *_) = plots.sensitivity_map(values, range(7), range(7), "k2", "k1").axes[0].collections
-    assert colours.get_clim() == (pytest.approx(50, abs=0.1), pytest.approx(52))
-    assert "10.0" in texts(colours.figure)  # the number stays
-
-
 def test_a_set_of_one_player_is_drawn():
     nobody_else = {"genuine": np.array([0.5, 0.6]), "impostor": np.array([])}
     assert "impostor (0 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", stat="density"))
@@ -267,8 +249,6 @@ def test_a_set_of_one_player_is_drawn():
     [
         (lambda: galleries.ranked_list_page([]), "no ranked lists"),
         (lambda: galleries.ranked_list_page([(crop(), {"plain": []}, "q")]), "no ranked lists"),
-        (lambda: plots.sensitivity_map(np.eye(2), [1], [1, 2], "k1", "k2"), "Shape of passed values"),
-        (lambda: plots.sensitivity_map(np.eye(2), [1, 2], [1, 2], "k1", "k2", mark=(3, 1)), "3 is not in list"),
     ],
 )
 def test_bad_input_is_named(draw, message):

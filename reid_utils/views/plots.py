@@ -4,8 +4,6 @@ Scores come in as fractions and are shown in per cent. `note` is printed small i
 """
 
 import numpy as np
-import pandas as pd
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from reid_utils.views import style
@@ -34,31 +32,6 @@ def training_curves(history, note=None):
         ax.xaxis.get_major_locator().set_params(integer=True)
     if "label" in history:
         style.legend_above(figure, axes[0])
-    return finish(figure, note)
-
-
-def sensitivity_map(values, x_values, y_values, x_label, y_label, mark=None, note=None):
-    """How mAP depends on two settings, such as k1 and k2.
-
-    values: (y_values, x_values) fractions, NaN where not measured; mark: the (x, y) setting to outline, such as the
-    published one. Colours begin at the second lowest value or, of more than 51, above the lowest 2 %: one outlier does
-    not flatten the rest. Returns a column-width Figure: one map and its colour bar. Raises ValueError for a wrong shape
-    or a mark that is off the map.
-    """
-    import seaborn as sns
-
-    values, x_values, y_values = 100 * np.asarray(values, dtype=float), list(x_values), list(y_values)
-    figure, ax = new_figure(COLUMN_WIDTH, 0.9 + 0.25 * len(y_values))
-    sns.heatmap(
-        pd.DataFrame(values, y_values, x_values), vmin=np.nanpercentile(values, 2, method="higher"), ax=ax,
-        annot=len(x_values) <= 8, fmt=".1f", annot_kws={"size": "small"}, cmap="cividis",
-        cbar_kws={"label": "mAP (%)", "extend": "min"},
-    )  # fmt: skip
-    ax.set(xlabel=x_label, ylabel=y_label)
-    ax.invert_yaxis()
-    if mark is not None:
-        corner = x_values.index(mark[0]), y_values.index(mark[1])
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, linewidth=2, clip_on=False, edgecolor=style.VERMILLION))
     return finish(figure, note)
 
 
