@@ -18,7 +18,8 @@ import torch
 from notebook_study.plan import ROOT, expand
 from notebook_study.study_file import declared_in, read_study
 from reid_utils.data.images import decode, letterbox
-from reid_utils.learning.features import crops_of, extract_features, trained_encoder
+from reid_utils.data.manifest import load_manifest
+from reid_utils.learning.features import extract_features, trained_encoder
 from reid_utils.learning.loading import RunBatches, batches_of_steps
 from reid_utils.learning.models import build_encoder
 from reid_utils.learning.processes import default_device, peak_gib
@@ -132,7 +133,7 @@ def measure_extraction(shape, precisions, batch_size=64):
 def measure_half_features(weights, folder, precisions):
     """[(precision, mAP in %, images a second)] of trained weights over the test split of a data set."""
     encoder, _ = trained_encoder(weights)
-    rows = crops_of(folder)
+    rows = load_manifest(folder).query("split == 'test'")
     images = np.stack([letterbox(decode(Path(folder) / path), *encoder.image_size) for path in rows["path"]])
     encoder, sides = encoder.to(default_device()), [(rows["role"] == role).to_numpy() for role in ("query", "gallery")]
     labels = [rows.loc[side, name].to_numpy(np.int64) for name in ("player", "camera") for side in sides]

@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,13 +13,15 @@ from safetensors.torch import save_file
 
 from reid_utils.data.integrity import validate_images
 from reid_utils.data.manifest import load_manifest
-from reid_utils.learning.features import crops_of, extract_features, features_of_files, trained_encoder
+from reid_utils.learning.features import extract_features, trained_encoder
 from reid_utils.learning.models import build_encoder, save_weights
 from reid_utils.ranking.feature_files import load_features, load_folder
 
 SIZE = (32, 16)
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "features.py"))
-main, export_onnx = TOOL["main"], TOOL["export_onnx"]
+main, export_onnx, crops_of, features_of_files = (
+    TOOL[name] for name in ("main", "export_onnx", "crops_of", "features_of_files")
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,6 @@ def test_mistakes_end_with_one_line(weights, tmp_path, capsys):
         told = capsys.readouterr().err
         assert stopped.value.code == 1 and message in told and told.count("\n") == 1
     assert not (tmp_path / "out.npz").exists()
-
-
-def test_the_commands_former_name_still_answers():
-    command = [sys.executable, "-P", "-m", "reid_utils.learning.features", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "--onnx OUT.onnx" in done.stdout
 
 
 PLAYERS = ("1", "2", "10", "20", "100")

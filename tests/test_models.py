@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reid_utils.learning.features import extract_features, save_features
+from reid_utils.learning.features import extract_features
 from reid_utils.learning.models import (
     build_encoder,
     count_gflops,
@@ -14,7 +14,7 @@ from reid_utils.learning.models import (
     save_weights,
     weights_file_name,
 )
-from reid_utils.ranking.feature_files import load_features, load_folder
+from reid_utils.ranking.feature_files import features_of, load_features, load_folder, save
 
 SIZE = (32, 16)
 
@@ -118,7 +118,7 @@ def test_saved_features_come_back_with_their_ids(tmp_path):
         }
     )
     features = np.eye(3, dtype=np.float32)
-    save_features(tmp_path / "test.npz", manifest, features)
+    save(tmp_path / "test.npz", features_of(manifest, features))
     read = load_features(tmp_path / "test.npz")
     assert np.array_equal(read.query, features[:1]) and np.array_equal(read.gallery, features[1:])
     assert read.gallery_players.tolist() == [4, 5] and read.gallery_images.tolist() == [

@@ -47,14 +47,6 @@ def test_what_file_managers_leave_behind_is_passed_over(tmp_path):
         load_folder(tmp_path)
 
 
-def test_bfloat16_features_are_read(tmp_path):
-    exact = np.array([[1, -2, 0.5, 3], [0.25, 8, -1, 0]], np.float32)
-    stored = (exact.view(np.uint32) >> 16).astype(np.uint16).view("V2")
-    path = tmp_path / "mine.npz"
-    np.savez(path, query=stored, gallery=np.ones((3, 4)), query_players=QUERY, gallery_players=GALLERY)
-    np.testing.assert_array_equal(load_features(path).query, exact)
-
-
 @pytest.mark.parametrize("kind", ["cameras", "groups"])
 def test_cameras_and_groups_are_of_both_sides_and_of_each_image(tmp_path, kind):
     sides = {f"query_{kind}": np.array([1, 2]), f"gallery_{kind}": np.array([1, 2, 2])}

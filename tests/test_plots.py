@@ -56,38 +56,16 @@ def draw_one_of_each(rng):
     ranked = [(crop(), True, 0.25), (crop(80, 30), False, 1.5)]
     history = pd.DataFrame({"seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "loss": [2.0, 1, 2, 1]})
     history = history.assign(mAP=[np.nan, 0.5, np.nan, 0.6], rank1=[np.nan, 0.5, np.nan, 0.6], label="InfoNCE")
-    manifest = pd.DataFrame({"split": ["training"] * 6 + ["test"] * 4, "player": [1, 1, 1, 2, 2, 2, 7, 7, 8, 8]})
-    damage = pd.DataFrame(
-        {"damage": ["blur (σ, pixels)"] * 2 + ["JPEG compression (100 − quality)"] * 2, "level": [0, 1] * 2}
-    )
-    damage = damage.assign(label="InfoNCE", mAP=[0.9, 0.7] * 2, low=[0.85, 0.6] * 2, high=[0.95, 0.8] * 2)
     pairs = {"genuine": rng.uniform(0, 0.5, 50), "impostor": rng.uniform(0.4, 1, 500)}
     note = {"note": "rendered data"}
     return {
-        "samples": (galleries.sequence_samples([("player 1", [crop(), crop(90, 40)])] * 3, **note), 3, ["player 1"]),
-        "augmentations": (
-            galleries.augmentation_grid({"flip": [crop()] * 2, "cut-out": [crop()] * 2}, **note),
-            4,
-            ["flip", "cut-out"],
-        ),
         "lists": (
             galleries.ranked_list_page([(crop(), {"plain": ranked, "re-ranked": ranked}, "AP 0.5")], **note),
             6,
             ["plain", "AP 0.5", "✓ d = 0.25", "✗ d = 1.50"],
         ),
         "page": (galleries.ranked_list_page([(crop(), {"plain": ranked}, "worst")] * 2, **note), 6, ["worst"]),
-        "set": (
-            plots.set_statistics(manifest, np.arange(20).reshape(10, 2) + 50, **note),
-            4,
-            ["images per player", "height (pixels)", "width (pixels)", "height / width", "training", "test"],
-        ),
         "training": (plots.training_curves(history, **note), 3, ["epoch", "mAP (%)", "rank-1 (%)", "InfoNCE"]),
-        "sensitivity": (
-            plots.sensitivity_map([[0.7, 0.8], [0.75, np.nan]], [10, 20], [1, 6], "k1", "k2", (20, 1), **note),
-            2,
-            ["k1", "k2", "80.0", "mAP (%)"],
-        ),
-        "overlap": (plots.error_overlap([[1, 0.4], [0.6, 1]], ["ViT", "ResNet"], **note), 2, ["also failed by", "60"]),
         "distances": (
             plots.pair_histogram(pairs, "distance", stat="density", **note),
             1,
@@ -99,18 +77,6 @@ def draw_one_of_each(rng):
             ["Jaccard distance", "Count"],
         ),
         "cmc": (plots.cmc_curves({"ViT": [0.7, 0.9, 1.0]}, **note), 1, ["rank", "queries matched (%)", "ViT"]),
-        "embedding": (
-            plots.embedding_map(
-                {"InfoNCE": (np.eye(2), [1, 2]), "ID": (np.eye(2), [1, 2])}, {"InfoNCE": 1.31, "ID": 1}
-            ),
-            2,
-            ["InfoNCE", "1.31", "t-SNE axis 1", "colour and marker: player"],
-        ),
-        "weights": (
-            plots.fusion_weights(rng.dirichlet([1, 1], 9), ["ViT", "ResNet"], **note),
-            1,
-            ["ViT", "ResNet", "weight of the model"],
-        ),
         "forest": (
             forest_plot(table(rng), ["T1", "T1", "T1"], **note),
             2,
@@ -123,19 +89,7 @@ def draw_one_of_each(rng):
             1,
             ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
         ),
-        "flow": (plots.flow_chart([["images"], ["ViT", "ResNet"], ["fusion"]], **note), 0, ["images", "ViT", "fusion"]),
         "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT", "0.5"]),
-        "bars": (plots.bar_with_intervals(table(rng), **note), 1, ["erasing", "mAP (%)"]),
-        "robustness": (
-            plots.robustness_curves(damage, **note),
-            2,
-            ["blur (σ, pixels)", "JPEG compression\n(100 − quality)", "InfoNCE"],
-        ),
-        "repaired": (
-            plots.repaired_queries([0.2, 0.5, 1, np.nan], [0.6, 0.4, 1, np.nan], ("AP alone", "AP fused"), **note),
-            1,
-            ["AP alone (%)", "AP fused (%)", "better (1)", "worse (1)", "same (1)"],
-        ),
     }
 
 
@@ -144,7 +98,7 @@ def test_every_figure_shows_its_parts_and_note(rng):
         assert isinstance(figure, Figure), name
         assert sum(ax.has_data() for ax in figure.axes) == n_axes, name
         shown = texts(figure)
-        wanted = [*expected, "rendered data"] if name != "embedding" else expected
+        wanted = [*expected, "rendered data"]
         assert [text for text in wanted if text not in shown] == [], name
         assert figure.get_figwidth() <= style.TEXT_WIDTH, name
         assert min(t.get_fontsize() for t in figure.findobj(plt.Text) if t.get_text()) >= 7, name
@@ -189,14 +143,6 @@ def test_ranked_lists_hold_what_the_metrics_rank():
     assert [(hit, d) for _, hit, d in found[1]] == [(None, 0.3)]  # an unknown query: neither right nor wrong
     assert asked == [("gallery", 1), ("gallery", 0), ("gallery", 4)]
     assert len(galleries.ranked_crops(features, distances, 0, lambda *_: crop(), top=1)) == 1
-
-
-def test_hidden_players_are_not_counted():
-    manifest = pd.DataFrame({"split": ["training"] * 2 + ["challenge"] * 9, "player": [1.0, 1.0] + [np.nan] * 9})
-    figure = plots.set_statistics(manifest, np.full((11, 2), 40))
-    assert [sum(len(line.get_xdata()) > 0 for line in ax.lines) for ax in figure.axes] == [1, 2, 2, 2]
-    assert "challenge: players hidden" in texts(figure)
-    assert "challenge: players hidden" in texts(plots.set_statistics(manifest[2:], np.full((9, 2), 40)))
 
 
 def test_forest_plot_fills_only_what_differs(rng):
@@ -267,17 +213,6 @@ def test_a_cmc_of_several_seeds_is_their_mean_in_a_band_from_lowest_to_highest()
     assert [band.tolist() for band in bands] == [[50, 70, 80], [60, 90]]
 
 
-def test_a_flow_chart_joins_like_to_like_and_all_where_numbers_differ():
-    ax = plots.flow_chart([["images"], ["ViT", "ResNet"], ["distances"] * 2, ["fusion"]]).axes[0]
-    places = {text.get_position(): text.get_text() for text in ax.texts if text.get_text()}
-    arrows = [(places[arrow.get_position()], places[arrow.xy]) for arrow in ax.texts if not arrow.get_text()]
-    assert arrows == [
-        *(("images", model) for model in ("ViT", "ResNet")),
-        *((model, "distances") for model in ("ViT", "ResNet")),
-        *[("distances", "fusion")] * 2,
-    ]
-
-
 def test_accuracy_stands_over_cost_plain_filled_and_re_ranked_open_with_intervals():
     ax = plots.cost_plot(costs()).axes[0]
     marks = [(line.get_markerfacecolor() != "white", *line.get_ydata()) for line in ax.lines]
@@ -303,63 +238,17 @@ def test_each_of_many_series_has_a_look_of_its_own():
     assert len({looks[name]["color"] for name in range(10)}) == 10
 
 
-def test_numbers_beside_bars_stay_inside_the_axis(rng):
-    below_0 = pd.DataFrame({"row": ["a", "b"], "mAP": [-0.014, 0.25], "low": [-0.033, 0.22], "high": [0.0, 0.29]})
-    for frame in (table(rng), below_0):
-        ax = plots.bar_with_intervals(frame).axes[0]
-        ax.figure.draw_without_rendering()
-        panel, ends = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
-        assert min(end.x0 for end in ends) >= panel.x0 and max(end.x1 for end in ends) <= panel.x1
-
-
-LONG = ["eva_giant_patch14_336.clip_ft_in1k", "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", "beitv2_large_patch16"]
-
-
-def test_names_of_large_models_do_not_overlap(rng):
-    overlap = plots.error_overlap(rng.uniform(0.4, 0.6, (3, 3)), LONG).axes[0]
-    weights = plots.fusion_weights(rng.dirichlet([1, 1, 1], 9), LONG).axes[0]
-    for axis in (overlap.xaxis, overlap.yaxis, weights.xaxis):
-        axis.get_figure().draw_without_rendering()
-        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
-        assert not any(one.overlaps(other) for one, other in zip(boxes[1:], boxes, strict=False))
-    side, label = overlap.get_window_extent(), overlap.yaxis.label.get_window_extent()
-    assert side.y0 <= label.y0 and label.y1 <= side.y1
-
-
-def test_sensitivity_map_outlines_the_marked_setting():
-    figure = plots.sensitivity_map(np.full((2, 3), 0.5), [5, 10, 20], [1, 6], "k1", "k2", mark=(20, 6))
-    assert figure.axes[0].patches[0].get_xy() == (2, 1)
-
-
-def test_one_low_cell_does_not_take_the_colours_of_the_rest():
-    values = np.linspace(0.5, 0.52, 49).reshape(7, 7)
-    values[3, 3] = 0.1
-    (colours, *_) = plots.sensitivity_map(values, range(7), range(7), "k2", "k1").axes[0].collections
-    assert colours.get_clim() == (pytest.approx(50, abs=0.1), pytest.approx(52))
-    assert "10.0" in texts(colours.figure)  # the number stays
-
-
-def test_the_overlap_of_a_model_with_itself_is_left_blank():
-    figure = plots.error_overlap([[1, 0.4], [np.nan, 1]], ["ViT", "ResNet"])
-    assert figure.axes[0].collections[0].get_clim() == (0, 40) and "100" not in texts(figure)
-    assert plots.error_overlap([[1.0]], ["one model"])
-
-
 def test_a_set_of_one_player_is_drawn():
     nobody_else = {"genuine": np.array([0.5, 0.6]), "impostor": np.array([])}
     assert "impostor (0 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", stat="density"))
     assert "genuine (2 pairs)" in texts(plots.pair_histogram(nobody_else, "distance", log=True))
-    assert texts(plots.embedding_map({"id": (np.zeros((1, 2)), [1])}, {"id": 0.0}))
 
 
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: galleries.augmentation_grid({"flip": [crop()], "none": []}), "shorter"),
         (lambda: galleries.ranked_list_page([]), "no ranked lists"),
         (lambda: galleries.ranked_list_page([(crop(), {"plain": []}, "q")]), "no ranked lists"),
-        (lambda: plots.sensitivity_map(np.eye(2), [1], [1, 2], "k1", "k2"), "Shape of passed values"),
-        (lambda: plots.sensitivity_map(np.eye(2), [1, 2], [1, 2], "k1", "k2", mark=(3, 1)), "3 is not in list"),
     ],
 )
 def test_bad_input_is_named(draw, message):
@@ -413,7 +302,7 @@ def test_a_picture_that_cannot_be_made_small_is_written_legibly_and_said(tmp_pat
 
 
 def test_a_vector_picture_has_real_text(tmp_path, rng):
-    _, svg, pdf = style.save_figure(plots.bar_with_intervals(table(rng)), tmp_path, "bars")
+    _, svg, pdf = style.save_figure(forest_plot(table(rng)), tmp_path, "forest")
     assert ">erasing</text>" in svg.read_text() and "<image" not in svg.read_text()
     assert b"/Type3" not in pdf.read_bytes() and b"/CIDFontType2" in pdf.read_bytes()  # as journals ask
 
@@ -461,16 +350,10 @@ HARD_TO_DRAW = [
 @pytest.mark.parametrize("name", HARD_TO_DRAW)
 def test_names_in_any_script_are_drawn_or_replaced(tmp_path, rng, name):
     frame = table(rng, (name, "other"))
-    manifest = pd.DataFrame({"split": [name, "b"] * 3, "player": range(6)})
     drawn = [
         forest_plot(frame, [name, name], note=name),
-        plots.bar_with_intervals(frame, note=name),
-        plots.error_overlap(np.eye(2), [name, "b"]),
         plots.cmc_curves({name: [0.5, 1]}),
-        plots.fusion_weights(rng.dirichlet([1, 1], 9), [name, "b"]),
         plots.pair_histogram({name: rng.uniform(size=9), "b": rng.uniform(size=9)}, name),
-        plots.set_statistics(manifest, rng.integers(50, 99, (6, 2))),
-        galleries.sequence_samples([(name, [crop()])], note=name),
     ]
     for number, figure in enumerate(drawn):
         for svg in style.save_figure(figure, tmp_path, str(number))[1:2]:

@@ -15,12 +15,12 @@ from reid_utils.data import manifest as manifests
 from reid_utils.ranking import (
     average_precisions,
     cmc,
-    first_match_ranks,
     mean_inverse_negative_penalty,
     read_distance_csv,
     write_distance_csv,
 )
 from reid_utils.ranking.methods import FUSIONS, fuse
+from reid_utils.ranking.metrics import rank_matches
 
 modest = settings(
     max_examples=60,
@@ -58,7 +58,7 @@ def test_average_precision_is_that_of_scikit_learn_and_lies_between_none_and_all
 @modest
 @given(rankings())
 def test_scores_fit_each_other(case):
-    firsts, curve = first_match_ranks(*case), cmc(*case, protocol="market1501", topk=len(case[2]))
+    firsts, curve = rank_matches(*case).firsts, cmc(*case, protocol="market1501", topk=len(case[2]))
     ranked = ~np.isnan(firsts)
     np.testing.assert_allclose(curve, [(firsts[ranked] <= k).mean() for k in range(1, len(curve) + 1)])
     assert curve[-1] == 1 and (np.diff(curve) >= 0).all()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reid_utils.learning.models import build_encoder
-from reid_utils.views.saliency import match_saliency, saliency_pairs
+from reid_utils.views.saliency import match_saliency
 
 ENCODERS = {"test_byobnet": (64, 32), "test_vit": (64, 64)}
 
@@ -74,15 +74,3 @@ def test_a_map_shows_the_region_that_an_encoder_looks_at():
     with pytest.raises(ValueError, match="name one as layer"):
         match_saliency(encoder, *pair)
     assert of_query[:32].mean() > 10 * of_query[36:].mean()
-
-
-def test_a_page_shows_four_pictures_a_pair_with_the_similarity():
-    found = (np.eye(64, 32, dtype=np.float32),) * 2
-    figure = saliency_pairs([("best", *crops((64, 32)), (*found, 0.75))], note="rendered data")
-    axes = figure.subfigs[0].axes
-    assert [len(ax.images) for ax in axes] == [1, 2, 1, 2]
-    assert [ax.get_title() for ax in axes] == ["query", "its map", "gallery", "its map"]
-    figure.draw_without_rendering()
-    assert axes[0].get_window_extent().width / figure.dpi > 0.6  # inches of a crop, at column width
-    words = [figure.subfigs[0].get_suptitle(), *(text.get_text() for text in figure.texts)]
-    assert "best\ncosine 0.75" in words and "rendered data" in words

@@ -7,15 +7,20 @@ import argparse
 import json
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from reid_utils.data.images import decode, letterbox
 from reid_utils.data.integrity import validate_images
 from reid_utils.data.layouts import find_layout
 from reid_utils.data.manifest import load_manifest
 from reid_utils.files import replacing
-from reid_utils.learning.features import crops_of, features_of_files, save_features, trained_encoder
+from reid_utils.learning.features import extract_features, trained_encoder
 from reid_utils.learning.processes import default_device
+from reid_utils.ranking.feature_files import features_of, save
 
 
 class _FromBytes(torch.nn.Module):
@@ -62,6 +67,36 @@ def export_onnx(encoder, path, described=None):
         onnx.save(model, temporary)
 
 
+def crops_of(folder, split="test"):
+    """The crops of a folder in any layout as rows of its manifest: those of `split`, "test" or "challenge".
+
+    They are what a study would rank, in its order. Raises what `load_manifest` raises, and ValueError where there are
+    none.
+    """
+    manifest = load_manifest(folder)
+    rows = manifest[manifest["split"] == split].reset_index(drop=True)
+    if rows.empty:
+        raise ValueError(f"{folder} has no {split} images: take the split {manifest['split'].iloc[-1]}")
+    return rows
+
+
+_AT_ONCE = 1024  # crops in memory at a time
+
+
+def features_of_files(encoder, folder, paths, flip=False):
+    """Unit-length features (n, d) float32 of image files, decoded and letterboxed as in training.
+
+    Raises what `decode` raises for a file that a study refuses too.
+    """
+    parts = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), _AT_ONCE):
+            chosen = paths[start : start + _AT_ONCE]
+            crops = pool.map(lambda path: letterbox(decode(Path(folder) / path), *encoder.image_size), chosen)
+            parts.append(extract_features(encoder, np.stack(list(crops)), flip=flip))
+    return np.concatenate(parts)
+
+
 def _check_other_splits(folder, split):
     """Raise for an image that a study of the folder refuses, where there are splits besides the one to be decoded."""
     with warnings.catch_warnings(action="ignore"):  # `crops_of` gave them
@@ -92,7 +127,7 @@ def main(arguments=None):
             _check_other_splits(given.folder, given.split)
             encoder = encoder.to(default_device())
             features = features_of_files(encoder, given.folder, rows["path"].tolist(), run.get("flip_features", False))
-            save_features(given.out, rows, features, given.weights)
+            save(given.out, features_of(rows, features))
             print(f"layout: {find_layout(given.folder)[0]}")
             print(rows.groupby("role", sort=False)["player"].agg(images="size", players="nunique").to_string())
     except (OSError, ValueError, ImportError) as error:

@@ -55,9 +55,7 @@ def _is_image(path):
 
 
 def _row(root, place, path, labels, pattern, form):
-    """One image of a folder `place` as a dict. Raises ValueError for what is off the pattern or no regular file."""
-    if _is_image(path) and not path.is_file():
-        raise ValueError(f"{path} is named like an image but is no regular file: remove it")
+    """One image of a folder `place` as a dict. Raises ValueError for what is off the pattern."""
     below = path.relative_to(place)
     match = re.fullmatch(pattern + _IMAGE, below.as_posix())
     if not match:

@@ -11,8 +11,8 @@ from reid_utils.data.layouts import LAYOUTS, SETS, beside, find_layout, find_roo
 COLUMNS = ["image_id", "path", "split", "role", "player", "sequence", "frame", "fold", "camera", "group"]
 _SETS = ["training", "test query", "test gallery", "challenge query", "challenge gallery"]
 # Identities and images of the published sets, images alone of the challenge's; source: the toolkit's README and code.
-_LABELLED = ((436, 8569), (50, 50), (50, 910))
-_PUBLISHED = {2023: ((None, 618), (None, 9505)), 2022: ((None, 468), (None, 8703))}
+_LABELLED = ("8569 images of 436 players", "50 images of 50 players", "910 images of 50 players")
+_PUBLISHED = {2023: ("618 images", "9505 images"), 2022: ("468 images", "8703 images")}
 
 
 def load_manifest(data_dir):
@@ -178,12 +178,10 @@ def counts(manifest):
 
 def _differences(manifest, year):
     """What is other than in the published set of a year, as texts."""
-    sets = zip(_SETS, _sizes(manifest), _LABELLED + _PUBLISHED[year], strict=True)
-    return [f"{name} {_in_words(*own)} instead of {_in_words(*known)}" for name, own, known in sets if own != known]
-
-
-def _in_words(identities, images):
-    return f"{images} images" if identities is None else f"{images} images of {identities} players"
+    sizes = _sizes(manifest)
+    own = [f"{count} images" + (f" of {players} players" if players is not None else "") for players, count in sizes]
+    sets = zip(_SETS, own, _LABELLED + _PUBLISHED[year], strict=True)
+    return [f"{name} {found} instead of {known}" for name, found, known in sets if found != known]
 
 
 def published_year(manifest):
@@ -200,18 +198,14 @@ def check_counts(manifest):
 
 
 def set_name(data_dir, manifest):
-    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name.
-
-    A folder that only calls itself so is shown as "folder NAME": a set is known by its counts, not by its name.
-    """
+    """What figures and tables call a set: "rendered data", "Synergy, challenge 2023", else the folder's name."""
     root = find_root(data_dir)
     if (root / "rendering.json").exists():
         return "rendered data"
     if year := published_year(manifest):
         return f"Synergy, challenge {year}"
     place = root.resolve()
-    name = (place.parent if root.name == "data_reid" else place).name or "data"
-    return f"folder {name}" if name.casefold().startswith(("synergy", "rendered data")) else name
+    return (place.parent if root.name == "data_reid" else place).name or "data"
 
 
 def _read_table(source):

@@ -6,15 +6,12 @@
 import inspect
 import json
 import runpy
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from reid_utils.data.images import decode, letterbox, normalise
-from reid_utils.data.manifest import load_manifest
-from reid_utils.files import file_hash
+from reid_utils.data.images import normalise
 from reid_utils.learning.models import build_encoder, load_weights
 from reid_utils.learning.processes import half_precision, without_tf32
 from reid_utils.ranking.feature_files import features_of, save
@@ -55,12 +52,7 @@ def extract_sets(encoder, weights, images, evaluated, folder, flip=False):
     load_weights(weights, encoder)
     for name, rows in evaluated.items():
         features = extract_features(encoder, images, flip=flip, rows=rows.index.to_numpy())
-        save_features(Path(folder) / f"{name}.npz", rows, features, weights)
-
-
-def save_features(path, manifest, features, weights_file=None):
-    """Write the features of one split (see `features_of`) as npz without pickles, atomically; see `load_features`."""
-    save(path, features_of(manifest, features, file_hash(weights_file) if weights_file else ""))
+        save(Path(folder) / f"{name}.npz", features_of(rows, features))
 
 
 def trained_encoder(weights):
@@ -82,36 +74,6 @@ def trained_encoder(weights):
             "notebook 02"
         ) from None
     return load_weights(weights, encoder).eval(), run
-
-
-def crops_of(folder, split="test"):
-    """The crops of a folder in any layout as rows of its manifest: those of `split`, "test" or "challenge".
-
-    They are what a study would rank, in its order. Raises what `load_manifest` raises, and ValueError where there are
-    none.
-    """
-    manifest = load_manifest(folder)
-    rows = manifest[manifest["split"] == split].reset_index(drop=True)
-    if rows.empty:
-        raise ValueError(f"{folder} has no {split} images: take the split {manifest['split'].iloc[-1]}")
-    return rows
-
-
-_AT_ONCE = 1024  # crops in memory at a time
-
-
-def features_of_files(encoder, folder, paths, flip=False):
-    """Unit-length features (n, d) float32 of image files, decoded and letterboxed as in training.
-
-    Raises what `decode` raises for a file that a study refuses too.
-    """
-    parts = []
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), _AT_ONCE):
-            chosen = paths[start : start + _AT_ONCE]
-            crops = pool.map(lambda path: letterbox(decode(Path(folder) / path), *encoder.image_size), chosen)
-            parts.append(extract_features(encoder, np.stack(list(crops)), flip=flip))
-    return np.concatenate(parts)
 
 
 if __name__ == "__main__":  # what the command was called before it moved to tools/

@@ -215,8 +215,3 @@ def cell_text(value):
 def one_line(text):
     """Text (str) without line ends, which would end a table or a paragraph of Markdown."""
     return " ".join(text.splitlines())
-
-
-def in_code(text):
-    """Text (str) as code in Markdown."""
-    return f"`{text}`"

@@ -18,7 +18,6 @@ from reid_utils.ranking.fusion import (
 from reid_utils.ranking.metrics import (
     average_precisions,
     cmc,
-    first_match_ranks,
     mean_average_precision,
     mean_inverse_negative_penalty,
 )

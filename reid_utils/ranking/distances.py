@@ -13,15 +13,12 @@ def is_tensor(array):
 
 
 def as_array(values):
-    """Arrays and tensors as a numpy array; bfloat16, which numpy does not know, becomes float32."""
+    """Arrays and tensors as a numpy array; a tensor's bfloat16, which numpy does not know, becomes float32."""
     if is_tensor(values):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
         return values.numpy()
-    array = np.asarray(values)
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # as numpy stores ml_dtypes' bfloat16
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return array
+    return np.asarray(values)
 
 
 def check_matrix(matrix, name):

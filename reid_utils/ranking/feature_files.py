@@ -35,7 +35,7 @@ class Features:
 
     query (Q, d), gallery (G, d) float32, or None with `distances` (Q, G); players (Q,) and (G,) int64 or text, -1 for
     an unknown one. None where not known: cameras (then nothing is junk), groups (then a query is ranked against the
-    whole gallery, else within its own group), images (their names). weights_sha256: of the encoder's file, or "".
+    whole gallery, else within its own group), images (their names).
     """
 
     query_players: np.ndarray
@@ -49,7 +49,6 @@ class Features:
     gallery_groups: np.ndarray | None = None
     query_images: np.ndarray | None = None
     gallery_images: np.ndarray | None = None
-    weights_sha256: str = ""
 
     def subset(self, queries, gallery):
         """The same of some queries and gallery images; indices, masks or slices of each."""
@@ -63,7 +62,7 @@ class Features:
         return {name: value for name, value in vars(self).items() if value is not None and name.startswith(SIDES)}
 
 
-def features_of(manifest, features, weights_sha256=""):
+def features_of(manifest, features):
     """`Features` of a split: its rows of the manifest (roles query and gallery) in the order of `features` (N, d).
 
     Players, cameras and, where a query is ranked within its group alone, groups int64; names of the images text.
@@ -78,12 +77,12 @@ def features_of(manifest, features, weights_sha256=""):
         for kind, column in columns.items():
             dtype = np.str_ if kind == "images" else np.int64
             sides[f"{role}_{kind}"] = manifest.loc[rows, column].to_numpy().astype(dtype)
-    return Features(**sides, weights_sha256=weights_sha256)
+    return Features(**sides)
 
 
 def save(path, features):
     """Write a feature file, an npz without pickles with a key a field (none for what is not known), atomically."""
-    save_arrays(path, **features.arrays(), weights_sha256=np.array(features.weights_sha256))
+    save_arrays(path, **features.arrays())
 
 
 def load_features(path):
@@ -104,7 +103,6 @@ def load_features(path):
         _check_labels(path, kind, found)
     if found["query"].shape[1] != found["gallery"].shape[1]:
         raise ValueError(f"{path}: query has {found['query'].shape[1]} columns, gallery {found['gallery'].shape[1]}")
-    found["weights_sha256"] = str(found.get("weights_sha256", ""))
     return Features(**{field.name: found[field.name] for field in fields(Features) if field.name in found})
 
 
@@ -202,8 +200,8 @@ def read_distance_csv(path):
     """Read a challenge CSV: (distances (Q, G) float64, query_ids (Q,) int64, gallery_ids (G,) int64).
 
     A byte order mark, semicolons, quoted cells, a `sep=` line and an empty corner are understood. Raises
-    FileNotFoundError, or ValueError naming the file for ragged rows, words, NaN, commas that may be
-    thousands or fractions, a first cell other than 0, ids that are not whole numbers, or no data.
+    FileNotFoundError, or ValueError naming the file for ragged rows, words, NaN, commas that may be thousands or
+    fractions, a first cell other than 0, ids that are not whole numbers, or no data.
     """
     try:
         table = _read_table(Path(path))

@@ -9,59 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from reid_utils.ranking.distances import (
-    check_count,
-    check_features,
-    check_number,
-    shared_galleries,
-    squared_euclidean,
-)
+from reid_utils.ranking.distances import shared_galleries, squared_euclidean
 from reid_utils.ranking.feature_files import Features, csv_ids, load_features, write_distance_csv
 from reid_utils.ranking.fusion import FUSIONS, dissimilarity_weights
 from reid_utils.ranking.metrics import known, labels_of, matches, rank_matches
-from reid_utils.ranking.neighbours import nearest_columns
 from reid_utils.ranking.reranking import rerank, rerank_sweep
-
-_BLOCK = 512  # images whose distances to the gallery stand in memory at a time
-
-
-def _unit(features):
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(lengths > 0, lengths, np.float32(1))
-
-
-def _neighbour_means(features, gallery, k, alpha, first):
-    """Each image's mean with its nearest `first` to `first` + k of the gallery; all of unit length."""
-    check_count(k, "k")
-    check_number(alpha, "alpha")
-    blocks = []
-    for start in range(0, len(features), _BLOCK):
-        images = features[start : start + _BLOCK]
-        distances = squared_euclidean(images, gallery)
-        if first:  # the image is in the gallery: it is its own nearest, and not among its neighbours
-            distances[np.arange(len(images)), start + np.arange(len(images))] = -1
-        near = gallery[nearest_columns(distances, min(first + k, len(gallery)))[:, first:]]
-        similarities = np.einsum("nd,nkd->nk", images, near)
-        blocks.append(images + np.einsum("nk,nkd->nd", np.maximum(similarities, 0) ** np.float32(alpha), near))
-    return _unit(np.concatenate(blocks))
-
-
-def alpha_query_expansion(query, gallery, k=6, alpha=3.0):
-    """Expand the queries (αQE, Radenović et al. 2018): query (Q, d), gallery (G, d) -> both, float32 of unit length.
-
-    An image becomes the mean of itself and its k nearest gallery images, weighted by their cosine similarity to the
-    power of alpha (itself: 1; negative similarities: 0). alpha 0 is average query expansion. Raises ValueError for NaN,
-    unequal widths, and k or alpha out of range.
-    """
-    query, gallery = map(_unit, check_features(query, gallery))
-    return _neighbour_means(query, gallery, k, alpha, first=0), gallery
-
-
-def database_augmentation(query, gallery, k=6, alpha=3.0):
-    """Augment the gallery (DBA, Turcot and Lowe 2009), weighted as in αQE; shapes and errors as there."""
-    query, gallery = map(_unit, check_features(query, gallery))
-    return query, _neighbour_means(gallery, gallery, k, alpha, first=1)
-
 
 # Each a function of (query, gallery) and, by name, k1, k2 and jaccard_weight -> distances (Q, G) float32. "hard in
 # place" is the 2023 code as published, "hard" its order-free form; the last two average features with k2 neighbours.
@@ -71,8 +23,6 @@ POST_PROCESSINGS = {
     "hard in place": partial(rerank, variant="hard", in_place=True),
     "hard": partial(rerank, variant="hard"),
     "kreciprocal": partial(rerank, variant="kreciprocal"),
-    "alpha-QE": lambda query, gallery, k2, **_: squared_euclidean(*alpha_query_expansion(query, gallery, k2)),
-    "DBA": lambda query, gallery, k2, **_: squared_euclidean(*database_augmentation(query, gallery, k2)),
 }
 
 

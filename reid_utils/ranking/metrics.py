@@ -179,11 +179,6 @@ def mean_average_precision(distances, query_ids, gallery_ids, query_cams=None, g
     return float(np.nanmean(rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).precisions))
 
 
-def first_match_ranks(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
-    """Rank of each query's first match, (Q,) float64 from 1, NaN where there is none; ties by gallery index."""
-    return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).firsts
-
-
 def mean_inverse_negative_penalty(distances, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     """mINP (Ye et al. 2021): mean over queries of matches / rank of the last match, in (0, 1]; ties by index."""
     return rank_matches(distances, query_ids, gallery_ids, query_cams, gallery_cams).penalty

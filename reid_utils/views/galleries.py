@@ -1,4 +1,4 @@
-"""Figures made of player crops: sequences, augmentations and ranked lists."""
+"""Ranked lists of player crops, and what a view may show of a ranking."""
 
 import textwrap
 
@@ -12,50 +12,11 @@ from reid_utils.views.style import BLACK, GREY, MATCH, MISMATCH, TEXT_WIDTH, fin
 # How a ranked image is marked: a match, another player's, or one of a query whose player is unknown.
 MARKS = {True: ("✓", MATCH), False: ("✗", MISMATCH), None: ("", GREY)}
 _CROP_PIXELS = 96  # height of a crop: more would not fit into 300 KB with the text at 300 dpi
-_GAP = np.full((_CROP_PIXELS, 6, 3), 255, np.uint8)  # between the crops of a strip
-_TITLE_INCHES = 0.22
 
 
 def scaled(image, height=_CROP_PIXELS):
     """A crop, RGB uint8 (h, w, 3), at a height in pixels -> PIL image of the same aspect ratio."""
     return Image.fromarray(image).resize((max(1, round(image.shape[1] * height / image.shape[0])), height))
-
-
-def sequence_samples(rows, note=None):
-    """Crops of several sequences, one per row, all scaled to one height.
-
-    rows: list of (title, list of RGB uint8 images of any size), none empty. Returns a text-width Figure with one axes
-    per row.
-    """
-    strips = [np.hstack([part for image in images for part in (_GAP, scaled(image))][1:]) for _, images in rows]
-    widest = max(strip.shape[1] for strip in strips)
-    # Rows share one scale; a long row may not make the crops tower over the page.
-    height = min(TEXT_WIDTH * _CROP_PIXELS / widest, 1.6) + _TITLE_INCHES
-    figure, axes = new_figure(TEXT_WIDTH, len(rows) * height + 0.2, len(rows), squeeze=False)
-    for ax, strip, (title, _) in zip(axes.flat, strips, rows, strict=True):
-        ax.imshow(strip, interpolation="nearest")
-        ax.set(xlim=(0, widest), anchor="W")
-        ax.set_title(title, loc="left", pad=3)
-        ax.axis("off")
-    return finish(figure, note)
-
-
-def augmentation_grid(images_by_name, note=None):
-    """Augmentations in columns, an example per row.
-
-    images_by_name: dict of augmentation name → list of RGB uint8 images, the same examples in each. Returns a
-    text-width Figure with examples × names axes. Raises ValueError if the lists differ in length.
-    """
-    examples, columns = next(iter(images_by_name.values())), len(images_by_name)
-    width = min(TEXT_WIDTH / columns, 1.4)
-    height = len(examples) * width * examples[0].shape[0] / examples[0].shape[1] + 2 * _TITLE_INCHES
-    figure, axes = new_figure(max(columns * width, 2), height, len(examples), columns, squeeze=False)
-    for column, (name, images) in zip(axes.T, images_by_name.items(), strict=True):
-        column[0].set_title(textwrap.fill(name.replace("+", "+ "), 12), pad=3)
-        for ax, image in zip(column, images, strict=True):
-            ax.imshow(image)
-            ax.axis("off")
-    return finish(figure, note)
 
 
 def ranking_of(features, distances, q):

@@ -4,7 +4,17 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from reid_utils.ranking.regimes import LEAST, PUBLISHED
-from reid_utils.views.style import BLACK, COLUMN_WIDTH, GREY, TEXT_WIDTH, VERMILLION, blank_figure, finish, looks
+from reid_utils.views.style import (
+    BLACK,
+    COLUMN_WIDTH,
+    GREY,
+    PALETTE,
+    TEXT_WIDTH,
+    VERMILLION,
+    band,
+    blank_figure,
+    finish,
+)
 
 _TICKS = (0.3, 0.5, 0.7, 0.9, 0.95, 0.98)
 _CELLS = ("abcd", "efg.", "hij.")  # re-rankings in the first row, fusions below
@@ -19,13 +29,13 @@ def regime_map(curves, note=None):
     claims are about. Returns a text-width Figure; a column-width one of panels below each other for `CHIEF` claims.
     """
     curves = curves.assign(**100 * curves[["effect", "low", "high"]])
-    panels, styles = curves.groupby("claim", sort=False), looks(curves["level"])
+    panels, colours = curves.groupby("claim", sort=False), dict(zip(curves["level"].unique(), PALETTE, strict=False))
     few = len(panels) <= len(CHIEF)
     cells = "abc"[: len(panels)] if few else _CELLS[: -(-(len(panels) - 1) // 3)]
     figure = blank_figure(COLUMN_WIDTH if few else TEXT_WIDTH, 1.1 + 1.6 * len(cells))
     axes = list(figure.subplot_mosaic("\n".join(cells)).values())
     for ax, (claim, of_claim) in zip(axes, panels, strict=False):
-        _panel(ax, of_claim, styles, claim)
+        _panel(ax, of_claim, colours, claim)
     for ax in axes[len(panels) :]:
         ax.remove()
     figure.supxlabel("mAP of the single model (%)", fontsize="medium")
@@ -37,14 +47,12 @@ def regime_map(curves, note=None):
     return finish(figure, note)
 
 
-def _panel(ax, curves, styles, claim):
+def _panel(ax, curves, colours, claim):
     """One claim's curves."""
     real = not curves["level"].str.startswith("rendered").all()
     for level, curve in curves.groupby("level", sort=False):
-        look = {"color": styles[level]["color"]}
-        look["linestyle"] = "--" if real and level.startswith("rendered") else "-"
-        ax.plot(curve.mAP, curve.effect, label=level, **look)
-        ax.fill_between(curve.mAP, curve.low, curve.high, alpha=0.15, linewidth=0, color=look["color"])
+        dashes = "--" if real and level.startswith("rendered") else "-"
+        band(ax, *curve[["mAP", "effect", "low", "high"]].T.to_numpy(), colours[level], label=level, linestyle=dashes)
     low, high = np.nanmin([*curves.low, 0]), np.nanmax([*curves.high, 0])
     margin = 0.08 * (high - low) + 0.1
     ax.set(xscale="logit", xlim=(0.27, 0.988), ylim=(low - margin, high + margin), title=claim)

@@ -3,13 +3,10 @@
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
 
 from reid_utils.data.images import normalise
-from reid_utils.views.style import COLUMN_WIDTH, blank_figure, finish
 
 _CELLS = 32  # a coarser map (the last one of a small encoder may be 2 × 1) tells no region from another
-_MAP = "inferno"
 
 
 def match_saliency(encoder, query_image, gallery_image, layer=None):
@@ -81,33 +78,3 @@ def _last_map(trunk, height, width):
     if not stages:
         raise ValueError(f"no layer of the encoder has a map of {_CELLS} cells or more; name one as layer")
     return trunk.get_submodule(stages[-1])
-
-
-def saliency_pairs(pairs, note=None):
-    """Pairs of crops with the regions that make them similar, a pair in a row: query, its map, gallery, its map.
-
-    pairs: list of (title, query image, gallery image, (query map, gallery map, similarity)) as `match_saliency` gives
-    them. Returns a column-width Figure with a colour bar.
-    """
-    crop = max(image.shape[0] / image.shape[1] for _, image, _, _ in pairs) * COLUMN_WIDTH / 4.6
-    heights = [crop + 0.6] * len(pairs) + [0.62]
-    figure = blank_figure(COLUMN_WIDTH, sum(heights))
-    *parts, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
-    for part, pair in zip(parts, pairs, strict=True):
-        _draw_pair(part, *pair)
-    bar = bottom.colorbar(ScalarMappable(cmap=_MAP), cax=bottom.subplots(), orientation="horizontal", ticks=(0, 1))
-    bar.set_label("share of the map's maximum")
-    return finish(figure, note)
-
-
-def _draw_pair(figure, title, query, gallery, found):
-    """One pair in a SubFigure."""
-    axes = figure.subplots(1, 4)
-    figure.suptitle(f"{title}\ncosine {found[2]:.2f}", fontsize="medium", x=0.02, ha="left")
-    shown = (("query", query), ("its map", query), ("gallery", gallery), ("its map", gallery))
-    for ax, (name, image) in zip(axes, shown, strict=True):
-        ax.imshow(image)
-        ax.set_title(name, fontsize="small", pad=2)
-        ax.axis("off")
-    for ax, heat in zip(axes[1::2], found[:2], strict=True):
-        ax.imshow(heat, cmap=_MAP, alpha=0.6, vmin=0, vmax=1)

@@ -124,6 +124,12 @@ def looks(names):
     return {name: {"color": PALETTE[k % n], "marker": MARKERS[(k + k // n) % len(MARKERS)]} for k, name in numbered}
 
 
+def band(ax, x, middle, low, high, color, **look):
+    """Draw a line (n,), with the range between low and high in a paler tone; `look` goes to `Axes.plot`."""
+    ax.plot(x, middle, color=color, **{"linestyle": "-", **look})
+    ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
 def legend_above(figure, ax):
     """A legend of an axes' lines above the figure, in four columns or, where labels are long, fewer and more rows."""
     handles, labels = ax.get_legend_handles_labels()
