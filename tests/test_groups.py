@@ -186,7 +186,7 @@ def test_an_operating_point_ranks_within_groups():
     test = pd.DataFrame({"role": roles, "player": players, "group": players // PERSONS + 1, "frame": range(len(roles))})
     test = test.assign(camera=(test["role"] == "gallery").astype(int), image_id=test.index.astype(str))
     features = [np.concatenate([model.query, model.gallery]) for model in MODELS]
-    points = [point for point in points_in_set(features, test, [IMAGES]) if point["claim"] == "hard − none"]
+    points = [point for point in points_in_set(features, test) if point["claim"] == "hard − none"]
     np.testing.assert_allclose(points[0]["effect"], effect)
 
 
@@ -208,9 +208,7 @@ def test_predictions_and_entries_are_ranked_within_groups(tmp_path):
         save(tmp_path / name / "test.npz", model)
     scores = write_predictions(tmp_path, [tmp_path / "a"], ["test"])
     assert scores["test_reranked"]["mAP"] == score_features(MODELS[0], "hard")["mAP"]
-    written = np.loadtxt(tmp_path / "test.csv", delimiter=",")[1:, 1:]
-    own = np.isfinite(distances_of(MODELS[0]))
-    assert written[~own].min() > written[own].max()
+    assert not [*tmp_path.glob("*.csv")]  # the challenge's form knows one gallery
     entries = write_entry(tmp_path, {"test": [dict(zip("ab", MODELS, strict=True))]}, "none", "min-max")
     assert 100 * score(entries["test"], *LABELS)["mAP"] == pytest.approx(88.00, abs=0.005)
 

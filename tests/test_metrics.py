@@ -188,6 +188,7 @@ def test_ids_of_any_type_match_where_they_are_equal():
         (np.array([2**62 + 1], np.uint64), np.array([2**62, 2**62 + 1, 5, 5, 3])),
         (torch.tensor([7]), np.array([1, 7, 2, 2, 2], object)),
         (["a"], np.array(["A", "a", "b", "b", "b"], object)),
+        (np.array([b"7"]), np.array([b"1", b"7", b"2", b"2", b"2"])),  # as HDF5 keeps text
         (np.array([[7]]), np.array([[1, 7, 2, 2, 2]], np.uint8)),  # as MATLAB's files have labels
         (np.array([["a"]]), np.array([["A"], ["a"], ["b"], ["b"], ["b"]])),
     ]:

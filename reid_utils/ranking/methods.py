@@ -185,7 +185,7 @@ def write_predictions(folder, feature_folders, sets=("test", "challenge"), reran
     """Write the distance CSVs of one model or of several averaged: <set>.csv and <set>_reranked.csv for each set.
 
     `feature_folders`: one per model, with <set>.npz for each of `sets`. The mean of their distance matrices is written,
-    as the published code predicts. Returns {file stem: scores as `score` gives them} of the sets whose players are
+    as the published code predicts; a test split in several galleries is scored alone. Returns {file stem: scores as `score` gives them} of the sets whose players are
     known.
     """
     scores = {}
@@ -193,7 +193,7 @@ def write_predictions(folder, feature_folders, sets=("test", "challenge"), reran
         models = [load_features(Path(given) / f"{name}.npz") for given in feature_folders]
         for stem, processing in ((name, "none"), (f"{name}_reranked", reranking)):
             distances = mean_distances(models, processing)
-            write_distance_csv(Path(folder) / f"{stem}.csv", distances, *csv_ids(models[0], name))
+            _write(Path(folder) / f"{stem}.csv", distances, models[0], name)
             if name != "challenge":
                 scores[stem] = score(distances, *labels_of(models[0]))
     return scores
@@ -209,8 +209,14 @@ def write_entry(folder, models, post_processing, fusion, top_k=15):
         of_models = [[seed[model] for seed in seeds] for model in seeds[0]]
         for stem, processing in ((name, post_processing), (f"{name}_plain", "none")):
             entries[stem] = fuse([mean_distances(of_model, processing) for of_model in of_models], fusion, top_k)
-            write_distance_csv(Path(folder) / f"{stem}.csv", entries[stem], *csv_ids(of_models[0][0], name))
+            _write(Path(folder) / f"{stem}.csv", entries[stem], of_models[0][0], name)
     return entries
+
+
+def _write(path, distances, features, name):
+    """The distance CSV of a set, but for a test split in several galleries: the form knows one gallery alone."""
+    if name == "challenge" or features.query_groups is None:
+        write_distance_csv(path, distances, *csv_ids(features, name))
 
 
 def mean_distances(models, processing):
