@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from scipy.io import loadmat
 
 from reid_utils.files import is_clutter, load_arrays, replacing, save_arrays
 from reid_utils.ranking.distances import check_matrix, check_ranked
@@ -115,6 +113,8 @@ def _read_arrays(path):
 
             return dict(torch.load(path, map_location="cpu", weights_only=True))
         if suffix == ".mat":
+            from scipy.io import loadmat  # heavy, as pandas is below
+
             return loadmat(path)
         return _rows_beside(path) if suffix == ".npy" else load_arrays(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, NotImplementedError, TypeError):
@@ -123,8 +123,10 @@ def _read_arrays(path):
 
 def _rows_beside(path):
     """{key: array} of an .npy and of the csv beside it."""
+    from pandas import read_csv
+
     features, labels = np.load(path), path.with_suffix(".csv")
-    rows = pd.read_csv(labels)
+    rows = read_csv(labels)
     if "role" not in rows or len(rows) != len(features):
         raise ValueError(f"{labels} needs a column role and a line for each of the {len(features)} rows of {path}")
     found = {}
