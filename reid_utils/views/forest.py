@@ -72,7 +72,7 @@ def _lay_out(ax, headings, labels, step):
         text, place = textwrap.shorten(heading, 55, placeholder=" …"), ("figure fraction", "data")
         ax.annotate(text, (0.01, y), xycoords=place, in_layout=False, **look)
     ax.set(yticks=heights, yticklabels=labels, ylim=(heights[-1] + 0.6, -0.6))
-    ax.figure.set_figheight(1.2 + step * (heights[-1] + 1))
+    ax.figure.set_figheight(1.45 + step * (heights[-1] + 1))
     return heights
 
 
