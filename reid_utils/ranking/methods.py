@@ -185,8 +185,8 @@ def write_predictions(folder, feature_folders, sets=("test", "challenge"), reran
     """Write the distance CSVs of one model or of several averaged: <set>.csv and <set>_reranked.csv for each set.
 
     `feature_folders`: one per model, with <set>.npz for each of `sets`. The mean of their distance matrices is written,
-    as the published code predicts; a test split in several galleries is scored alone. Returns {file stem: scores as `score` gives them} of the sets whose players are
-    known.
+    as the published code predicts; a test split in several galleries is scored alone. Returns {file stem: scores as
+    `score` gives them} of the sets whose players are known.
     """
     scores = {}
     for name in sets:
