@@ -247,7 +247,8 @@ MOST_FINDINGS = 7  # that README shows
 def published_findings(figures):
     """{what the data are: findings} of figures/ and figures/people, as far as they are there."""
     sets = {"rendered players": figures, "real people": figures / "people"}
-    return {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
+    found = {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
+    return {name: each[each["difference"] != ""] for name, each in found.items()}  # older ones have claims without
 
 
 def beside_section(figures):
