@@ -161,8 +161,8 @@ def findings_text(findings, rule):
     shown = shown.join(findings["p (Holm)"])
     return (
         f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
-        "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one claim, in "
-        f"the tables over all rows of a table. {rule}{outside if len(here) else ''}\n"
+        "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one table's "
+        f"family. {rule}{outside if len(here) else ''}\n"
     )
 
 
@@ -235,7 +235,7 @@ def people_section(figures):
         f"{study['about']} Study `people`: {study['queries']} queries, {study['seeds']} seeds, made at commit "
         f"`{study['commit'][:10]}` by `make weights` and `python run_all.py people --data FOLDER` ({study['device']}). "
         f"Losses are compared from pre-trained weights.\n\n{findings_text(read_findings(figures), study['rule'])}\n"
-        f"All rows: [losses]({folder}/T2.md), [re-ranking]({folder}/T3.md), [pre-training]({folder}/T4.md), "
+        f"All rows: [losses]({folder}/T2.md), [re-ranking]({folder}/T3.md), [encoders]({folder}/T4.md), "
         f"[fusion]({folder}/T5.md), [accuracy]({folder}/T7.md), [length]({folder}/T8.md). No image of the set is "
         "shown.\n"
     )
