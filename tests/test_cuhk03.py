@@ -15,7 +15,7 @@ from reid_utils.data.manifest import fold_split, load_manifest
 from reid_utils.ranking.feature_files import features_of
 from reid_utils.ranking.methods import distances_of, score
 from reid_utils.ranking.metrics import labels_of
-from tools.cuhk03 import main, people_of_release, split_people
+from tools.cuhk03 import NAMES, main, people_of_release, split_people
 
 PEOPLE, IMAGES = 24, 3
 SMALL = ["--tested", "8", "--tuning", "4", "--gallery", "4"]
@@ -88,7 +88,7 @@ FORMS = [release, new_protocol, folders, flat, flat_in_parts]
 
 def make(source, folder, *options):
     main([str(source), str(folder), *SMALL, *options])
-    return {name: load_manifest(folder / name) for name in ("tested", "tuning")}
+    return {name: load_manifest(folder / place) for name, place in NAMES.items()}
 
 
 def people_in(manifest, split):
@@ -104,7 +104,7 @@ def test_each_form_gives_the_same_people_whole_in_three_sets_apart(form, tmp_pat
     assert {name: len(people) for name, people in sets.items()} == {"tested": 8, "tuning": 4, "training": 12}
     assert len(set().union(*sets.values())) == PEOPLE and people_in(made["tuning"], "train") == sets["training"]
     for name, manifest in made.items():
-        person = [known[decode(tmp_path / "made" / name / path).tobytes()] for path in manifest["path"]]
+        person = [known[decode(tmp_path / "made" / NAMES[name] / path).tobytes()] for path in manifest["path"]]
         seen = manifest.assign(person=person).groupby("player")["person"].agg(["nunique", "size"])
         assert (seen == [1, IMAGES]).all(axis=None)
     about = pd.read_csv(tmp_path / "made" / "people.csv", index_col="player")
@@ -116,7 +116,7 @@ def test_the_first_image_is_the_query_and_training_players_make_folds(tmp_path):
     made = make(flat(tmp_path / "source"), tmp_path / "made")["tested"]
     query = made.query("role == 'query'")
     first = {crop(person, 0).tobytes() for person in range(PEOPLE)}
-    assert all(decode(tmp_path / "made/tested" / path).tobytes() in first for path in query["path"])
+    assert all(decode(tmp_path / "made/CUHK03" / path).tobytes() in first for path in query["path"])
     training, *held_out = fold_split(made, 0)
     assert not set(training["player"]) & set(pd.concat(held_out)["player"])
 
@@ -126,12 +126,12 @@ def test_people_csv_says_who_is_who_in_the_source(tmp_path):
     made = make(source, tmp_path / "made")["tested"].query("role == 'query'").set_index("player")["path"]
     about = pd.read_csv(tmp_path / "made" / "people.csv", index_col="player")["source"]
     for player, path in made.items():
-        assert (source / about[player]).read_bytes() == (tmp_path / "made/tested" / path).read_bytes()
+        assert (source / about[player]).read_bytes() == (tmp_path / "made/CUHK03" / path).read_bytes()
 
 
 def test_training_images_lie_on_the_disk_once_where_it_has_hard_links(tmp_path, monkeypatch):
     make(flat(tmp_path / "source"), tmp_path / "made")
-    one, other = (sorted((tmp_path / "made" / name / "reid_training").iterdir()) for name in ("tested", "tuning"))
+    one, other = (sorted((tmp_path / "made" / name / "reid_training").iterdir()) for name in NAMES.values())
     assert len(one) == 12 * IMAGES and all(map(lambda a, b: a.samefile(b), one, other))
 
     def refuse(source, target):
@@ -139,7 +139,7 @@ def test_training_images_lie_on_the_disk_once_where_it_has_hard_links(tmp_path, 
 
     monkeypatch.setattr("os.link", refuse)
     make(tmp_path / "source", tmp_path / "copied")
-    copied = sorted((tmp_path / "copied/tuning/reid_training").iterdir())
+    copied = sorted((tmp_path / "copied/CUHK03-tuning/reid_training").iterdir())
     assert [path.read_bytes() for path in copied] == [path.read_bytes() for path in other]
 
 
@@ -184,7 +184,7 @@ def test_groups_are_part_of_the_data_sets_identity(tmp_path):
     source = flat(tmp_path / "source")
     make(source, tmp_path / "made")
     make(source, tmp_path / "whole", "--gallery", "0")
-    assert data_fingerprint(tmp_path / "made/tested") != data_fingerprint(tmp_path / "whole/tested")
+    assert data_fingerprint(tmp_path / "made/CUHK03") != data_fingerprint(tmp_path / "whole/CUHK03")
 
 
 def test_people_of_one_image_are_left_out_with_a_line(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """`python tools/cuhk03.py SOURCE FOLDER`: CUHK03 split by people into two data sets that share their training people.
 
 SOURCE is the release `cuhk-03.mat` (needs h5py), a CUHK03-NP folder, a folder with a person a sub-folder, or files
-named {person}_{image}; in folders train, val and test numbers may begin anew. FOLDER/tuning and FOLDER/tested, in the
-Synergy layout, test on people of their own: settings are chosen on the one, reported on the other. As in Synergy a
+named {person}_{image}; in folders train, val and test numbers may begin anew. FOLDER/CUHK03-tuning and FOLDER/CUHK03, in
+the Synergy layout, test on people of their own: settings are chosen on the one, reported on the other. As in Synergy a
 person's first image is the query and all others, of both cameras, are the gallery; `groups.csv` parts the people into
 galleries of 50, `people.csv` says who is who. Training images lie there once, where the disk has hard links.
 
@@ -24,6 +24,7 @@ from reid_utils.data.layouts import by_numbers, find_layout, layout_rows
 from reid_utils.data.manifest import is_nobody
 
 PARTS = ("train", "val", "test")
+NAMES = {"tested": "CUHK03", "tuning": "CUHK03-tuning"}  # tables call a set after its folder
 
 
 def people_of_release(path, boxes="labeled"):
@@ -116,7 +117,7 @@ def _link(source, target):
 
 
 def write_sets(folder, people, gallery=50, **split):
-    """Write FOLDER/tested, FOLDER/tuning and people.csv, whole or not at all -> people and images of each set.
+    """Write FOLDER/CUHK03, FOLDER/CUHK03-tuning and people.csv, whole or not at all -> people and images of each set.
 
     people: {name: images}; those with one image are left out; gallery: people of a group, 0 for a gallery of all;
     split: as `split_people`. Raises FileExistsError for a folder with something in it, ValueError for numbers of people
@@ -127,20 +128,20 @@ def write_sets(folder, people, gallery=50, **split):
         raise FileExistsError(f"{folder} is not empty: give a new folder or remove it")
     people = {name: images for name, images in people.items() if len(images) > 1}
     sets = split_people(len(people), **split)
-    for name in ("tested", "tuning"):
+    for name in NAMES:
         if gallery < 0 or (gallery and len(sets[name]) % gallery):
             raise ValueError(f"{len(sets[name])} people {name} do not part into galleries of {gallery}: change one")
     images, partial_dir = list(people.values()), folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_dir, ignore_errors=True)
-    training = _write(partial_dir / "tested", sets["training"], images, "reid_training")
-    shutil.copytree(partial_dir / "tested", partial_dir / "tuning", copy_function=_link)
+    training = _write(partial_dir / NAMES["tested"], sets["training"], images, "reid_training")
+    shutil.copytree(partial_dir / NAMES["tested"], partial_dir / NAMES["tuning"], copy_function=_link)
     counts = {"training": len(training)}
-    for name in ("tested", "tuning"):
-        table = _write(partial_dir / name, sets[name], images)
+    for name, place in NAMES.items():
+        table = _write(partial_dir / place, sets[name], images)
         counts[name] = len(table)
         if gallery:
             table["group"] = table["place"] // gallery + 1
-            table[["path", "group"]].to_csv(partial_dir / name / "groups.csv", index=False)
+            table[["path", "group"]].to_csv(partial_dir / place / "groups.csv", index=False)
     about = pd.DataFrame({"source": list(people), "images": [len(own) for own in images]})
     about.index += 1
     for name, numbers in sets.items():
@@ -154,7 +155,7 @@ def main(arguments=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="cuhk-03.mat or a folder of its crops")
-    parser.add_argument("folder", type=Path, help="folder to make, with a data set tested and a data set tuning in it")
+    parser.add_argument("folder", type=Path, help="folder to make, with the data sets CUHK03 and CUHK03-tuning in it")
     parser.add_argument("--tested", type=int, default=300, help="people that results are reported on (300)")
     parser.add_argument("--tuning", type=int, default=100, help="people that settings are chosen on (100)")
     parser.add_argument("--train", type=int, help="people to train on (all others)")
