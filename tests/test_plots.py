@@ -45,12 +45,6 @@ def table(rng, names=("none", "flip", "erasing")):
     return compare_rows({name: np.clip(aps + 0.1 * k, 0, 1) for k, name in enumerate(names)}, names[0])
 
 
-def costs():
-    rows = ["ViT, plain", "ViT, re-ranked (hard)", "ResNet, plain"]
-    scores = {"mAP": [50.0, 60.0, 40.0], "mAP low": [45.0, 55.0, 38.0], "mAP high": [52.0, 66.0, 43.0]}
-    return pd.DataFrame({"row": rows, **scores, "GFLOPs": [17.5, 17.5, 0.6]})
-
-
 def draw_one_of_each(rng):
     """Name → (figure with a note, number of axes with data, strings that it must show)."""
     ranked = [(crop(), True, 0.25), (crop(80, 30), False, 1.5)]
@@ -89,7 +83,6 @@ def draw_one_of_each(rng):
             1,
             ["ViT + ResNet", "rank average", "similarity again (other\nseeds)", "difference (mAP points)", "mAP (%)"],
         ),
-        "cost": (plots.cost_plot(costs(), **note), 1, ["GFLOPs an image", "mAP (%)", "ViT", "0.5"]),
     }
 
 
@@ -211,15 +204,6 @@ def test_a_cmc_of_several_seeds_is_their_mean_in_a_band_from_lowest_to_highest()
     assert [line.get_ydata().tolist() for line in ax.lines] == [pytest.approx([60, 80]), pytest.approx([60, 90])]
     bands = [np.unique(band.get_paths()[0].vertices[:, 1].round(9)) for band in ax.collections]
     assert [band.tolist() for band in bands] == [[50, 70, 80], [60, 90]]
-
-
-def test_accuracy_stands_over_cost_plain_filled_and_re_ranked_open_with_intervals():
-    ax = plots.cost_plot(costs()).axes[0]
-    marks = [(line.get_markerfacecolor() != "white", *line.get_ydata()) for line in ax.lines]
-    assert marks == [(True, 50), (False, 60), (True, 40)]
-    x = [line.get_xdata()[0] for line in ax.lines]
-    assert x[0] == 17.5 and x[2] == 0.6 and 17.5 < x[1] < 19  # of equal cost: side by side
-    assert [tuple(bars.get_segments()[0][:, 1]) for bars in ax.collections] == [(45, 52), (55, 66), (38, 43)]
 
 
 def test_epochs_without_a_measurement_are_points_that_no_line_joins():

@@ -127,6 +127,12 @@ def train_seed(sets, recipe, folder, start="", encoder_settings=ENCODER):
     return names["history"], names["scores"][0]
 
 
+def train_in(folder, sets, recipe, encoder_settings, start=""):
+    """Path of the weights that `train_seed` writes."""
+    train_seed(sets, recipe, folder, start, encoder_settings)
+    return folder / "seed0" / "weights.safetensors"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Small tensors are quicker so, and the bits depend on it."""
@@ -367,6 +373,24 @@ def test_a_training_cut_off_before_an_edit_of_the_metric_goes_on_with_its_scores
     cut = train(encoder(), images, labels_of(images), recipe, tmp_path / "cut", validate, str, scored_by="new")
     assert [row["mAP"] for row in cut] == [row["mAP"] / 2 for row in whole]
     assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "cut")
+
+
+def test_a_training_cut_off_before_its_first_validation_goes_on_after_an_edit_of_the_metric(
+    eight_players, tmp_path, monkeypatch
+):
+    images, recipe, steps = eight_players[1][:48], replace(TINY, epochs=3, validate_every=9), iter(range(1000))
+
+    def stopped(*given):
+        if next(steps) == 12:
+            raise KeyboardInterrupt
+        return take_step(*given)
+
+    monkeypatch.setattr(training, "take_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(encoder(), images, labels_of(images), recipe, tmp_path, constant, str, scored_by="old")
+    monkeypatch.undo()
+    history = train(encoder(), images, labels_of(images), recipe, tmp_path, constant, str, scored_by="new")
+    assert [row["epoch"] for row in history if "mAP" in row] == [0, 3]
 
 
 def test_validation_ranks_within_groups_as_the_features_that_are_written_do(eight_players, tmp_path):
@@ -612,6 +636,34 @@ def test_the_classifier_and_its_neck_go_on_where_they_were(eight_players, tmp_pa
         train(encoder(), images, labels_of(images), recipe, tmp_path / "cut", constant, report=str)
     train(encoder(1), images, labels_of(images), recipe, tmp_path / "cut", constant, report=str)
     assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "cut")
+
+
+def test_players_may_be_retrieved_after_the_neck_and_nothing_else_changes(eight_players, tmp_path):
+    manifest, images = eight_players
+    sets, recipe = choose_sets(manifest, images, "eight"), replace(TINY, loss="id")
+    plain = load_weights(train_in(tmp_path / "plain", sets, recipe, ENCODER), encoder()).eval()
+    path = train_in(tmp_path / "necked", sets, recipe, {**ENCODER, "neck": True})
+    necked = load_weights(path, build_encoder(**ENCODER, neck=True)).eval()
+    batch = torch.randn(6, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain(batch), necked(batch)
+    assert all(torch.equal(necked.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
+    neck = necked.neck
+    assert neck.num_batches_tracked > 0 and not torch.equal(neck.weight, torch.ones_like(neck.weight))
+    by_hand = (before - neck.running_mean) / (neck.running_var + neck.eps).sqrt() * neck.weight + neck.bias
+    torch.testing.assert_close(after, by_hand / by_hand.norm(dim=1, keepdim=True))
+    # The start of a further run keeps it, and the written features are those after it.
+    again = train_in(tmp_path / "again", sets, replace(recipe, epochs=0), {**ENCODER, "neck": True}, start=path)
+    assert torch.equal(load_weights(again, build_encoder(**ENCODER, neck=True)).neck.weight, neck.weight)
+    test = sets.evaluated["test"].query("role == 'query'").index.to_numpy()
+    written = load_features(path.parent / "test.npz").query
+    np.testing.assert_allclose(written, extract_features(necked, images, rows=test), atol=1e-6)
+
+
+def test_a_neck_where_the_loss_has_none_is_refused(eight_players, tmp_path):
+    images = eight_players[1][:48]
+    with pytest.raises(ValueError, match="neck is true, but the loss 'infonce' has no neck: take id"):
+        train(build_encoder(**ENCODER, neck=True), images, labels_of(images), TINY, tmp_path, constant, report=str)
 
 
 def test_checkpoints_go_by_the_clock_and_a_finished_run_keeps_weights_and_history_alone(

@@ -1,9 +1,9 @@
 """`python tools/cuhk03.py SOURCE FOLDER`: CUHK03 split by people into two data sets that share their training people.
 
 SOURCE is the release `cuhk-03.mat` (needs h5py), a CUHK03-NP folder, a folder with a person a sub-folder, or files
-named {person}_{image}; in folders train, val and test numbers may begin anew. FOLDER/CUHK03-tuning and FOLDER/CUHK03, in
-the Synergy layout, test on people of their own: settings are chosen on the one, reported on the other. As in Synergy a
-person's first image is the query and all others, of both cameras, are the gallery; `groups.csv` parts the people into
+named {person}_{image}; in folders train, val and test numbers may begin anew. FOLDER/CUHK03-tuning and FOLDER/CUHK03,
+in the Synergy layout, test on people of their own: settings are chosen on the one, reported on the other. As in Synergy
+a person's first image is the query and all others, of both cameras, are the gallery; `groups.csv` parts the people into
 galleries of 50, `people.csv` says who is who. Training images lie there once, where the disk has hard links.
 
 CUHK03 is for research only and shows people who did not publish themselves: get it from its authors, keep to their

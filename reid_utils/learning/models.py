@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid_utils.files import replacing
@@ -26,16 +25,19 @@ class Encoder(nn.Module):
     """An image encoder with what its inputs need: `mean`, `std` (of pixels in 0–1), `image_size` (height, width).
 
     `logit_scale`: log of the inverse temperature that its weights were trained with, where a contrastive loss starts.
+    `neck`: None, or the ID loss's batch normalisation, which features go through in evaluation mode.
     forward: (N, 3, h, w) float32 -> (N, d) features of unit length.
     """
 
     def __init__(self, trunk, dim, mean, std, image_size, logit_scale=INITIAL_LOGIT_SCALE):
         super().__init__()
         self.trunk, self.dim, self.logit_scale = trunk, dim, logit_scale
-        self.mean, self.std, self.image_size = tuple(mean), tuple(std), tuple(image_size)
+        self.mean, self.std, self.image_size, self.neck = tuple(mean), tuple(std), tuple(image_size), None
 
     def forward(self, images):
-        return nn.functional.normalize(self.trunk(images).float(), dim=1)
+        features = nn.functional.normalize(self.trunk(images).float(), dim=1)
+        before = self.neck is None or self.training  # losses take features before the neck
+        return features if before else nn.functional.normalize(self.neck(features), dim=1)
 
 
 def build_encoder(
@@ -47,6 +49,7 @@ def build_encoder(
     gradient_checkpointing=False,
     weights_file=None,
     normalisation="weights",
+    neck=False,
 ):
     """Build an encoder by name, on torch's default device.
 
@@ -57,7 +60,8 @@ def build_encoder(
     keeps; the classifier may be missing), or else by name from the hub; position embeddings are resampled.
     `gradient_checkpointing` computes activations again in the backward pass: less memory, a third more work, the same
     gradients. `normalisation` of pixels: "weights" for the mean and deviation that the weights were trained with,
-    "imagenet" for ImageNet's in every timm model, as published (open_clip's towers keep their own).
+    "imagenet" for ImageNet's in every timm model, as published (open_clip's towers keep their own). `neck`: players are
+    retrieved by the features after the ID loss's neck, as reid-strong-baseline does.
     Raises what the library raises for an unknown name, ValueError where weights do not fit, and FileNotFoundError
     naming the file to fetch where they cannot be had.
     """
@@ -75,6 +79,8 @@ def build_encoder(
         encoder.mean, encoder.std = IMAGENET_MEAN, IMAGENET_STD
     if gradient_checkpointing:
         encoder.trunk.set_grad_checkpointing(True)
+    if neck:
+        encoder.neck = nn.BatchNorm1d(encoder.dim)
     # A quarter faster for small CNNs on a CPU, and what tensor cores want.
     return encoder.to(memory_format=torch.channels_last)
 
@@ -278,16 +284,3 @@ def count_gflops(encoder):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.eval()(torch.zeros(1, 3, *encoder.image_size, device="meta"))
     return counter.get_total_flops() / 1e9
-
-
-def milliseconds_an_image(encoder):
-    """Milliseconds that an image's forward pass takes on this device, in evaluation mode from here on.
-
-    Mean over 5 batches of 16, after a warm-up.
-    """
-    batch = torch.zeros(16, 3, *encoder.image_size, device=next(encoder.parameters()).device)
-    timer = Timer(
-        "encoder(batch)", globals={"encoder": encoder.eval(), "batch": batch}, num_threads=torch.get_num_threads()
-    )
-    with torch.inference_mode():
-        return 1000 * timer.timeit(5).mean / len(batch)

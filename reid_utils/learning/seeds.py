@@ -111,7 +111,7 @@ def settings_in_extra(extra):
 
     Raises ValueError naming a setting that neither has.
     """
-    known, of_encoder = {field.name for field in fields(Recipe)} - {"seed"}, {"projection", "normalisation"}
+    known, of_encoder = {field.name for field in fields(Recipe)} - {"seed"}, {"projection", "normalisation", "neck"}
     for name in extra:
         if name not in known | of_encoder:
             raise ValueError(f"extra: unknown setting {name!r}; known: {', '.join(sorted(known | of_encoder))}")

@@ -194,16 +194,26 @@ def finite(losses, epoch, step, half=None):
 
 
 def prepare(encoder, recipe, players):
-    """What a run trains beside its encoder -> (parts with a state, the encoder as the processes share it, half)."""
+    """What a run trains beside its encoder -> (parts with a state, the encoder as the processes share it, half).
+
+    Raises ValueError where the encoder has a neck and the loss has none.
+    """
     set_backends(recipe.cudnn_benchmark, recipe.deterministic)
     device = next(encoder.parameters()).device
     objective = Objective(
         recipe.loss, players, encoder.dim, recipe.label_smoothing, recipe.margin, logit_scale=encoder.logit_scale
     )
+    neck, encoder.neck = encoder.neck, None  # trained as the loss's own, which the processes need not share
+    if neck is not None:
+        if not objective.head():
+            raise ValueError(f"neck is true, but the loss {recipe.loss!r} has no neck: take id, or set neck to false")
+        objective.neck.load_state_dict(neck.state_dict())
     optimiser = build_optimiser(encoder, objective.to(device), recipe)
     half = half_precision(recipe.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     shared = distribute(encoder)
+    if neck is not None:
+        encoder.neck = objective.neck
     if process_index():  # the start is the same in all processes, dropout's masks are not
         torch.manual_seed(recipe.seed + process_index() * 2**32)
     parts = {"encoder": encoder, "objective": objective, "optimiser": optimiser, "scaler": scaler}
@@ -249,7 +259,7 @@ def score_again(history, encoder, folder, validate):
 
 def best_epoch(history):
     """The row of a history with the best mAP in validation, the first of equals; row 0 where nothing was trained."""
-    return max([row for row in history[1:] if "mAP" in row] or history, key=lambda row: row["mAP"])
+    return max([row for row in history[1:] if "mAP" in row] or history[:1], key=lambda row: row["mAP"])
 
 
 def _progress(recipe, row, pace, left):

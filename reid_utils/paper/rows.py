@@ -29,18 +29,6 @@ def training_history(runs, *tables):
     return pd.concat(histories, ignore_index=True) if histories else None
 
 
-def tuning_runs(runs):
-    """mAP (per cent) and settings of the trainings that try three learning rates or more of one backbone and loss."""
-    names = ["backbone", "loss", "learning_rate", "head_rate", "margin"]
-    tried = [
-        {"entry": run["entry"], **{name: run["settings"][name] for name in names}}
-        | {"mAP": 100 * run["scores"]["none|mAP"].mean()}
-        for run in runs.get("02_training", [])
-    ]
-    frame = pd.DataFrame(tried, columns=["entry", *names, "mAP"])
-    return frame.groupby(["entry", "backbone", "loss"]).filter(lambda of: of["learning_rate"].nunique() > 2)
-
-
 def fusion_table(runs, of_single):
     """T5: singles, pairs and all models under each fusion, against the best single model of the same run.
 

@@ -2,8 +2,6 @@
 
 import textwrap
 
-from matplotlib.ticker import NullLocator
-
 from reid_utils.views.style import BLACK, TEXT_WIDTH, finish, looks, new_figure
 
 
@@ -24,7 +22,7 @@ def budget_map(frame, note=None):
         ax.axhline(0, color=BLACK, linewidth=0.8)
         ax.set_xscale("log")
         ax.set_xticks(lines["epochs"].unique(), lines["epochs"].unique())
-        ax.xaxis.set_minor_locator(NullLocator())
+        ax.minorticks_off()
         ax.set(title=textwrap.fill(claim, 34), xlabel="epochs, each length with its own schedule")
         ax.legend()
     axes[0].set_ylabel("effect (mAP points)")

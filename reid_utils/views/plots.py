@@ -4,7 +4,6 @@ Scores come in as fractions and are shown in per cent. `note` is printed small i
 """
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 
 from reid_utils.views import style
 from reid_utils.views.style import COLUMN_WIDTH, TEXT_WIDTH, band, finish, new_figure
@@ -68,29 +67,4 @@ def cmc_curves(curves, note=None):
     ax.set(xlabel="rank", ylabel="queries matched (%)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc="lower right")
-    return finish(figure, note)
-
-
-def cost_plot(frame, note=None):
-    """Accuracy against cost: mAP with its interval over GFLOPs, filled for plain distances, open for re-ranked ones.
-
-    frame: T4's csv as `pd.read_csv` gives it, rows called "model, plain" or "model, re-ranked (…)"; those of equal cost
-    stand side by side. Returns a column-width Figure.
-    """
-    aside = (frame.GFLOPs.max() / frame.GFLOPs.min()) ** (0.015 * frame.groupby("GFLOPs").cumcount())
-    frame = frame.assign(
-        x=frame.GFLOPs * aside, below=frame.mAP - frame["mAP low"], above=frame["mAP high"] - frame.mAP
-    )
-    names = frame.row.str.rpartition(", ")
-    looks = style.looks(names[0])
-    figure, ax = new_figure(COLUMN_WIDTH, 2.6)
-    for (model, plain), rows in frame.groupby([names[0], names[2] == "plain"], sort=False):
-        look = {"label": model, **looks[model]} if plain else {"markerfacecolor": "white", **looks[model]}
-        ax.errorbar(rows.x, rows.mAP, rows[["below", "above"]].T, linestyle="none", **look)
-    ax.set(xlabel="GFLOPs an image", ylabel="mAP (%)", xscale="log")
-    ax.set_title("filled: plain distances, open: re-ranked", fontsize="small")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
-    style.legend_above(figure, ax)
     return finish(figure, note)
