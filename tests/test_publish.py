@@ -302,16 +302,22 @@ def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path
         write_json(tmp_path / name / "study.json", {})
         head = "claim,compared,verdict,difference,diff low,diff high\n"
         (tmp_path / name / "tables" / "findings.csv").write_text(head + text)
-    first, second, _, last = headlines(tmp_path).splitlines()
+    apart, _, first, second, _, last = headlines(tmp_path).splitlines()
+    assert (
+        apart == "Rendered and real people point to opposite sides on: helps."
+    )  # by their intervals, so it is divided
     assert first == (
-        "- ✓ **Helps** — rendered players: supported in 2 of 3, open in 1 of 3 (a: +2.0, 1.0 to 3.0); "
-        "real people: contradicted in 1 of 1 (x: -2.0, -3.0 to -1.0)."
+        "- ? **Helps**: rendered players +2.0 (1.0 to 3.0), supported in 2 of 3, open in 1 of 3; "
+        "real people -2.0 (-3.0 to -1.0), contradicted."
     )
-    assert second == "- ? **Wins** — rendered players: open in 1 of 1 (a: -1.0, -2.0 to 0.5)."
-    assert "Rendered and real people disagree on: helps." in last
+    assert second == "- ? **Wins**: rendered players -1.0 (-2.0 to 0.5), open."
+    assert "points of mAP" in last
     *_, helps, wins = beside_section(tmp_path).strip().splitlines()
-    assert "supported in 2 of 3, open in 1 of 3 (a: +2.0, 1.0 to 3.0)" in helps and "contradicted in 1 of 1" in helps
+    assert "supported in 2 of 3, open in 1 of 3 (a: +2.0 (1.0 to 3.0))" in helps and "contradicted (x" in helps
     assert wins.count("not tested") == 1
+    (tmp_path / "people" / "tables" / "findings.csv").write_text(head + "helps,x,open,-2,-3,1\n")
+    first, *_ = headlines(tmp_path).splitlines()
+    assert first.startswith("- ✓ **Helps**: rendered players +2.0 (1.0 to 3.0), supported in 2 of 3")
 
 
 def test_a_study_that_chose_settings_is_shown_in_a_folder_of_its_own(study, monkeypatch):

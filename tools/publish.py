@@ -269,22 +269,25 @@ def headlines(figures):
 
 
 def headlines_of(found):
-    """A line a claim (Markdown) from findings as `read_findings` gives them: {what the data are: DataFrame}."""
+    """A line a claim (Markdown) from findings as `read_findings` gives them: {what the data are: DataFrame}.
+
+    Where the middle comparisons of two sets have their intervals on opposite sides of zero, that is said first and the
+    claim counts as divided, whatever each verdict is.
+    """
     claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
-    lines, signs = [], {}
+    lines, apart = [], []
     for claim in claims:
-        of_claim = {name: each[each["claim"] == claim] for name, each in found.items()}
-        signs[claim] = {name: _decided(each["verdict"]) for name, each in of_claim.items() if len(each)}
-        ours = next(iter(signs[claim].values()))
-        shown = "; ".join(f"{name}: {_in_words(each)}" for name, each in of_claim.items() if len(each))
-        lines.append((ours == 0, f"- {_MARKS[ours]} **{claim[0].upper()}{claim[1:]}** — {shown}."))
-    against = [claim for claim, of in signs.items() if {1, -1} <= set(of.values())]
-    apart = f"Rendered and real people disagree on: {', '.join(against)}." if against else (
-        "No claim is supported on one of the two and contradicted on the other."
-    )  # fmt: skip
+        of_claim = {name: each[each["claim"] == claim] for name, each in found.items() if claim in set(each["claim"])}
+        divided = {1, -1} <= {_side(_middle(each)) for each in of_claim.values()}
+        apart += [claim] if divided else []
+        ours = 0 if divided else _decided(next(iter(of_claim.values()))["verdict"])
+        shown = "; ".join(f"{name} {_interval(_middle(each))}, {_verdicts(each)}" for name, each in of_claim.items())
+        lines.append((ours == 0, f"- {_MARKS[ours]} **{claim[0].upper()}{claim[1:]}**: {shown}."))
+    first = f"Rendered and real people point to opposite sides on: {', '.join(apart)}.\n\n" if apart else ""
     shown = "\n".join(line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_FINDINGS])
-    marks = "✓ supported, ✗ contradicted, ? open or divided. Differences are points of mAP with 95 % intervals."
-    return f"{shown}\n\n{marks}{f' {apart}' if len(found) > 1 else ''}\n"
+    marks = "✓ supported, ✗ contradicted, ? open or divided, on rendered players."
+    numbers = "A number is a difference in points of mAP with its 95 % interval; of several, the middle one."
+    return f"{first}{shown}\n\n{marks} {numbers}\n"
 
 
 _MARKS = {1: "✓", -1: "✗", 0: "?"}
@@ -296,14 +299,34 @@ def _decided(verdicts):
     return signs.pop() if len(signs) == 1 else 0
 
 
-def _in_words(findings):
-    """How many comparisons of a claim were decided, and the one in the middle with its interval."""
+def _middle(findings):
+    """The comparison with the middle difference of a claim's."""
+    return findings.iloc[findings["difference"].astype(float).argsort().iloc[len(findings) // 2]]
+
+
+def _side(line):
+    """1 or −1, the side of zero on which a comparison's interval lies, or 0 where it holds zero."""
+    return (float(line["diff low"]) > 0) - (float(line["diff high"]) < 0)
+
+
+def _interval(line):
+    return f"{float(line['difference']):+.1f} ({float(line['diff low']):.1f} to {float(line['diff high']):.1f})"
+
+
+def _verdicts(findings):
+    """How many comparisons of a claim were decided, and how."""
     signs = findings["verdict"].map(sign)
     counts = {"supported": (signs > 0).sum(), "contradicted": (signs < 0).sum(), "open": (signs == 0).sum()}
-    said = ", ".join(f"{kind} in {count} of {len(findings)}" for kind, count in counts.items() if count)
-    middle = findings.iloc[findings["difference"].astype(float).argsort().iloc[len(findings) // 2]]
-    low, high = float(middle["diff low"]), float(middle["diff high"])
-    return f"{said} ({middle['compared']}: {float(middle['difference']):+.1f}, {low:.1f} to {high:.1f})"
+    found = {kind: count for kind, count in counts.items() if count}
+    if len(findings) == 1:
+        return next(iter(found))
+    return ", ".join(f"{kind} in {count} of {len(findings)}" for kind, count in found.items())
+
+
+def _in_words(findings):
+    """The verdicts on a claim, and the comparison in the middle with its interval."""
+    middle = _middle(findings)
+    return f"{_verdicts(findings)} ({middle['compared']}: {_interval(middle)})"
 
 
 def show_findings(figures, readme, page):
