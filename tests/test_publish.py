@@ -294,30 +294,33 @@ def test_the_readme_shows_what_the_committed_figures_hold():
 
 def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path):
     lines = {
-        "": "helps,a,supported,2,1,3\nhelps,b,open,1.5,-1,4\nhelps,c,supported,3,2,4\nwins,a,open,-1,-2,0.5\n",
-        "people": "helps,x,contradicted,-2,-3,-1\n",
+        "": "helps,a,supported,2,1,3,s (50.4 mAP here)\nhelps,b,open,1.5,-1,4,s (60.1 mAP here)\n"
+        "helps,c,supported,3,2,4,\n"
+        "wins,a,open,-1,-2,0.5,\nwins,b,open,0.5,-1,2,\n",
+        "people": "helps,x,contradicted,-2,-3,-1,s (70.0 mAP here)\n",
     }
     for name, text in lines.items():
         (tmp_path / name / "tables").mkdir(parents=True)
         write_json(tmp_path / name / "study.json", {})
-        head = "claim,compared,verdict,difference,diff low,diff high\n"
+        head = "claim,compared,verdict,difference,diff low,diff high,regime\n"
         (tmp_path / name / "tables" / "findings.csv").write_text(head + text)
-    apart, _, first, second, _, last = headlines(tmp_path).splitlines()
+    apart, _, first, second, _, *last = headlines(tmp_path).splitlines()
     assert (
-        apart == "Rendered and real people point to opposite sides on: helps."
-    )  # by their intervals, so it is divided
-    assert first == (
-        "- ? **Helps**: rendered players +2.0 (1.0 to 3.0), supported in 2 of 3, open in 1 of 3; "
-        "real people -2.0 (-3.0 to -1.0), contradicted."
+        apart
+        == "On one claim the intervals of rendered players and real people lie on opposite sides of zero: *helps*."
     )
-    assert second == "- ? **Wins**: rendered players -1.0 (-2.0 to 0.5), open."
-    assert "points of mAP" in last
+    assert first == (
+        "- **Helps.** Rendered players: ✓ 2, ? 1 +2.0 (1.0 to 3.0; middle of 3). Real people: ✗ −2.0 (−3.0 to −1.0)."
+    )
+    assert second == "- **Wins.** Rendered players: a ? −1.0 (−2.0 to 0.5), b ? +0.5 (−1.0 to 2.0)."
+    assert "points of mAP" in last[0] and "have 50 to 60 on rendered players and 70 to 70 on real people" in last[2]
     *_, helps, wins = beside_section(tmp_path).strip().splitlines()
     assert "supported in 2 of 3, open in 1 of 3 (a: +2.0 (1.0 to 3.0))" in helps and "contradicted (x" in helps
     assert wins.count("not tested") == 1
-    (tmp_path / "people" / "tables" / "findings.csv").write_text(head + "helps,x,open,-2,-3,1\n")
-    first, *_ = headlines(tmp_path).splitlines()
-    assert first.startswith("- ✓ **Helps**: rendered players +2.0 (1.0 to 3.0), supported in 2 of 3")
+    (tmp_path / "people" / "tables" / "findings.csv").write_text(f"{head}helps,x,open,-2,-3,1,\n")
+    apart, _, first, *_ = headlines(tmp_path).splitlines()
+    assert apart == "The paper's claims, tested with small encoders."
+    assert first.endswith("Real people: ? −2.0 (−3.0 to 1.0).")
 
 
 def test_a_study_that_chose_settings_is_shown_in_a_folder_of_its_own(study, monkeypatch):

@@ -271,32 +271,34 @@ def headlines(figures):
 def headlines_of(found):
     """A line a claim (Markdown) from findings as `read_findings` gives them: {what the data are: DataFrame}.
 
-    Where the middle comparisons of two sets have their intervals on opposite sides of zero, that is said first and the
-    claim counts as divided, whatever each verdict is.
+    Where the middle comparisons of two sets have their intervals on opposite sides of zero, that is said first,
+    whatever each verdict is.
     """
     claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
     lines, apart = [], []
     for claim in claims:
         of_claim = {name: each[each["claim"] == claim] for name, each in found.items() if claim in set(each["claim"])}
-        divided = {1, -1} <= {_side(_middle(each)) for each in of_claim.values()}
-        apart += [claim] if divided else []
-        ours = 0 if divided else _decided(next(iter(of_claim.values()))["verdict"])
-        shown = "; ".join(f"{name} {_interval(_middle(each))}, {_verdicts(each)}" for name, each in of_claim.items())
-        lines.append((ours == 0, f"- {_MARKS[ours]} **{claim[0].upper()}{claim[1:]}**: {shown}."))
-    first = f"Rendered and real people point to opposite sides on: {', '.join(apart)}.\n\n" if apart else ""
+        if {1, -1} <= {_side(_middle(each)) for each in of_claim.values()}:
+            apart.append(f"{claim}*")
+        shown = " ".join(f"{name.capitalize()}: {_marked(each)}." for name, each in of_claim.items())
+        is_open = not any(map(sign, next(iter(of_claim.values()))["verdict"]))
+        lines.append((is_open, f"- **{claim[0].upper()}{claim[1:]}.** {shown}"))
+    which = "one claim" if len(apart) == 1 else "these claims"
+    first = f" On {which} the intervals of {' and '.join(found)} lie on opposite sides of zero: *{', *'.join(apart)}."
     shown = "\n".join(line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_FINDINGS])
-    marks = "✓ supported, ✗ contradicted, ? open or divided, on rendered players."
-    numbers = "A number is a difference in points of mAP with its 95 % interval; of several, the middle one."
-    return f"{first}{shown}\n\n{marks} {numbers}\n"
+    reached = " and ".join(f"{_accuracies(each)} on {name}" for name, each in found.items())
+    return f"""The paper's claims, tested with small encoders.{first if apart else ""}
+
+{shown}
+
+✓ supported, ✗ contradicted, ? open. Numbers are differences in points of mAP with 95 % intervals. An interval on one
+side of zero is not enough for a verdict: a rerun with new seeds and new players must be expected to agree, and
+trainings must agree at twice the length. Single models here have {reached} (mAP). The paper's
+have 95 and more; there the results may differ.
+"""
 
 
 _MARKS = {1: "✓", -1: "✗", 0: "?"}
-
-
-def _decided(verdicts):
-    """1 or −1 where every verdict that is not open says so, else 0."""
-    signs = {sign(text) for text in verdicts} - {0}
-    return signs.pop() if len(signs) == 1 else 0
 
 
 def _middle(findings):
@@ -310,23 +312,35 @@ def _side(line):
 
 
 def _interval(line):
-    return f"{float(line['difference']):+.1f} ({float(line['diff low']):.1f} to {float(line['diff high']):.1f})"
+    ends = f"{float(line['difference']):+.1f} ({float(line['diff low']):.1f} to {float(line['diff high']):.1f})"
+    return ends.replace("-", "−")
 
 
-def _verdicts(findings):
-    """How many comparisons of a claim were decided, and how."""
-    signs = findings["verdict"].map(sign)
-    counts = {"supported": (signs > 0).sum(), "contradicted": (signs < 0).sum(), "open": (signs == 0).sum()}
-    found = {kind: count for kind, count in counts.items() if count}
-    if len(findings) == 1:
-        return next(iter(found))
-    return ", ".join(f"{kind} in {count} of {len(findings)}" for kind, count in found.items())
+def _marked(findings):
+    """The comparisons of a claim with their verdicts as marks: one or two in full, of more the one in the middle."""
+    marks = [_MARKS[sign(verdict)] for verdict in findings["verdict"]]
+    if len(findings) > 2:
+        counts = ", ".join(f"{mark} {marks.count(mark)}" for mark in dict.fromkeys(marks))
+        said = marks[0] if len({*marks}) == 1 else counts
+        return f"{said} {_interval(_middle(findings)).removesuffix(')')}; middle of {len(findings)})"
+    names = findings["compared"] + " " if len(findings) > 1 else [""]
+    lines = zip(names, marks, findings.to_dict("records"), strict=True)
+    return ", ".join(f"{name}{mark} {_interval(line)}" for name, mark, line in lines)
+
+
+def _accuracies(findings):
+    """The range of mAP of the single models that findings speak of, from their note on the regime."""
+    here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().astype(float)
+    return f"{here.min():.0f} to {here.max():.0f}" if len(here) else "95 and more"
 
 
 def _in_words(findings):
     """The verdicts on a claim, and the comparison in the middle with its interval."""
-    middle = _middle(findings)
-    return f"{_verdicts(findings)} ({middle['compared']}: {_interval(middle)})"
+    signs, middle = findings["verdict"].map(sign), _middle(findings)
+    counts = {"supported": (signs > 0).sum(), "contradicted": (signs < 0).sum(), "open": (signs == 0).sum()}
+    of = f" in {{}} of {len(findings)}" if len(findings) > 1 else ""
+    said = ", ".join(f"{kind}{of.format(count)}" for kind, count in counts.items() if count)
+    return f"{said} ({middle['compared']}: {_interval(middle)})"
 
 
 def show_findings(figures, readme, page):
