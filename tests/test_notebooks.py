@@ -174,7 +174,7 @@ def test_tables_agree_with_each_other_and_with_the_features(small_study):
     assert values == {round(100 * float(np.mean(scores)), 2)}
     assert (tables[1]["mAP low"] <= tables[1]["mAP"]).all() and (tables[1]["mAP"] <= tables[1]["mAP high"]).all()
     assert set(tables[1]["seeds"]) == {2} and set(tables[1]["queries"]) == {24}
-    assert (tables[4]["flattery"].dropna() >= 0).all()
+    assert (tables[4]["gain by choice"].dropna() >= 0).all()
     seen = pd.read_csv(small_study / "tables" / "T2.csv")["images (1000)"]
     assert seen.nunique() == 1 and seen[0] > 0
 

@@ -132,8 +132,9 @@ def about_figures(study):
         f"Made at commit `{study['commit']}` ({study['data']}; {study['device']}; {versions}), copied from "
         f"`runs/{study['study']}` by `make figures`, which writes `study.json`, docs/results.md and README's findings "
         "too; `make verify` makes the tables anew and compares them.\n\n"
-        "A figure's name begins with the run that drew it. Vector versions of those without one here lie in "
-        f"`runs/{study['study']}/figures` after a run.\n"
+        "A figure's name begins with the run that drew it. Some vector versions are too large to be committed; a run "
+        f"writes them to `runs/{study['study']}/figures`. `people` holds the same for real people, `tuning` what "
+        "chose the settings.\n"
     )
 
 
@@ -156,13 +157,12 @@ def findings_text(findings, rule):
     shown["difference (95 %)"] = ranges("{:.2f} ({:.2f} to {:.2f})", "difference", "diff low", "diff high")
     if "rerun low" in findings:
         shown["a rerun (95 %)"] = ranges("{:.2f} to {:.2f}", "rerun low", "rerun high")
-    here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().unique()
-    outside = f" †: outside the regime that the paper speaks of (single models of {', '.join(here)} mAP here)."
     shown = shown.join(findings["p (Holm)"])
+    outside = f" †: the single models here reach {_accuracies(findings)} mAP; the paper's claims are about 95 and more."
     return (
-        f"{markdown_table(shown)}\nDifferences are points of mAP, ours minus theirs, with their 95 % interval over "
-        "queries and, where both sides have several, over seeds; p is corrected over the comparisons of one table's "
-        f"family. {rule}{outside if len(here) else ''}\n"
+        f"{markdown_table(shown)}\nA difference is the mAP of the method that the claim favours minus that of the "
+        "other, in points, with its 95 % interval over queries and seeds. p is corrected for the number of claims that one "
+        f"table decides (Holm). {rule}{outside if (findings['regime'] != '').any() else ''}\n"
     )
 
 
@@ -218,8 +218,8 @@ def results_section(figures):
     return (
         f"## What the {study['study']} study says\n\n"
         f"Small encoders on {study['data']}: {study['seeds']} seeds, {study['queries']} queries, made at commit "
-        f"`{study['commit'][:10]}` ({study['device']}). It is no verdict on the paper's models, but each of its claims "
-        "is put to the test ([more of each](../figures/tables/findings.md)):\n\n"
+        f"`{study['commit'][:10]}` ({study['device']}). They test each claim of the paper on small encoders and "
+        "cannot say what holds for the paper's own models ([more of each](../figures/tables/findings.md)):\n\n"
         f"{findings_text(read_findings(figures), study['rule'])}\n"
         "## Which table, which notebook, which command\n\n"
         f"{markdown_table(tables)}\n"
@@ -229,15 +229,17 @@ def results_section(figures):
 
 def people_section(figures):
     """The section of docs/results.md on real crops (Markdown) from study.json and tables/ in figures/people."""
-    study, folder = read_json(figures / "study.json"), "../figures/people/tables"
+    study, tables = read_json(figures / "study.json"), figures / "tables"
+    pages = {"T2": "losses", "T3": "re-ranking", "T4": "encoders", "T5": "fusion", "T7": "accuracy", "T8": "length"}
+    texts = {name: file.read_text(encoding="utf-8") for name in pages if (file := tables / f"{name}.csv").exists()}
+    filled = [name for name, text in texts.items() if len(text.splitlines()) > 1]
+    links = ", ".join(f"[{pages[name]}](../figures/people/tables/{name}.md)" for name in filled)
     return (
         "## What real crops say\n\n"
         f"{study['about']} Study `people`: {study['queries']} queries, {study['seeds']} seeds, made at commit "
         f"`{study['commit'][:10]}` by `make weights` and `python run_all.py people --data FOLDER` ({study['device']}). "
         f"Losses are compared from pre-trained weights.\n\n{findings_text(read_findings(figures), study['rule'])}\n"
-        f"All rows: [losses]({folder}/T2.md), [re-ranking]({folder}/T3.md), [encoders]({folder}/T4.md), "
-        f"[fusion]({folder}/T5.md), [accuracy]({folder}/T7.md), [length]({folder}/T8.md). No image of the set is "
-        "shown.\n"
+        f"All rows: {links}. No image of the set is shown.\n"
     )
 
 
@@ -331,16 +333,19 @@ def _marked(findings):
 def _accuracies(findings):
     """The range of mAP of the single models that findings speak of, from their note on the regime."""
     here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().astype(float)
-    return f"{here.min():.0f} to {here.max():.0f}" if len(here) else "95 and more"
+    ends = [f"{end:.0f}" for end in (here.min(), here.max())]
+    return " to ".join(dict.fromkeys(ends)) if len(here) else "95 and more"
 
 
 def _in_words(findings):
-    """The verdicts on a claim, and the comparison in the middle with its interval."""
+    """A claim's comparisons, each with its verdict and interval; of three or more the counts and the middle one."""
+    if len(findings) < 3:
+        lines = findings.to_dict("records")
+        return "; ".join(f"{line['compared']}: {line['verdict']}, {_interval(line)}" for line in lines)
     signs, middle = findings["verdict"].map(sign), _middle(findings)
     counts = {"supported": (signs > 0).sum(), "contradicted": (signs < 0).sum(), "open": (signs == 0).sum()}
-    of = f" in {{}} of {len(findings)}" if len(findings) > 1 else ""
-    said = ", ".join(f"{kind}{of.format(count)}" for kind, count in counts.items() if count)
-    return f"{said} ({middle['compared']}: {_interval(middle)})"
+    said = ", ".join(f"{kind} in {count} of {len(findings)}" for kind, count in counts.items() if count)
+    return f"{said} (in the middle {middle['compared']}: {_interval(middle)})"
 
 
 def show_findings(figures, readme, page):

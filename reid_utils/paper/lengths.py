@@ -8,7 +8,7 @@ from reid_utils.ranking.statistics import paired_difference
 COLUMNS = ["claim", "compared", "times", "epochs", "images (1000)", "difference", "diff low", "diff high"]
 NOTE = (
     "Differences are points of mAP with 95 % intervals over seeds and queries; images in thousands, repeats counted. "
-    "Each length is a training of its own, with its own schedule."
+    "Each length is a training of its own, with its own schedule; times: the length as a multiple of the table's."
 )
 # Settings that may differ between two lengths of one recipe: tuned anew, or of no effect on what is compared.
 _FREE = {"epochs", "seeds", "entry", "score", "learning_rate", "head_rate", "margin", "validate_every"}

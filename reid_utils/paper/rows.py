@@ -56,8 +56,8 @@ def fusion_table(runs, of_single):
     notes = [
         SELECTION,
         f"Baseline: {', '.join(dict.fromkeys(baselines.values()))}, the best single model.",
-        "With two models every agreed item is in both lists, so both weigh the same, and dissimilarity and two-stage "
-        "equal similarity: pairs of a larger set leave them out.",
+        "With two models, every agreed item is in both lists, so both models weigh the same. Dissimilarity and "
+        "two-stage fusion then equal similarity fusion, and are not listed for pairs of a larger set.",
         f"The post-processing of all distances is {first['settings']['post_processing']!r}"
         f"{' unless a row says otherwise' if len(fusions) > 1 else ''}.",
         "Rows called plain fuse the distances before any post-processing.",

@@ -122,9 +122,9 @@ _PER_CENT |= {name.replace("_", " "): name for name in _ALONE.split()}
 INTERVALS = (
     "diff low, diff high: 95 % interval of the difference over queries and, where both rows have several seeds, over "
     "seeds; queries low, queries high: over queries alone, for these trained networks. smallest: the difference that "
-    "this comparison finds with a power of 80 %, after correction for the number of rows. p (Holm): corrected over the "
-    "rows of this table that have a baseline, but for those called again. differ: "
-    "queries on which the two rows differ at all."
+    "this comparison finds with a power of 80 %, after correction for the number of rows. p (Holm): corrected over all "
+    "comparisons of this table except the control, if it has one: the row again against the row that it repeats. "
+    "differ: queries on which the two rows differ at all."
 )
 
 
