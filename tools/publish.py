@@ -161,8 +161,8 @@ def findings_text(findings, rule):
     outside = f" †: the single models here reach {_accuracies(findings)} mAP; the paper's claims are about 95 and more."
     return (
         f"{markdown_table(shown)}\nA difference is the mAP of the method that the claim favours minus that of the "
-        "other, in points, with its 95 % interval over queries and seeds. p is corrected for the number of claims that one "
-        f"table decides (Holm). {rule}{outside if (findings['regime'] != '').any() else ''}\n"
+        "other, in points, with its 95 % interval over queries and seeds. p is corrected for the number of claims that "
+        f"one table decides (Holm). {rule}{outside if (findings['regime'] != '').any() else ''}\n"
     )
 
 
