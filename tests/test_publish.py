@@ -294,10 +294,11 @@ def test_the_readme_shows_what_the_committed_figures_hold():
 
 def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path):
     lines = {
-        "": "helps,a,supported,2,1,3,s (50.4 mAP here)\nhelps,b,open,1.5,-1,4,s (60.1 mAP here)\n"
-        "helps,c,supported,3,2,4,\n"
-        "wins,a,open,-1,-2,0.5,\nwins,b,open,0.5,-1,2,\n",
-        "people": "helps,x,contradicted,-2,-3,-1,s (70.0 mAP here)\n",
+        "": "helps,a: x against y,supported,2,1,3,s (50.4 mAP here)\n"
+        "helps,b: x against y,open,1.5,-1,4,s (60.1 mAP here)\n"
+        "helps,c: x against y,supported,3,2,4,s (55 mAP here)\n"
+        "wins,a: p against q,open,-1,-2,0.5,s (55 mAP here)\nwins,a: p against r,open,0.5,0.2,2,s (55 mAP here)\n",
+        "people": "helps,d: x against y,contradicted,-2,-3,-1,s (70.0 mAP here)\nwins,d: p against q,open,2,1,3,\n",
     }
     for name, text in lines.items():
         (tmp_path / name / "tables").mkdir(parents=True)
@@ -305,21 +306,32 @@ def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path
         head = "claim,compared,verdict,difference,diff low,diff high,regime\n"
         (tmp_path / name / "tables" / "findings.csv").write_text(head + text)
     apart, _, first, second, _, *last = headlines(tmp_path).splitlines()
-    assert apart.startswith("The paper's claims, tested with small encoders. On one claim the intervals of rendered ")
-    assert apart.endswith(" players and real people lie on opposite sides of zero: *helps*.")
+    assert apart == (
+        "The paper's claims, tested with small encoders. The intervals of rendered players and real people lie on "
+        "opposite sides of zero for *helps* (x against y)."
+    )
     assert first == (
         "- **Helps.** Rendered players: ✓ 2, ? 1 +2.0 (1.0 to 3.0; middle of 3). Real people: ✗ −2.0 (−3.0 to −1.0)."
     )
-    assert second == "- **Wins.** Rendered players: a ? −1.0 (−2.0 to 0.5), b ? +0.5 (−1.0 to 2.0)."
-    assert "points of mAP" in last[0] and "have 50 to 60 on rendered players and 70 on real people" in last[2]
+    assert second == (
+        "- **Wins.** Rendered players: a: p against q ? −1.0 (−2.0 to 0.5), a: p against r ? +0.5 (0.2 to 2.0). "
+        "Real people: ? +2.0 (1.0 to 3.0)."
+    )
+    told = " ".join(last)
+    assert "points of mAP" in told and "have 50 to 60 on rendered players and 70 to 95 and more on real people" in told
     *_, helps, wins = beside_section(tmp_path).strip().splitlines()
-    assert "supported in 2 of 3, open in 1 of 3 (in the middle a: +2.0 (1.0 to 3.0))" in helps
-    assert "x: contradicted, −2.0 (−3.0 to −1.0)" in helps
-    assert wins.count("not tested") == 1
-    (tmp_path / "people" / "tables" / "findings.csv").write_text(f"{head}helps,x,open,-2,-3,1,\n")
-    apart, _, first, *_ = headlines(tmp_path).splitlines()
-    assert apart == "The paper's claims, tested with small encoders."
-    assert first.endswith("Real people: ? −2.0 (−3.0 to 1.0).")
+    assert "supported in 2 of 3, open in 1 of 3 (in the middle a: x against y: +2.0 (1.0 to 3.0))" in helps
+    assert "d: x against y: contradicted, −2.0 (−3.0 to −1.0)" in helps
+    # Of two comparisons each is held against its own.
+    both = {"": ("2,1,3", "-4,-7,-1"), "people": ("-5,-8,-2", "1,0.3,2")}
+    for name, (one, other) in both.items():
+        text = f"helps,a: x against y,open,{one},s (50 mAP here)\nhelps,a: x against z,open,{other},s (50 mAP here)\n"
+        (tmp_path / name / "tables" / "findings.csv").write_text(head + text)
+    assert "for *helps* (x against y, x against z)." in headlines(tmp_path).splitlines()[0]
+    (tmp_path / "people" / "tables" / "findings.csv").write_text(
+        f"{head}wins,x: p against q,open,-2,-3,1,s (70 mAP here)\n"
+    )
+    assert headlines(tmp_path).splitlines()[0] == "The paper's claims, tested with small encoders."
 
 
 def test_a_study_that_chose_settings_is_shown_in_a_folder_of_its_own(study, monkeypatch):

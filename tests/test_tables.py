@@ -294,7 +294,7 @@ def test_every_table_that_a_study_file_states_has_rows_and_claims_of_its_runs(wi
     assert all(base in table.rows for table in made.values() for base in table.baselines.values())
     found = paper_claims(made)
     # comparisons, without fusions
-    counts = {"full": 17, "lab": 5, "micro": 1, "paper": 31, "people": 8, "people_folds": 7, "quick": 9, "smoke": 4}
+    counts = {"full": 17, "lab": 5, "micro": 1, "paper": 31, "people": 5, "people_folds": 7, "quick": 9, "smoke": 4}
     assert len(found) == counts[path.stem]
 
 

@@ -158,11 +158,12 @@ def findings_text(findings, rule):
     if "rerun low" in findings:
         shown["a rerun (95 %)"] = ranges("{:.2f} to {:.2f}", "rerun low", "rerun high")
     shown = shown.join(findings["p (Holm)"])
-    outside = f" †: the single models here reach {_accuracies(findings)} mAP; the paper's claims are about 95 and more."
+    outside = findings[findings["regime"] != ""]
+    dagger = " †: the single models here reach {} mAP; the paper's claims are about 95 and more."
     return (
         f"{markdown_table(shown)}\nA difference is the mAP of the method that the claim favours minus that of the "
         "other, in points, with its 95 % interval over queries and seeds. p is corrected for the number of claims that "
-        f"one table decides (Holm). {rule}{outside if (findings['regime'] != '').any() else ''}\n"
+        f"one table decides (Holm). {rule}{dagger.format(_accuracies(outside)) if len(outside) else ''}\n"
     )
 
 
@@ -273,20 +274,19 @@ def headlines(figures):
 def headlines_of(found):
     """A line a claim (Markdown) from findings as `read_findings` gives them: {what the data are: DataFrame}.
 
-    Where the middle comparisons of two sets have their intervals on opposite sides of zero, that is said first,
-    whatever each verdict is.
+    Where two sets have their intervals of one comparison on opposite sides of zero, that is said first, whatever each
+    verdict is.
     """
     claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
     lines, apart = [], []
     for claim in claims:
         of_claim = {name: each[each["claim"] == claim] for name, each in found.items() if claim in set(each["claim"])}
-        if {1, -1} <= {_side(_middle(each)) for each in of_claim.values()}:
-            apart.append(f"{claim}*")
+        turned = _turned(of_claim.values())
+        apart += [f"*{claim}* ({', '.join(turned)})"] if turned else []
         shown = " ".join(f"{name.capitalize()}: {_marked(each)}." for name, each in of_claim.items())
-        is_open = not any(map(sign, next(iter(of_claim.values()))["verdict"]))
-        lines.append((is_open, f"- **{claim[0].upper()}{claim[1:]}.** {shown}"))
-    which = "one claim" if len(apart) == 1 else "these claims"
-    first = f" On {which} the intervals of {' and '.join(found)} lie on opposite sides of zero: *{', *'.join(apart)}."
+        decided = any(sign(verdict) for each in of_claim.values() for verdict in each["verdict"])
+        lines.append((not decided and not turned, f"- **{claim[0].upper()}{claim[1:]}.** {shown}"))
+    first = f" The intervals of {' and '.join(found)} lie on opposite sides of zero for {' and '.join(apart)}."
     shown = "\n".join(line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_FINDINGS])
     reached = " and ".join(f"{_accuracies(each)} on {name}" for name, each in found.items())
     return f"""The paper's claims, tested with small encoders.{first if apart else ""}
@@ -313,6 +313,18 @@ def _side(line):
     return (float(line["diff low"]) > 0) - (float(line["diff high"]) < 0)
 
 
+def _turned(sets):
+    """Comparisons, such as "hard against none", whose intervals lie on opposite sides of zero in two sets' findings.
+
+    Of several encoders that one in the middle counts.
+    """
+    sides = {}
+    for findings in sets:
+        for compared, lines in findings.groupby(findings["compared"].str.rpartition(": ")[2], sort=False):
+            sides.setdefault(compared, set()).add(_side(_middle(lines)))
+    return [compared for compared, found in sides.items() if {1, -1} <= found]
+
+
 def _interval(line):
     ends = f"{float(line['difference']):+.1f} ({float(line['diff low']):.1f} to {float(line['diff high']):.1f})"
     return ends.replace("-", "−")
@@ -331,10 +343,10 @@ def _marked(findings):
 
 
 def _accuracies(findings):
-    """The range of mAP of the single models that findings speak of, from their note on the regime."""
-    here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].dropna().astype(float)
-    ends = [f"{end:.0f}" for end in (here.min(), here.max())]
-    return " to ".join(dict.fromkeys(ends)) if len(here) else "95 and more"
+    """The range of mAP of the single models that findings (at least one) speak of, from their note on the regime."""
+    here = findings["regime"].str.extract(r"\((.*) mAP here\)")[0].astype(float).sort_values()  # blank: as the paper's
+    ends = ["95 and more" if np.isnan(end) else f"{end:.0f}" for end in here.iloc[[0, -1]]]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _in_words(findings):
