@@ -294,7 +294,7 @@ def test_every_table_that_a_study_file_states_has_rows_and_claims_of_its_runs(wi
     assert all(base in table.rows for table in made.values() for base in table.baselines.values())
     found = paper_claims(made)
     # comparisons, without fusions
-    counts = {"full": 17, "lab": 5, "micro": 1, "paper": 31, "people": 5, "people_folds": 7, "quick": 9, "smoke": 4}
+    counts = {"full": 17, "lab": 5, "micro": 1, "paper": 31, "people": 3, "people_folds": 7, "quick": 9, "smoke": 4}
     assert len(found) == counts[path.stem]
 
 
@@ -311,16 +311,16 @@ def test_every_comparison_of_trainings_in_every_study_is_one_of_equal_images(wit
             assert max(seen) <= ALIKE * min(seen), each
 
 
-@pytest.mark.parametrize("name", ["quick", "full", "people"])
+@pytest.mark.parametrize("name", ["quick", "full"])
 def test_every_comparison_of_trainings_is_made_at_twice_the_length_too(without_features, name):
     study = read_study(STUDIES / f"{name}.yaml")
     runs = made_up(study)
     made = {table: make_table(table, stated, runs) for table, stated in study.tables.items()}
     found = lengths_of(made, runs)
-    asked = {(each.claim, each.compared) for key in {"T1", "T2", "T4"} & made.keys() for each in made[key].claims}
+    asked = {(each.claim, each.compared) for key in ("T1", "T2", "T4") for each in made[key].claims}
     assert asked == set(found[found["times"] == 2][["claim", "compared"]].itertuples(index=False, name=None))
     chief = found.groupby(["claim", "compared"])["times"].nunique()
-    assert (chief >= 3).sum() >= (0 if name == "people" else 2)
+    assert (chief >= 3).sum() >= 2
 
 
 @pytest.mark.parametrize("name", ["quick", "people"])
