@@ -319,7 +319,7 @@ def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path
     )
     told = " ".join(last)
     assert "points of mAP" in told and "have 50 to 60 on rendered players and 70 to 95 and more on real people" in told
-    *_, helps, wins = beside_section(tmp_path).strip().splitlines()
+    *_, helps, _ = beside_section(tmp_path).strip().splitlines()
     assert "supported in 2 of 3, open in 1 of 3 (in the middle a: x against y: +2.0 (1.0 to 3.0))" in helps
     assert "d: x against y: contradicted, −2.0 (−3.0 to −1.0)" in helps
     # Of two comparisons each is held against its own.

@@ -123,15 +123,17 @@ def published_rows(runs, command):
         lines.append(line)
         commands.append(f"Row {len(lines)}: `{command} --only '{run['run']}'`")
     notes = [
-        "Ours on test: the mean of the seeds' scores, last epoch; on the challenge split: one entry, each model's "
-        "distances averaged over its seeds.",
         "The 2023 winners saw up to 0.3 mAP between seeds on the challenge: smaller differences from a published "
         "figure are not meaningful.",
         "Of the participant's 50 test queries 21 are imperfect, and the standard error of its mAP is 1.6 points: 50 "
         "queries cannot resolve the tenths that separate the published entries.",
     ]
-    if not year:
-        notes.append(f"Ours is measured on {data}, so it is not comparable with the published figures.")
+    if commands:
+        notes.append(
+            "Ours on test: the mean of the seeds' scores, last epoch; on the challenge split: one entry, each model's "
+            "distances averaged over its seeds."
+        )
+        notes += [] if year else [f"Ours is measured on {data}, so it is not comparable with the published figures."]
     frame = pd.DataFrame(lines)
     frame.insert(0, "no.", range(1, len(frame) + 1))
     return frame, notes + commands

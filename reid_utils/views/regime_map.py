@@ -49,7 +49,7 @@ def regime_map(curves, note=None):
 
 def _panel(ax, curves, colours, claim):
     """One claim's curves."""
-    real = not curves["level"].str.startswith("rendered").all()
+    real = not all(level.startswith("rendered") for level in colours)
     for level, curve in curves.groupby("level", sort=False):
         dashes = "--" if real and level.startswith("rendered") else "-"
         band(ax, *curve[["mAP", "effect", "low", "high"]].T.to_numpy(), colours[level], label=level, linestyle=dashes)
