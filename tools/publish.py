@@ -288,15 +288,15 @@ def headlines_of(found):
         lines.append((not decided and not turned, f"- **{claim[0].upper()}{claim[1:]}.** {shown}"))
     first = f" The intervals of {' and '.join(found)} lie on opposite sides of zero for {' and '.join(apart)}."
     shown = "\n".join(line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_FINDINGS])
-    reached = " and ".join(f"{_accuracies(each)} on {name}" for name, each in found.items())
-    return f"""The paper's claims, tested with small encoders.{first if apart else ""}
+    reached = " and ".join(f"{_accuracies(each)} mAP on {name}" for name, each in found.items())
+    return f"""The paper's claims, tested with small encoders: single models reach {reached},
+the paper's 95 and more, where the results may differ.{first if apart else ""} ✓ supported, ✗ contradicted, ? open.
+Numbers are differences in points of mAP with their 95 % intervals.
 
 {shown}
 
-✓ supported, ✗ contradicted, ? open. Numbers are differences in points of mAP with 95 % intervals. An interval on one
-side of zero is not enough for a verdict: a rerun with new seeds and new players must be expected to agree, and
-trainings must agree at twice the length. Single models here have {reached} (mAP). The paper's
-have 95 and more; there the results may differ.
+A verdict needs more than an interval that leaves out zero. We must also expect a rerun with new seeds and new players
+to agree, and compared trainings must keep their order at twice the length.
 """
 
 
@@ -336,7 +336,7 @@ def _marked(findings):
     if len(findings) > 2:
         counts = ", ".join(f"{mark} {marks.count(mark)}" for mark in dict.fromkeys(marks))
         said = marks[0] if len({*marks}) == 1 else counts
-        return f"{said} {_interval(_middle(findings)).removesuffix(')')}; middle of {len(findings)})"
+        return f"{said} {_interval(_middle(findings)).removesuffix(')')}; median of {len(findings)})"
     names = findings["compared"] + " " if len(findings) > 1 else [""]
     lines = zip(names, marks, findings.to_dict("records"), strict=True)
     return ", ".join(f"{name}{mark} {_interval(line)}" for name, mark, line in lines)
@@ -357,7 +357,7 @@ def _in_words(findings):
     signs, middle = findings["verdict"].map(sign), _middle(findings)
     counts = {"supported": (signs > 0).sum(), "contradicted": (signs < 0).sum(), "open": (signs == 0).sum()}
     said = ", ".join(f"{kind} in {count} of {len(findings)}" for kind, count in counts.items() if count)
-    return f"{said} (in the middle {middle['compared']}: {_interval(middle)})"
+    return f"{said} (median {middle['compared']}: {_interval(middle)})"
 
 
 def show_findings(figures, readme, page):
