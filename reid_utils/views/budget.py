@@ -11,7 +11,7 @@ def budget_map(frame, note=None):
     frame: T8, from `paper.lengths.lengths_of` or its csv. Returns a text-width Figure.
     """
     claims = frame.groupby("claim", sort=False)
-    figure, (axes,) = new_figure(TEXT_WIDTH, 2.7, 1, len(claims), squeeze=False)
+    figure, (axes,) = new_figure(TEXT_WIDTH, 3, 1, len(claims), squeeze=False)
     for ax, (claim, lines) in zip(axes, claims, strict=True):
         styles = looks(lines["compared"])
         for k, (compared, line) in enumerate(lines.groupby("compared", sort=False)):
@@ -24,6 +24,6 @@ def budget_map(frame, note=None):
         ax.set_xticks(lines["epochs"].unique(), lines["epochs"].unique())
         ax.minorticks_off()
         ax.set(title=textwrap.fill(claim, 34), xlabel="epochs, each length with its own schedule")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25))
     axes[0].set_ylabel("effect (mAP points)")
     return finish(figure, note)
