@@ -165,6 +165,11 @@ def mounted(folder, options="size=4m"):
         raise PermissionError("only root can mount a small tmpfs")
 
 
+def remounted(folder, how):
+    """Make a mounted folder read-only ("ro") or writable ("rw") -> mount's exit status."""
+    return subprocess.run(["mount", "-o", f"remount,{how}", folder], capture_output=True).returncode
+
+
 def unmount(folder):
     """Take a mounted tmpfs away."""
     subprocess.run(["umount", "-l", folder], check=True)
@@ -202,10 +207,11 @@ def read_only_folder(folder, rng, times=2):
             study.kill()
             study.communicate()
             wait_until(lambda: not processes_of(clone), seconds=15)
-            subprocess.run(["mount", "-o", "remount,ro", runs], check=True)
+            # A process that was just killed may hold a file for a moment yet.
+            wait_until(lambda: not remounted(runs, "ro"), seconds=15)
             status, out, err = call(clone, *SLOW, "--force")
             assert status == 2 and err.count("\n") == 1 and "Read-only file system" in err, out + err
-            subprocess.run(["mount", "-o", "remount,rw", runs], check=True)
+            assert not remounted(runs, "rw")
             check_whole(runs)
         check_ends_well(clone, *SLOW)
     finally:
