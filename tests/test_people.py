@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("name", ["people", "people_folds"])
-def test_every_loss_of_real_people_has_one_rate_and_folds_two_lengths(name):
+def test_every_loss_of_real_people_has_one_rate_and_two_lengths(name):
     study = read_study(ROOT / "studies" / f"{name}.yaml")
     declared = {path.stem: declared_parameters(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
     trainings = [run.parameters for run in expand(study, declared) if run.notebook == "02_training"]
@@ -22,5 +22,5 @@ def test_every_loss_of_real_people_has_one_rate_and_folds_two_lengths(name):
         lengths.setdefault(key, set()).add(each["epochs"])
     assert all(len(of) == 1 for of in rates.values())
     chief = [(backbone, True, loss) for backbone in ("mobilenetv2_100",) for loss in ("infonce", "id")]
-    assert {max(lengths[key]) / min(lengths[key]) for key in chief} == {2 if name == "people_folds" else 1}
+    assert {max(lengths[key]) / min(lengths[key]) for key in chief} == {2}
     assert {tuple(each["seeds"]) for each in trainings} == {(0, 1, 2)}

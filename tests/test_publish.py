@@ -330,6 +330,9 @@ def test_the_readmes_findings_set_rendered_and_real_people_side_by_side(tmp_path
         f"{head}wins,x: p against q,open,-2,-3,1,s (70 mAP here)\n"
     )
     assert turned not in headlines(tmp_path)
+    for name in ("", "people"):
+        (tmp_path / name / "tables" / "findings.csv").write_text(head)
+    assert headlines(tmp_path) == "No claim of the paper is tested here.\n"
 
 
 def test_a_study_that_chose_settings_is_shown_in_a_folder_of_its_own(study, monkeypatch):

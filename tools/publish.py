@@ -277,6 +277,9 @@ def headlines_of(found):
     Where two sets have their intervals of one comparison on opposite sides of zero, that is said first, whatever each
     verdict is.
     """
+    found = {name: each for name, each in found.items() if len(each)}
+    if not found:
+        return "No claim of the paper is tested here.\n"
     claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
     lines, apart = [], []
     for claim in claims:
