@@ -52,7 +52,7 @@ env: .venv/.installed  # the environment alone, in .venv
 	@touch $@
 
 test: env  # all tests, about ten minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: env  # faults injected at random moments, a table of what was lost
 	$(BIN)/python tests/faults.py

@@ -14,7 +14,7 @@ def inputs(tmp_path_factory):
 def test_a_peer_that_is_not_installed_is_told_and_passed_over(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "PEERS_PYTHON", tmp_path / "nothing")
     ours, theirs = peers.rows_of("21 nearest of every image", "20x90", inputs, tmp_path)
-    assert ours[2] == "ours" and float(ours[3]) > 0 and ours[4] == "1"
+    assert ours[2] == "ours" and ours[4] == "1" and float(ours[3]) > 0, ours
     assert theirs[2:] == ["faiss-cpu", "–", "–", "–", "–", "FileNotFoundError"]
 
 
