@@ -51,7 +51,7 @@ env: .venv/.installed  # the environment alone, in .venv
 	@$(PIP_SETTINGS) $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-test: env  # all tests, about ten minutes
+test: env  # all tests, about ten minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: env  # faults injected at random moments, a table of what was lost

@@ -133,8 +133,7 @@ def about_figures(study):
         f"`runs/{study['study']}` by `make figures`, which writes `study.json`, docs/results.md and README's findings "
         "too; `make verify` makes the tables anew and compares them.\n\n"
         "A figure's name begins with the run that drew it. Some vector versions are too large to be committed; a run "
-        f"writes them to `runs/{study['study']}/figures`. `people` holds the same for real people, `tuning` what "
-        "chose the settings.\n"
+        f"writes them to `runs/{study['study']}/figures`. `people` holds the same for real people.\n"
     )
 
 
