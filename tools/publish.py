@@ -249,18 +249,21 @@ MOST_FINDINGS = 7  # that README shows
 def published_findings(figures):
     """{what the data are: findings} of figures/ and figures/people, as far as they are there."""
     sets = {"rendered players": figures, "real people": figures / "people"}
-    found = {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
-    return {name: each[each["difference"] != ""] for name, each in found.items()}  # older ones have claims without
+    return {name: read_findings(place) for name, place in sets.items() if (place / "study.json").exists()}
+
+
+def _by_claim(found):
+    """{claim: {what the data are: its findings}}, claims in the order in which they first stand."""
+    claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
+    of_claim = {claim: {name: each[each["claim"] == claim] for name, each in found.items()} for claim in claims}
+    return {claim: {name: each for name, each in sets.items() if len(each)} for claim, sets in of_claim.items()}
 
 
 def beside_section(figures):
     """Claims by sets (Markdown): the verdicts of all comparisons, and the one in the middle with its interval."""
-    found = published_findings(figures)
-    claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
     lines = [
-        {"claim": claim}
-        | {name: _in_words(each[each["claim"] == claim]) for name, each in found.items() if claim in set(each["claim"])}
-        for claim in claims
+        {"claim": claim} | {name: _in_words(each) for name, each in sets.items()}
+        for claim, sets in _by_claim(published_findings(figures)).items()
     ]
     return f"{markdown_table(pd.DataFrame(lines).fillna('not tested'))}\n"
 
@@ -279,10 +282,8 @@ def headlines_of(found):
     found = {name: each for name, each in found.items() if len(each)}
     if not found:
         return "No claim of the paper is tested here.\n"
-    claims = dict.fromkeys(claim for each in found.values() for claim in each["claim"])
     lines, apart = [], []
-    for claim in claims:
-        of_claim = {name: each[each["claim"] == claim] for name, each in found.items() if claim in set(each["claim"])}
+    for claim, of_claim in _by_claim(found).items():
         turned = _turned(of_claim.values())
         apart += [f"*{claim}* ({', '.join(turned)})"] if turned else []
         shown = " ".join(f"{name.capitalize()}: {_marked(each)}." for name, each in of_claim.items())
