@@ -78,9 +78,8 @@ def chromium():
 
 
 def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one process, and all files that share the small study: it takes minutes, so they begin."""
+    """Keep a file's tests in one process, and all files that share the small study: it takes minutes to make."""
     sharing = {item.path for item in items if "small_study" in getattr(item, "fixturenames", ())}
     for item in items:
         group = "small study" if item.path in sharing else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in sharing)
